@@ -1,0 +1,25 @@
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+
+.PHONY: demo check test test-slow
+
+demo: $(VENV)/installed
+	$(RUN) -m eval_runners.core --sae temporal
+
+check: $(VENV)/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright
+
+test: $(VENV)/installed
+	$(RUN) -m pytest
+
+test-slow: $(VENV)/installed
+	$(RUN) -m pytest -m slow
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit(f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -e '.[test]'
+	touch $@

@@ -1,0 +1,59 @@
+"""What a module of this package defines to be an evaluation. The name of an evaluation is the name of its file.
+
+    EvalConfig                        dataclass of its settings; the docstring under a field is the help
+    METRICS                           the numbers it gives, in the order of the table
+    evaluate(sae, target, config)     -> Evaluation
+    main()                            -> `_run.main(__name__)`-style entry point
+
+`_run` does everything else: it finds the SAEs, reuses finished results, writes files, prints the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+Direction = Literal["higher", "lower", "neither"]
+ARROWS: dict[str, str] = {"higher": "↑", "lower": "↓", "neither": ""}
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    title: str
+    better: Direction
+    path: str
+    """Where the number stands in the result file, keys joined by dots."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    output: dict[str, Any]
+    """A whole result in SAEBench's envelope, as SAEBench's own code made it."""
+    ours: dict[str, Any] = field(default_factory=dict)
+    """What we add; stands under `eval_result_unstructured`, the place SAEBench leaves for it."""
+    failures: list[str] = field(default_factory=list)
+    """Reasons why this result cannot count as one of a trained SAE."""
+
+
+class Evaluator(Protocol):
+    EvalConfig: type
+    METRICS: tuple[Metric, ...]
+    evaluate: Callable[..., Evaluation]
+
+
+def names() -> list[str]:
+    """Every evaluation: the files beside this one without an underscore. Imports nothing."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+
+
+def at(result: dict[str, Any], path: str) -> Any:
+    """The value at a dotted path, or None where a key is absent."""
+    value: Any = result
+    for key in path.split("."):
+        if not isinstance(value, dict) or key not in value:
+            return None
+        value = value[key]
+    return value

@@ -1,0 +1,233 @@
+"""resolve -> evaluate -> validate -> write, the same for every evaluation.
+
+A result is written to `<output>/<target>/<evaluation>/<sae>/<hash>.json`; the hash is of the SAE's weights and of the
+settings, so that a result of other weights is never taken for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import asdict, fields
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from eval_runners import _contract, _leaderboard
+from sae_variants import _cli
+from sae_variants._errors import UsageError, run_command
+from sae_variants._targets import Target
+
+TRAIN_PREFIX = "train."
+
+
+def run(name: str) -> None:
+    """Entry point of `python -m eval_runners.<name>`."""
+    run_command(lambda: main(name, sys.argv[1:]))
+
+
+def main(name: str, argv: list[str]) -> int:
+    evaluator = import_module(f"eval_runners.{name}")
+    parser = _cli.Parser(prog=f"python -m eval_runners.{name}", description=evaluator.__doc__)
+    parser.add_argument(
+        "--sae", action="append", required=True, metavar="NAME", dest="saes",
+        help="a variant, stock:ARCHITECTURE, random, a folder, or user/repo:sae_id on the Hub; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of variants that are trained here (default: 0)")
+    parser.add_argument(
+        "--output", default="results/runs", metavar="FOLDER", help="root of results (default: %(default)s)"
+    )
+    parser.add_argument("--force", action="store_true", help="evaluate again what has a result already")
+    _cli.add_target(parser)
+    _cli.add_fields(parser, evaluator.EvalConfig, "evaluation (defaults are the target's where it has its own)")
+    parser.epilog = (
+        "A variant that must be trained first takes --train.FIELD VALUE, e.g. --train.k 16 --train.d-sae 4096."
+    )
+    args, extra = parser.parse_known_args(argv)
+    if args.seed < 0:
+        raise UsageError(f"--seed must not be negative, not {args.seed}")
+    overrides = _cli.extra_options(extra, prefix=TRAIN_PREFIX)
+    return _evaluate_all(name, evaluator, args, overrides, argv)
+
+
+def _evaluate_all(name: str, evaluator: Any, args: Any, overrides: dict[str, Any], argv: list[str]) -> int:
+    from eval_runners import _saebench, _saes
+
+    _cli.quiet()
+    target, device = _cli.target_of(args), _cli.device_of(args)
+    config = evaluator.EvalConfig(**{**getattr(target, name, {}), **_cli.given(args, evaluator.EvalConfig)})
+    for f in fields(config):
+        if f.type == "int" and getattr(config, f.name) < 1:
+            raise UsageError(f"{_cli.dashed(f.name)} must be at least 1, not {getattr(config, f.name)}")
+    output = writable(Path(args.output))
+    names = list(dict.fromkeys(args.saes))
+    found = _saes.find(names, target, overrides, args.seed, args.trained, device)
+    model, results = None, []
+    for sae_found in found:
+        weight_hash = sae_found.weight_hash()
+        path = result_path(output, name, target, sae_found.path_name, weight_hash, asdict(config))
+        if path.exists() and not args.force:
+            print(f"{sae_found.label}: {path} (reused: same weights, same settings; --force makes it again)")
+            results.append((sae_found, json.loads(path.read_text())))
+            continue
+        if model is None:
+            model = _saebench.load_model(target, device, target.dtype)
+        sae = sae_found.load(device)
+        check_fits(sae, sae_found.label, target, model)
+        print(f"{sae_found.label}: evaluating {name} on {target.name}")
+        started = time.time()
+        evaluation = evaluator.evaluate(sae, target, config, model=model, device=device)
+        result = envelope(evaluation, sae_found, target, weight_hash, device, argv, name, time.time() - started)
+        validate(name, result)
+        write_atomically(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        print(f"{sae_found.label}: {path}")
+        results.append((sae_found, result))
+    print_table(evaluator, results, _leaderboard.comparable(output, target.name, name, results[0][1]))
+    return verdict_code(results)
+
+
+def check_fits(sae: Any, label: str, target: Target, model: Any) -> None:
+    """UsageError if the SAE is of another width, or of another hook, than the target."""
+    from sae_variants._models import hook_width
+
+    d_in = hook_width(model, target.hook_name)
+    if sae.cfg.d_in != d_in:
+        raise UsageError(f"{label} has d_in = {sae.cfg.d_in}, but {target.hook_name} of {target.name} is {d_in} wide")
+    hook, trained_on = sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name
+    if hook is not None and hook != target.hook_name:
+        raise UsageError(f"{label} was trained at {hook}, not at {target.hook_name} of {target.name}")
+    if trained_on is not None and trained_on.split("/")[-1] != target.model_name.split("/")[-1]:
+        raise UsageError(f"{label} was trained on {trained_on}, not on {target.model_name}")
+    sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name = target.hook_name, target.model_name
+    if sae.cfg.metadata.prepend_bos is None:
+        sae.cfg.metadata.prepend_bos = True
+
+
+def result_path(root: Path, name: str, target: Target, sae: str, weight_hash: str, config: dict[str, Any]) -> Path:
+    from sae_variants._models import model_id
+
+    key = {"weights": weight_hash, "config": config, "model": model_id(target.model_name), "text": target.text_id}
+    digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=6).hexdigest()
+    return root / target.name / name / sae / f"{digest}.json"
+
+
+def envelope(
+    evaluation: _contract.Evaluation,
+    found: Any,
+    target: Target,
+    weight_hash: str,
+    device: str,
+    argv: list[str],
+    name: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """SAEBench's result with ours under `eval_result_unstructured`: verdict, added metrics, provenance."""
+    failures = list(evaluation.failures)
+    if found.training_tokens is not None and found.training_tokens <= 0:
+        failures.insert(0, "trained on 0 tokens")
+    result = dict(evaluation.output)
+    result["sae_lens_id"] = found.label
+    result["sae_lens_release_id"] = target.name
+    result["eval_result_unstructured"] = {
+        **evaluation.ours,
+        "trained": not failures,
+        "not_trained_because": failures,
+        "provenance": {
+            "command": shlex.join(["python", "-m", f"eval_runners.{name}", *argv]),
+            "commit": commit(),
+            "versions": {p: version(p) for p in ("sae-variants", "sae-lens", "sae-bench", "transformer-lens", "torch")},
+            "device": device,
+            "seconds": round(seconds, 1),
+            "seed": found.seed,
+            "training_tokens": found.training_tokens,
+            "weight_hash": weight_hash,
+            "target": target.name,
+            "hook_name": target.hook_name,
+            "text": target.text_id,
+        },
+    }
+    return result
+
+
+def validate(name: str, result: dict[str, Any]) -> None:
+    """The result must load as SAEBench's own output class."""
+    from pydantic import TypeAdapter
+    from sae_bench.evals.core.eval_output import CoreEvalOutput
+
+    TypeAdapter({"core": CoreEvalOutput}[name]).validate_python(result)
+
+
+def commit() -> str | None:
+    """Commit of this package's own repository, `+` if files differ from it; None if it was installed from a wheel."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def writable(root: Path) -> Path:
+    """The folder, made if need be. UsageError, before any work, if nothing can be written to it."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".probe-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write results to {root}: {error.strerror}; give another --output") from error
+    return root
+
+
+def write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def verdict_code(results: list[tuple[Any, dict[str, Any]]]) -> int:
+    """0 if every SAE is trained; `random` is not, and may be asked for."""
+    from eval_runners._saes import UNTRAINED
+
+    code = 0
+    for found, result in results:
+        ours = result["eval_result_unstructured"]
+        if not ours["trained"]:
+            print(f"{found.label}: untrained: {'; '.join(ours['not_trained_because'])}")
+            code = code if found.label == UNTRAINED else 1
+    return code
+
+
+def print_table(evaluator: Any, results: list[tuple[Any, dict[str, Any]]], others: dict[str, dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = {found.label: result for found, result in results}
+    columns |= {label: result for label, result in others.items() if label not in columns}
+    table = Table("metric", "better")
+    for label, result in columns.items():
+        table.add_column(
+            label if result["eval_result_unstructured"]["trained"] else f"{label} (untrained)", justify="right"
+        )
+    for metric in evaluator.METRICS:
+        values = [_contract.at(result, metric.path) for result in columns.values()]
+        absent = [
+            metric.name in " ".join(r["eval_result_unstructured"].get("not_a_number", [])) for r in columns.values()
+        ]
+        shown = ["-" if v is None or a else f"{v:.4g}" for v, a in zip(values, absent, strict=True)]
+        table.add_row(metric.title, _contract.ARROWS[metric.better], *shown)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

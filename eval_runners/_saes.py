@@ -1,0 +1,108 @@
+"""From what a user types to an SAE: a variant's name, a folder, or `user/repo:sae_id` on the Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_variants import _plan, _register, _train
+from sae_variants._errors import UsageError, one_of
+from sae_variants._models import content_hash
+from sae_variants._targets import Target
+
+UNTRAINED = "random"
+
+
+@dataclass(frozen=True)
+class Found:
+    """An SAE that lies on disk; its weights are read when they are needed."""
+
+    label: str
+    """Its name in tables and, with `:` and `/` as `_`, in paths."""
+    folder: Path
+    seed: int | None
+    training_tokens: int | None
+    """None where the SAE does not say."""
+
+    @property
+    def path_name(self) -> str:
+        return self.label.replace(":", "_").replace("/", "_")
+
+    def weight_hash(self) -> str:
+        """Hash of config and weights: a result belongs to these and no others."""
+        return content_hash(sorted(self.folder.glob("sae_weights.safetensors")) + sorted(self.folder.glob("cfg.json")))
+
+    def load(self, device: str) -> Any:
+        """The SAE in inference form; decoder rows of unit norm, as SAEBench has them for SAEs that it loads."""
+        sae = _register.load(self.folder, device)
+        with contextlib.suppress(NotImplementedError):
+            sae.fold_W_dec_norm()
+        return sae
+
+
+def is_hub_id(name: str) -> bool:
+    repo, colon, sae_id = name.partition(":")
+    return bool(colon and sae_id) and repo.count("/") == 1 and not name.startswith((".", "/"))
+
+
+def plans(names: list[str], target: Target, overrides: dict[str, Any], seed: int, root: str | None) -> list[_plan.Plan]:
+    """Training plans of those names that are variants. UsageError for a name that is nothing we know."""
+    variants = [name for name in names if not Path(name).exists() and not is_hub_id(name)]
+    for name in variants:
+        if "/" in name:
+            raise UsageError(f"no folder {name!r}; an SAE on the Hub is written user/repo:sae_id")
+        one_of("SAE", name, _register.names())
+    if variants:
+        _plan.check_overrides(variants, overrides)
+    made = []
+    for name in variants:
+        own = _register.resolve(name).field_names | _plan.SETTING_NAMES
+        wanted = {field: value for field, value in overrides.items() if field in own}
+        made.append(_plan.plan(name, target, {**wanted, "seed": seed}, root))
+    return made
+
+
+def find(
+    names: list[str], target: Target, overrides: dict[str, Any], seed: int, root: str | None, device: str
+) -> list[Found]:
+    """The SAEs asked for, in that order. A variant that is not trained yet for this target is trained first."""
+    planned = {made.name: made for made in plans(names, target, overrides, seed, root)}
+    missing = [made for made in planned.values() if not made.is_trained]
+    for made in missing:
+        print(f"{made.name} is not trained on {target.name} with seed {seed} yet: training it first")
+    _train.train(missing, device)
+    return [_from_plan(planned[name]) if name in planned else _from_place(name) for name in names]
+
+
+def _from_plan(made: _plan.Plan) -> Found:
+    record = json.loads((made.folder / _plan.RECORD).read_text())
+    return Found(made.name, made.folder, made.settings.seed, record["trained_tokens"])
+
+
+def _from_place(name: str) -> Found:
+    if Path(name).exists():
+        folder, label = Path(name), Path(name).resolve().name
+        record = folder / _plan.RECORD
+        if record.is_file():
+            label = f"{json.loads(record.read_text())['name']}-{label}"
+    else:
+        folder, label = _download(name), name
+    _register.load(folder)
+    metadata = json.loads((folder / "cfg.json").read_text()).get("metadata", {})
+    return Found(label, folder, metadata.get("seed"), metadata.get("training_tokens"))
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    from sae_variants._models import hub_errors
+
+    repo, _, sae_id = hub_id.partition(":")
+    with hub_errors(f"the SAE {hub_id}"):
+        folder = Path(snapshot_download(repo, allow_patterns=[f"{sae_id}/*"])) / sae_id
+    if not folder.is_dir():
+        raise UsageError(f"the repository {repo} on the Hub has no folder {sae_id!r}")
+    return folder

@@ -1,0 +1,66 @@
+"""core: SAEBench's core evaluation, unchanged: KL, CE, explained variance, L0, shrinkage, density, on held-out text.
+
+Beside SAEBench's own fields stands `explained_variance_corrected`, because SAEBench's `explained_variance` is wrong
+(see `_saebench._Variance`). Scores of KL and CE are 1 for the SAE that changes nothing and 0 for the one that is as
+bad as zeroing the activations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from eval_runners._contract import Evaluation, Metric
+
+_R = "eval_result_metrics."
+_QUALITY = _R + "reconstruction_quality."
+CORRECTED = "explained_variance_corrected"
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    batch_size_prompts: int = 16
+    """Contexts in a batch."""
+    n_eval_reconstruction_batches: int = 200
+    """Batches for KL and CE."""
+    n_eval_sparsity_variance_batches: int = 2000
+    """Batches for L0, explained variance, shrinkage, density."""
+    context_size: int = 128
+    """Tokens in a context, BOS included."""
+    exclude_special_tokens_from_reconstruction: bool = True
+    """Leave the activations of special tokens as they are."""
+
+
+METRICS = (
+    Metric("ce_loss_score", "CE loss score", "higher", _R + "model_performance_preservation.ce_loss_score"),
+    Metric("kl_div_score", "KL score", "higher", _R + "model_behavior_preservation.kl_div_score"),
+    Metric(CORRECTED, "explained variance, corrected", "higher", f"eval_result_unstructured.{CORRECTED}"),
+    Metric("explained_variance", "explained variance, SAEBench's", "higher", _QUALITY + "explained_variance"),
+    Metric("explained_variance_legacy", "explained variance, legacy", "higher", _QUALITY + "explained_variance_legacy"),
+    Metric("cossim", "cosine similarity", "higher", _QUALITY + "cossim"),
+    Metric("mse", "mean squared error", "lower", _QUALITY + "mse"),
+    Metric("l0", "L0", "neither", _R + "sparsity.l0"),
+    Metric("l2_ratio", "norm out / norm in", "neither", _R + "shrinkage.l2_ratio"),
+    Metric("frac_alive", "alive latents", "higher", _R + "misc_metrics.frac_alive"),
+)  # fmt: skip
+
+
+def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
+    """SAEBench's output of one SAE, the corrected explained variance, and what speaks against the SAE being trained."""
+    from eval_runners import _saebench
+
+    output, corrected, missing = _saebench.core(sae, model, target, asdict(config), device, target.dtype)
+    failures = [f"{name} is not a number" for name in missing]
+    l0 = output["eval_result_metrics"]["sparsity"]["l0"]
+    if l0 == 0:
+        failures.append("L0 is 0: no latent ever fires")
+    if not math.isfinite(corrected) or corrected < 0:
+        failures.append(f"explained variance is {corrected:.3f}: worse than the mean activation")
+    return Evaluation(output, {CORRECTED: corrected, "not_a_number": missing}, failures)
+
+
+if __name__ == "__main__":
+    from eval_runners._run import run
+
+    run("core")

@@ -1,0 +1,79 @@
+"""python -m sae_variants train NAME... | options NAME | list"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+
+from sae_variants import _cli, _plan, _register, _targets, _train
+from sae_variants._errors import run_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = _cli.Parser(prog="python -m sae_variants", description="Train sparse autoencoders.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser(
+        "train",
+        help="train SAEs on a target; several names share one stream of activations",
+        description="Train SAEs. Any field of their configs can be set as --field value; see `options NAME`.",
+    )
+    train.add_argument("names", nargs="+", metavar="NAME", help="temporal, stock:batchtopk, ...; see `list`")
+    train.add_argument("--l0", type=float, help="latents per token; another spelling of --k")
+    train.add_argument("--seeds", type=_cli.seeds, default=None, help="several seeds, e.g. 0,1,2")
+    train.add_argument("--output", metavar="FOLDER", help="another spelling of --trained")
+    train.add_argument("--force", action="store_true", help="train again what is trained already")
+    _cli.add_target(train)
+    _cli.add_fields(train, _plan.TrainSettings, "training (defaults are the target's where it has its own)")
+    options = commands.add_parser("options", help="the config fields of a variant")
+    options.add_argument("name")
+    commands.add_parser("list", help="variants and targets")
+    args, extra = parser.parse_known_args(argv)
+    if args.command != "train":
+        _cli.extra_options(extra, prefix="\0")
+    return {"train": _train_command, "options": _options_command, "list": _list_command}[args.command](args, extra)
+
+
+def _train_command(args, extra: list[str]) -> int:
+    _cli.quiet()
+    overrides = {**_cli.given(args, _plan.TrainSettings), **_cli.extra_options(extra)}
+    if args.l0 is not None:
+        overrides["k"] = args.l0
+    target, device = _cli.target_of(args), _cli.device_of(args)
+    _plan.check_overrides(args.names, overrides)
+    plans = []
+    for seed in args.seeds if args.seeds is not None else [overrides.get("seed", 0)]:
+        for name in args.names:
+            own = _register.resolve(name).field_names | _plan.SETTING_NAMES
+            wanted = {field: value for field, value in overrides.items() if field in own}
+            plans.append(_plan.plan(name, target, {**wanted, "seed": seed}, args.output or args.trained))
+    before = {made.folder for made in plans if made.is_trained and not args.force}
+    _train.train(plans, device, args.force)
+    for made in plans:
+        print(
+            f"{made.name} seed {made.settings.seed}: {made.folder}{' (was trained)' if made.folder in before else ''}"
+        )
+    return 0
+
+
+def _options_command(args, extra: list[str]) -> int:
+    variant = _register.resolve(args.name)
+    docs = _cli.field_docs(variant.config_class)
+    for f in fields(variant.config_class):
+        if f.name in variant.field_names and f.name not in _plan.SETTING_NAMES:
+            print(f"{_cli.dashed(f.name)} {f.type} (default: {f.default})\n    {docs.get(f.name, '')}")
+    return 0
+
+
+def _list_command(args, extra: list[str]) -> int:
+    print("variants")
+    for name, line in _register.summaries().items():
+        print(f"  {name:28} {line}")
+    print("  stock:ARCHITECTURE           SAELens' own, e.g. stock:batchtopk stock:topk stock:standard")
+    print("targets")
+    for name in _targets.names():
+        print(f"  {name:28} {_targets.load(name).title}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

@@ -1,0 +1,153 @@
+"""Everything that decides an SAE's weights, and the folder whose name follows from it.
+
+    <root>/<target>/<name>/<hash>/               cfg.json, sae_weights.safetensors, sparsity.safetensors, training.json
+    <root>/<target>/<name>/<hash>.checkpoint/    while it trains; removed at the end
+
+The root is `--trained`, else the environment variable SAE_VARIANTS_TRAINED, else ~/.cache/sae_variants/trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sae_variants import _models, _register
+from sae_variants._errors import UsageError, one_of
+from sae_variants._targets import Target
+
+CHECKPOINT_SUFFIX = ".checkpoint"
+RECORD = "training.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How an SAE is trained; every field counts for the hash of the result."""
+
+    d_sae: int = 16384
+    """Number of latents."""
+    training_tokens: int = 500_000_000
+    """Tokens to train on, special tokens not counted."""
+    batch_tokens: int = 4096
+    """Tokens in a training step."""
+    context_size: int = 128
+    """Tokens in a context of the language model, BOS included."""
+    stream_window: int = 8
+    """Consecutive tokens that stay together when activations are shuffled."""
+    buffer_contexts: int = 4096
+    """Contexts whose windows are shuffled together."""
+    learning_rate: float = 3e-4
+    """Adam's learning rate."""
+    warm_up_share: float = 0.02
+    """Share of the steps over which the learning rate rises from zero."""
+    decay_share: float = 0.2
+    """Share of the steps, at the end, over which the learning rate falls to zero."""
+    dead_after_tokens: int = 10_000_000
+    """A latent that has not fired for this many tokens counts as dead."""
+    normalize_activations: str = "expected_average_only_in"
+    """SAELens' input normalisation; folded into the weights at the end."""
+    autocast: bool = False
+    """Run the SAE's products in bfloat16."""
+    dtype: str = "float32"
+    """Data type of the language model and of the SAE."""
+    seed: int = 0
+    """Seeds the weights and the order of the windows."""
+
+    @property
+    def steps(self) -> int:
+        return self.training_tokens // self.batch_tokens
+
+    def __post_init__(self) -> None:
+        for name in ("d_sae", "training_tokens", "batch_tokens", "context_size", "stream_window", "buffer_contexts"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.steps < 1:
+            raise UsageError(
+                f"training_tokens = {self.training_tokens} are fewer than one batch of {self.batch_tokens} tokens"
+            )
+        if self.learning_rate <= 0:
+            raise UsageError(f"learning_rate must be positive, not {self.learning_rate}")
+
+    @property
+    def stream(self) -> tuple[Any, ...]:
+        """SAEs that agree on these can share a stream."""
+        return (
+            self.batch_tokens, self.context_size, self.stream_window, self.buffer_contexts, self.seed, self.dtype
+        )  # fmt: skip
+
+
+SETTING_NAMES = {f.name for f in fields(TrainSettings)}
+
+
+def trained_root(root: str | Path | None = None) -> Path:
+    return Path(root or os.environ.get("SAE_VARIANTS_TRAINED") or Path.home() / ".cache" / "sae_variants" / "trained")
+
+
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    target: Target
+    settings: TrainSettings
+    fields: dict[str, Any]
+    root: Path
+
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """What decides the weights."""
+        return {
+            "name": self.name,
+            "model": _models.model_id(self.target.model_name),
+            "hook_name": self.target.hook_name,
+            "text": self.target.train_dataset or self.target.text_id,
+            "settings": asdict(self.settings),
+            "fields": self.fields,
+        }
+
+    @cached_property
+    def folder(self) -> Path:
+        digest = hashlib.blake2b(json.dumps(self.key, sort_keys=True).encode(), digest_size=6).hexdigest()
+        return self.root / self.target.name / self.name.replace(":", "_") / digest
+
+    @property
+    def sized(self) -> dict[str, Any]:
+        """Arguments of `_register.config` beside d_in."""
+        return {"d_sae": self.settings.d_sae, **self.fields}
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder.with_name(self.folder.name + CHECKPOINT_SUFFIX)
+
+    @property
+    def is_trained(self) -> bool:
+        return (self.folder / RECORD).is_file()
+
+
+def plan(name: str, target: Target, overrides: dict[str, Any] | None = None, root: str | Path | None = None) -> Plan:
+    """The plan for one SAE: the target's recipe, the target's recipe for this name, then the overrides.
+
+    Overrides may name fields of `TrainSettings` or of the variant's config. Fields that the variant does not have are
+    left out when they come from the recipe and refused when they are overrides; see `check_overrides` for several SAEs.
+    """
+    overrides = overrides or {}
+    known = _register.resolve(name).field_names
+    wanted = {**target.train, **target.variants.get(name, {}), **overrides}
+    settings = TrainSettings(**{k: v for k, v in wanted.items() if k in SETTING_NAMES})
+    chosen = {k: v for k, v in wanted.items() if k in known and k not in SETTING_NAMES}
+    made = Plan(name, target, settings, chosen, trained_root(root))
+    window = chosen.get("window", getattr(_register.config(name, d_in=1, **made.sized), "window", 1))
+    if settings.stream_window % window:
+        raise UsageError(
+            f"window = {window} of {name} does not divide the stream's: give --stream-window {window} or a multiple"
+        )
+    return made
+
+
+def check_overrides(names: list[str], overrides: dict[str, Any]) -> None:
+    """UsageError for an override that is no training setting and no field of any of the SAEs."""
+    known = SETTING_NAMES.union(*(_register.resolve(name).field_names for name in names))
+    for override in overrides:
+        one_of("option", override, known)

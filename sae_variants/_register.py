@@ -1,0 +1,173 @@
+"""One decorator that makes a training class known to SAELens and to our factory.
+
+The name of a variant is the name of its file. The architecture string, which SAELens writes into checkpoints, comes
+from the config class; it may differ from the name, because SAELens already owns some strings (`temporal`).
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sae_variants._errors import UsageError, one_of
+
+T = TypeVar("T", bound=type)
+
+STOCK_PREFIX = "stock:"
+
+
+@dataclass(frozen=True)
+class Variant:
+    name: str
+    sae_class: type
+    config_class: type
+
+    @property
+    def field_names(self) -> set[str]:
+        """Config fields a user may set; d_in, device and metadata follow from the target."""
+        return {f.name for f in fields(self.config_class)} - {"d_in", "device", "metadata", "reshape_activations"}
+
+
+_variants: dict[str, Variant] = {}
+
+
+def register(config_class: type) -> Callable[[T], T]:
+    """Registers a `TrainingSAE` subclass with SAELens and with the factory, under its module's file name."""
+
+    def decorate(sae_class: T) -> T:
+        from sae_lens.registry import register_sae_training_class
+
+        name = sae_class.__module__.rpartition(".")[2]
+        register_sae_training_class(config_class.architecture(), sae_class, config_class)
+        _variants[name] = Variant(name, sae_class, config_class)
+        return sae_class
+
+    return decorate
+
+
+def own_names() -> list[str]:
+    """Names of our variants: the files beside this one without an underscore. Imports nothing."""
+    folder = str(Path(__file__).parent)
+    return sorted(m.name for m in pkgutil.iter_modules([folder]) if not m.ispkg and not m.name.startswith("_"))
+
+
+def first_line(path: Path) -> str:
+    """First line of a module's docstring without the name that leads it; read, not imported."""
+    doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return (doc.splitlines() or [""])[0].partition(": ")[2].rstrip(".")
+
+
+def summaries() -> dict[str, str]:
+    """Each of our variants with its one line."""
+    return {name: first_line(Path(__file__).parent / f"{name}.py") for name in own_names()}
+
+
+def import_variants() -> None:
+    """Imports every variant, which registers it."""
+    for name in own_names():
+        importlib.import_module(f"sae_variants.{name}")
+
+
+def stock_names() -> list[str]:
+    """SAELens' own architectures that reconstruct their input, as `stock:<architecture>`."""
+    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+    ours = {v.config_class.architecture() for v in _variants.values()}
+    return sorted(
+        STOCK_PREFIX + name for name in SAE_TRAINING_CLASS_REGISTRY if name not in ours and "transcoder" not in name
+    )
+
+
+def names() -> list[str]:
+    """Every name that `build` takes."""
+    import_variants()
+    return own_names() + stock_names()
+
+
+def resolve(name: str) -> Variant:
+    """The variant of that name. UsageError with the nearest names if there is none."""
+    one_of("SAE", name, names())
+    if not name.startswith(STOCK_PREFIX):
+        return _variants[name]
+    from sae_lens.registry import get_sae_training_class
+
+    sae_class, config_class = get_sae_training_class(name.removeprefix(STOCK_PREFIX))
+    return Variant(name, sae_class, config_class)
+
+
+def matryoshka_widths(d_sae: int) -> list[int]:
+    """Nested widths d_sae/8, /4, /2, /1: SAELens gives none, and refuses to build without."""
+    return sorted({max(1, d_sae // 8), max(1, d_sae // 4), max(1, d_sae // 2), d_sae})
+
+
+def config(name: str, *, d_in: int, d_sae: int, **overrides: Any) -> Any:
+    """The config of a variant. UsageError for a field it does not have or a value that it refuses."""
+    variant = resolve(name)
+    for field in overrides:
+        one_of(f"option of {name}", field, variant.field_names | {"device"})
+    if d_in < 1 or d_sae < 1:
+        raise UsageError(f"d_in and d_sae must be at least 1, not {d_in} and {d_sae}")
+    if (k := overrides.get("k")) is not None and not 0 < k <= d_sae:
+        raise UsageError(f"k must lie between 1 and d_sae = {d_sae}, not {k}")
+    if "matryoshka_widths" in variant.field_names:
+        overrides.setdefault("matryoshka_widths", matryoshka_widths(d_sae))
+    try:
+        return variant.config_class(d_in=d_in, d_sae=d_sae, **overrides)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{name}: {error}") from error
+
+
+def build(name: str, *, d_in: int, d_sae: int, seed: int | None = None, **overrides: Any) -> Any:
+    """A fresh training SAE.
+
+    Args:
+        name: one of `names()`.
+        d_in, d_sae: widths of the activation and of the latents.
+        seed: seeds torch before the weights are drawn; None leaves torch's generator alone.
+        overrides: any field of the variant's config, e.g. `k=32`.
+
+    Raises:
+        UsageError: unknown name or field, or a value that the config refuses.
+    """
+    import torch
+    from sae_lens.saes.batchtopk_sae import BatchTopK as SlowBatchTopK
+
+    from sae_variants._ops import BatchTopK
+
+    cfg = config(name, d_in=d_in, d_sae=d_sae, **overrides)
+    if seed is not None:
+        torch.manual_seed(seed)
+    sae = resolve(name).sae_class(cfg)
+    if type(sae.activation_fn) is SlowBatchTopK:
+        sae.activation_fn = BatchTopK(sae.activation_fn.k)  # equal to the bit, and several times faster on CPU
+    return sae
+
+
+def load(path: str | Path, device: str = "cpu") -> Any:
+    """A saved SAE in inference form, from a folder in SAELens' layout.
+
+    Raises:
+        UsageError: no such folder, no config in it, or weights that cannot be read.
+    """
+    from sae_lens import SAE
+    from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
+    from safetensors import SafetensorError
+
+    import_variants()
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UsageError(
+            f"no folder {str(folder)!r}: give a variant's name, a folder with {SAE_CFG_FILENAME}, or a Hub id"
+        )
+    for file in (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME):
+        if not (folder / file).is_file():
+            raise UsageError(f"{folder} is not a saved SAE: it has no {file}")
+    try:
+        return SAE.load_from_disk(folder, device=device)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise UsageError(f"cannot load the SAE in {folder}: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,157 @@
+"""temporal: features that do not depend on where the token stands.
+
+Latents are split. The first `slow_fraction` of them must change little from one token to the next and must
+reconstruct on their own as well; the rest are free:
+
+    L = |x - x̂|² + ν · |x - x̂_slow|² + λ · L_consistency(f_slow) + AuxK
+
+`L_consistency` looks at windows of W consecutive tokens of one context and is one of
+
+    contrastive  symmetric InfoNCE: z_t must pick its own z_{t-1} among those of all other windows, and the reverse
+    variance     mean over windows and active latents of Var_t(f) / (Mean_t(f²) + ε), which scaling f cannot lower
+    similarity   mean of 1 - cos(z_t, z_{t-1})
+
+Windows with a special token count for reconstruction only. Sources: the split, the nested loss and the contrast are
+those of T-SAE (arXiv 2511.05541); the base is BatchTopK (arXiv 2412.06410). It changes training only, so it saves as
+a stock SAELens `jumprelu`. `k` is per token, averaged over the batch.
+
+Shapes: N rows = n windows x W tokens, D = d_in, S = d_sae, L = slow latents.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.sae import TrainStepInput
+from sae_lens.saes.topk_sae import act_times_W_dec
+from torch import Tensor
+from typing_extensions import override
+
+from sae_variants._ops import BatchTopK, split_windows
+from sae_variants._register import register
+
+EPSILON = 1e-6
+
+
+@dataclass
+class TemporalTrainingSAEConfig(BatchTopKTrainingSAEConfig):
+    k: float = 32  # type: ignore[assignment]
+    """Latents that fire, per token, averaged over the batch."""
+    slow_fraction: float = 0.2
+    """Share of latents, the first ones, that carry the consistency term."""
+    nested_coefficient: float = 0.25
+    """Weight of the reconstruction by the slow latents alone; 0 switches it off, 1 is T-SAE's."""
+    consistency: Literal["contrastive", "variance", "similarity"] = "contrastive"
+    """Form of the consistency term."""
+    consistency_coefficient: float = 0.1
+    """λ, the weight of the consistency term; 0 switches it off."""
+    window: int = 8
+    """W, tokens in a window; at least 2. The training stream's windows must be a multiple of it."""
+    contrast: Literal["cosine", "dot"] = "cosine"
+    """Similarity inside the contrastive form: cosine, or the raw dot product of T-SAE's released code."""
+    temperature: float = 0.1
+    """Divides the cosine in the contrastive form."""
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "temporal_consistency"
+
+    @property
+    def n_slow(self) -> int:
+        return round(self.slow_fraction * self.d_sae)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window < 2:
+            raise ValueError(f"window must be at least 2 tokens, not {self.window}: one token has no neighbour")
+        if not 0 < self.slow_fraction <= 1 or self.n_slow < 1:
+            raise ValueError(f"slow_fraction must leave between 1 and d_sae slow latents, not {self.slow_fraction}")
+        if self.consistency not in CONSISTENCY:
+            raise ValueError(f"consistency must be one of {', '.join(CONSISTENCY)}, not {self.consistency!r}")
+        if self.contrast not in ("cosine", "dot"):
+            raise ValueError(f"contrast must be cosine or dot, not {self.contrast!r}")
+        if min(self.consistency_coefficient, self.nested_coefficient) < 0 or self.temperature <= 0:
+            raise ValueError(
+                "consistency_coefficient and nested_coefficient must not be negative, and temperature must be positive"
+            )
+
+
+def contrastive_loss(slow_nWL: Tensor, contrast: str = "cosine", temperature: float = 0.1) -> Tensor:
+    """Symmetric InfoNCE between neighbours; the negatives of a window are the other windows, at the same offset."""
+    windows = len(slow_nWL)
+    codes = F.normalize(slow_nWL, dim=-1, eps=EPSILON) if contrast == "cosine" else slow_nWL
+    scale = 1 / temperature if contrast == "cosine" else 1.0
+    later, earlier = codes[:, 1:].transpose(0, 1), codes[:, :-1].transpose(0, 1)
+    logits_Pnn = scale * later @ earlier.transpose(1, 2)
+    target = torch.arange(windows, device=codes.device).expand(len(logits_Pnn), windows)
+    forward = F.cross_entropy(logits_Pnn.flatten(0, 1), target.flatten())
+    backward = F.cross_entropy(logits_Pnn.transpose(1, 2).flatten(0, 1), target.flatten())
+    return (forward + backward) / 2
+
+
+def variance_loss(slow_nWL: Tensor) -> Tensor:
+    """Variance within a window over mean square, averaged over the (window, latent) pairs that fire. In [0, 1]."""
+    active_nL = (slow_nWL > 0).any(1)
+    relative_nL = slow_nWL.var(1, unbiased=False) / (slow_nWL.pow(2).mean(1) + EPSILON)
+    return (relative_nL * active_nL).sum() / active_nL.sum().clamp(min=1)
+
+
+def similarity_loss(slow_nWL: Tensor) -> Tensor:
+    """Mean of 1 - cos between the slow codes of neighbours. In [0, 1] for codes that are not negative."""
+    return (1 - F.cosine_similarity(slow_nWL[:, 1:], slow_nWL[:, :-1], dim=-1, eps=EPSILON)).mean()
+
+
+CONSISTENCY = {"contrastive": contrastive_loss, "variance": variance_loss, "similarity": similarity_loss}
+
+
+@register(TemporalTrainingSAEConfig)
+class TemporalTrainingSAE(BatchTopKTrainingSAE):
+    cfg: TemporalTrainingSAEConfig  # type: ignore[assignment]
+
+    special_N: Tensor | None = None
+    """Mask of the rows of the coming batch that are special tokens; whoever feeds windows sets it before each step."""
+
+    @override
+    def get_activation_fn(self) -> BatchTopK:
+        return BatchTopK(self.cfg.k)
+
+    @override
+    def calculate_aux_loss(
+        self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
+    ) -> dict[str, Tensor]:
+        losses = super().calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out)
+        slow_NL = feature_acts[:, : self.cfg.n_slow]
+        if self.cfg.nested_coefficient:
+            W_slow = self.W_dec[: self.cfg.n_slow]
+            slow_out = act_times_W_dec(slow_NL, W_slow, self.cfg.rescale_acts_by_decoder_norm) + self.b_dec
+            slow_mse = (slow_out - step_input.sae_in).pow(2).sum(-1).mean()
+            losses["slow_mse_loss"] = self.cfg.nested_coefficient * slow_mse
+        if self.cfg.consistency_coefficient:
+            losses["consistency_loss"] = self.cfg.consistency_coefficient * self.consistency(slow_NL)
+        return losses
+
+    def consistency(self, slow_NL: Tensor) -> Tensor:
+        """The consistency term over the windows that hold no special token; 0 where there are fewer than two."""
+        slow_nWL = split_windows(slow_NL, self.cfg.window)
+        if self.special_N is None:
+            warnings.warn(
+                "temporal is fed rows without knowing which are special tokens: it takes each run of "
+                f"{self.cfg.window} rows for neighbours of one context. Under SAELens' own runner that holds only with "
+                "activations_mixing_fraction=0; `python -m sae_variants train temporal` takes care of it.",
+                stacklevel=2,
+            )
+            self.special_N = torch.zeros(len(slow_NL), dtype=torch.bool, device=slow_NL.device)
+        clean_n = ~split_windows(self.special_N, self.cfg.window).any(1)
+        slow_nWL = slow_nWL[clean_n]
+        if len(slow_nWL) < 2:
+            return slow_NL.sum() * 0.0
+        options: dict[str, Any] = {}
+        if self.cfg.consistency == "contrastive":
+            options = {"contrast": self.cfg.contrast, "temperature": self.cfg.temperature}
+        return CONSISTENCY[self.cfg.consistency](slow_nWL, **options)

@@ -1,0 +1,156 @@
+"""Bad input: one line that names the input and the mend, exit code 2, no traceback, nothing written or lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import tiny
+
+from eval_runners import __main__ as runners_main
+from eval_runners import _run
+from sae_variants import __main__ as variants_main
+from sae_variants import _plan
+from sae_variants._errors import run_command
+
+
+@pytest.fixture
+def place(tmp_path, model_folder, text_file, target, trained) -> dict[str, Path]:
+    """Folders and files, good and bad, by the name that the table uses."""
+    folder = _plan.plan("temporal", target, tiny("temporal"), trained).folder
+    bad = {name: tmp_path / name for name in ("empty_folder", "no_weights", "cut_weights", "bad_config", "wide")}
+    bad["empty_folder"].mkdir()
+    for name in ("no_weights", "cut_weights", "bad_config", "wide"):
+        shutil.copytree(folder, bad[name])
+    (bad["no_weights"] / "sae_weights.safetensors").unlink()
+    weights = bad["cut_weights"] / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    (bad["bad_config"] / "cfg.json").write_text("{")
+    config = json.loads((bad["wide"] / "cfg.json").read_text())
+    config["metadata"]["hook_name"] = "blocks.0.hook_resid_pre"
+    (bad["wide"] / "cfg.json").write_text(json.dumps(config))
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("\n\n".join(["one", "two", "three", "four", "five", "six", "seven", "eight"]))
+    (tmp_path / "no_text.jsonl").write_text('{"body": "x"}\n')
+    (tmp_path / "broken.jsonl").write_text('{"text": ')
+    (tmp_path / "broken.parquet").write_text("no parquet")
+    (tmp_path / "text.csv").write_text("text\nx\n")
+    file = tmp_path / "a_file"
+    file.write_text("")
+    return {
+        **bad, "tmp": tmp_path, "model": model_folder, "text": text_file, "file": file, "trained": trained,
+        "out": tmp_path / "out", "gone": tmp_path / "gone",
+    }  # fmt: skip
+
+
+MODEL = "--model {model} --hook-name blocks.1.hook_resid_post --dataset {text}"
+TRAIN = "--training-tokens 512 --batch-tokens 256 --d-sae 64 --k 4 --context-size 33 --stream-window 4 --window 4 --buffer-contexts 32"
+CORE = "--n-eval-reconstruction-batches 1 --n-eval-sparsity-variance-batches 1 --context-size 32"
+
+TABLE = [
+    # command, what the line must say
+    ("train temporl", "did you mean 'temporal'"),
+    ("train stock:batchtopp", "did you mean 'stock:batchtopk'"),
+    ("train temporal --target sandbax", "did you mean 'sandbox'"),
+    ("train temporal --windov 4", "did you mean 'window'"),
+    ("train stock:topk --window 4", "unknown option 'window'"),
+    (f"train temporal {MODEL} {TRAIN} --window 1", "window must be at least 2"),
+    (f"train temporal {MODEL} {TRAIN} --window 8", "does not divide"),
+    (f"train temporal {MODEL} {TRAIN} --k 65", "k must lie between 1 and d_sae = 64"),
+    (f"train temporal {MODEL} {TRAIN} --k 0", "k must lie between"),
+    (f"train temporal {MODEL} {TRAIN} --d-sae 0", "d_sae must be at least 1"),
+    (f"train temporal {MODEL} {TRAIN} --d-sae many", "'many' is not a whole number"),
+    (f"train temporal {MODEL} {TRAIN} --training-tokens 100", "fewer than one batch"),
+    (f"train temporal {MODEL} {TRAIN} --context-size 4000", "exceeds the model's 128 positions"),
+    (f"train temporal {MODEL} {TRAIN} --learning-rate -1", "learning_rate must be positive"),
+    (f"train temporal {MODEL} {TRAIN} --learning-rate fast", "'fast' is not a number"),
+    (f"train temporal {MODEL} {TRAIN} --dtype float31", "dtype"),
+    (f"train temporal {MODEL} {TRAIN} --device cuda:99", "device 'cuda:99' cannot be used"),
+    (f"train temporal {MODEL} {TRAIN} --seeds 0,x", "whole numbers"),
+    (f"train temporal {MODEL} {TRAIN} --output {{file}}/x", "a_file"),
+    ("train temporal --model {model}", "given together"),
+    ("train temporal --model {gone} --hook-name h --dataset {text}", "no model folder"),
+    ("train temporal --model {empty_folder} --hook-name h --dataset {text}", "no config.json"),
+    (f"train temporal --model {{model}} --hook-name blocks.1.hook_resid_pots --dataset {{text}} {TRAIN}", "blocks.1.hook_resid_post"),
+    (f"train temporal --model {{model}} --hook-name blocks.9.hook_resid_post --dataset {{text}} {TRAIN}", "unknown hook"),
+    ("train temporal --model {model} --hook-name h --dataset {gone}", "no text at"),
+    ("train temporal --model {model} --hook-name h --dataset {tmp}/text.csv", "no .txt"),
+    (f"train temporal --model {{model}} --hook-name blocks.1.hook_resid_post --dataset {{tmp}}/empty.txt {TRAIN}", "holds no text"),
+    (f"train temporal --model {{model}} --hook-name blocks.1.hook_resid_post --dataset {{tmp}}/short.txt {TRAIN}", "shorter than one context"),
+    (f"train temporal --model {{model}} --hook-name blocks.1.hook_resid_post --dataset {{tmp}}/no_text.jsonl {TRAIN}", "no column 'text', only body"),
+    (f"train temporal --model {{model}} --hook-name blocks.1.hook_resid_post --dataset {{tmp}}/broken.jsonl {TRAIN}", "cannot read"),
+    (f"train temporal --model {{model}} --hook-name blocks.1.hook_resid_post --dataset {{tmp}}/broken.parquet {TRAIN}", "cannot read"),
+    ("train temporal --target gpt2-small-l8", "on the Hugging Face Hub"),
+    ("train", "NAME"),
+    ("frobnicate", "frobnicate"),
+    ("options temporl", "did you mean 'temporal'"),
+    ("core --sae temporl", "did you mean 'temporal'"),
+    ("core", "--sae"),
+    (f"core --sae {{gone}}/x {MODEL}", "no folder"),
+    (f"core --sae {{empty_folder}} {MODEL} {CORE}", "no cfg.json"),
+    (f"core --sae {{no_weights}} {MODEL} {CORE}", "no sae_weights.safetensors"),
+    (f"core --sae {{cut_weights}} {MODEL} {CORE}", "cannot load the SAE"),
+    (f"core --sae {{bad_config}} {MODEL} {CORE}", "cannot load the SAE"),
+    (f"core --sae {{wide}} {MODEL} {CORE}", "was trained at blocks.0.hook_resid_pre"),
+    (f"core --sae {{trained}} {MODEL} {CORE}", "no cfg.json"),
+    ("core --sae nobody/nothing:sae", "on the Hugging Face Hub"),
+    ("core --sae random --target pythia-70m-l3", "on the Hugging Face Hub"),
+    ("core --sae temporal --seed -1", "--seed must not be negative"),
+    (f"core --sae temporal {MODEL} --context-size 0", "--context-size must be at least 1"),
+    (f"core --sae temporal {MODEL} --train.kk 3", "did you mean 'k'"),
+    (f"core --sae temporal {MODEL} --kk 3", "unknown option"),
+    (f"core --sae temporal {MODEL} --output {{file}}/out", "cannot write results"),
+    ("list --kk 3", "unknown option"),
+]  # fmt: skip
+
+
+def run(words: list[str]) -> int:
+    def command() -> int:
+        if words[0] == "core":
+            return _run.main("core", words[1:])
+        return variants_main.main(words)
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(command)
+    return int(ended.value.code)
+
+
+def snapshot(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(("command", "says"), TABLE, ids=[f"{i}-{row[1][:30]}" for i, row in enumerate(TABLE)])
+def test_one_clear_line(command, says, place, capsys, monkeypatch):
+    monkeypatch.setenv("SAE_VARIANTS_TRAINED", str(place["tmp"] / "trained_here"))
+    words = [word.format(**place) for word in command.split()]
+    if words[0] == "core" and "--output" not in words:
+        words += ["--output", str(place["out"])]
+    before, before_trained = snapshot(place["tmp"]), snapshot(place["trained"])
+    code = run(words)
+    error = capsys.readouterr().err
+    line = [part for part in error.replace("\r", "\n").splitlines() if part.startswith("error: ")]
+    assert code == 2, error
+    assert len(line) == 1, error
+    assert says in line[0]
+    assert "Traceback" not in error
+    assert snapshot(place["tmp"]) == before, "nothing written"
+    assert snapshot(place["trained"]) == before_trained, "nothing lost"
+
+
+def test_evaluators_list_refuses_what_it_does_not_know(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: runners_main.main(["lst"]))
+    assert ended.value.code == 2
+    assert "lst" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(capsys):
+    def full() -> int:
+        raise OSError(28, "No space left on device", "/x/y")
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(full)
+    assert ended.value.code == 2
+    assert "No space left" in capsys.readouterr().err

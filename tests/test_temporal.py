@@ -1,0 +1,115 @@
+"""The consistency terms by hand, and what a window may and may not do."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from sae_lens.saes.sae import TrainStepInput
+
+import sae_variants
+from sae_variants.temporal import contrastive_loss, similarity_loss, variance_loss
+
+
+def test_variance_by_hand():
+    # two windows of two tokens, two latents; in window 0 latent 0 is 1, 3 and latent 1 is 0, 2; in window 1 only
+    # latent 0 fires, and it is constant
+    slow = torch.tensor([[[1.0, 0.0], [3.0, 2.0]], [[4.0, 0.0], [4.0, 0.0]]])
+    expected = ((1 / 5) + (1 / 2) + 0) / 3  # var / mean square: 1/5, 1/2, 0/16
+    assert variance_loss(slow).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_variance_does_not_fall_when_activations_shrink():
+    slow = torch.rand(6, 4, 5)
+    assert variance_loss(slow * 0.1).item() == pytest.approx(variance_loss(slow).item(), rel=1e-3)
+
+
+def test_similarity_by_hand():
+    slow = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]]])  # cosines 1 and 0
+    assert similarity_loss(slow).item() == pytest.approx(0.5)
+
+
+def test_contrastive_by_hand():
+    # two windows whose codes are the two axes: the right partner has cosine 1, the wrong one 0
+    slow = torch.tensor([[[2.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 3.0]]])
+    expected = -math.log(math.exp(2) / (math.exp(2) + 1))
+    assert contrastive_loss(slow, "cosine", temperature=0.5).item() == pytest.approx(expected, rel=1e-5)
+    # dot products: later·earlier = 2, 3 for the right ones, 0 for the wrong ones
+    dots = [-math.log(math.exp(d) / (math.exp(d) + 1)) for d in (2, 3)]
+    assert contrastive_loss(slow, "dot").item() == pytest.approx(sum(dots) / 2, rel=1e-5)
+
+
+def test_contrastive_negatives_are_other_windows_only():
+    # within a window every code is the same: were its own tokens negatives, the loss could not approach 0
+    slow = torch.eye(4).unsqueeze(1).expand(4, 8, 4)
+    assert contrastive_loss(slow, "cosine", temperature=0.01).item() < 1e-6
+
+
+def build(**overrides):
+    return sae_variants.build("temporal", d_in=6, d_sae=20, seed=0, **{"k": 4, "window": 4, **overrides})
+
+
+def losses(sae, acts, special=None):
+    sae.special_N = torch.zeros(len(acts), dtype=torch.bool) if special is None else special
+    return sae.training_forward_pass(TrainStepInput(acts, {}, None, 0, False)).losses
+
+
+def test_each_term_is_switched_off_by_one_field():
+    acts = torch.randn(32, 6)
+    assert {"slow_mse_loss", "consistency_loss"} <= set(losses(build(), acts))
+    assert "slow_mse_loss" not in losses(build(nested_coefficient=0.0), acts)
+    assert "consistency_loss" not in losses(build(consistency_coefficient=0.0), acts)
+
+
+def test_slow_reconstruction_uses_the_slow_latents_alone():
+    sae, acts = build(nested_coefficient=0.5), torch.randn(32, 6)
+    latents = sae.encode(acts)
+    latents[:, sae.cfg.n_slow :] = 0
+    expected = 0.5 * (sae.decode(latents) - acts).pow(2).sum(-1).mean()
+    torch.testing.assert_close(losses(sae, acts)["slow_mse_loss"], expected)
+
+
+def test_free_latents_get_no_gradient_from_consistency():
+    sae, acts = build(), torch.randn(32, 6)
+    losses(sae, acts)["consistency_loss"].backward()
+    assert sae.W_enc.grad[:, : sae.cfg.n_slow].abs().sum() > 0
+    assert not sae.W_enc.grad[:, sae.cfg.n_slow :].any()
+
+
+@pytest.mark.parametrize("form", ["contrastive", "variance", "similarity"])
+def test_a_window_with_a_special_token_is_left_out_of_consistency_only(form):
+    acts = torch.randn(32, 6)
+    special = torch.zeros(32, dtype=torch.bool)
+    special[5] = True  # window 1
+    sae = build(consistency=form, k=20)  # every positive latent fires, whatever the other rows are
+    before = losses(sae, acts, special)
+    changed = acts.clone()
+    changed[4:8] = torch.randn(4, 6)
+    after = losses(sae, changed, special)
+    torch.testing.assert_close(after["consistency_loss"], before["consistency_loss"])
+    assert after["mse_loss"] != before["mse_loss"]
+
+
+def test_fed_by_someone_who_knows_no_windows_it_warns():
+    sae = build()
+    with pytest.warns(UserWarning, match="activations_mixing_fraction=0"):
+        sae.training_forward_pass(TrainStepInput(torch.randn(32, 6), {}, None, 0, False))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("window", 1, "at least 2"),
+        ("slow_fraction", 0.0, "slow_fraction"),
+        ("slow_fraction", 1.5, "slow_fraction"),
+        ("consistency", "contrastiv", "consistency"),
+        ("contrast", "cos", "contrast"),
+        ("temperature", 0.0, "temperature"),
+        ("nested_coefficient", -1.0, "nested_coefficient"),
+        ("k", 21, "k must lie"),
+    ],
+)
+def test_contradictions_are_refused(field, value, says):
+    with pytest.raises(sae_variants.UsageError, match=says):
+        sae_variants.build("temporal", d_in=6, d_sae=20, **{"k": 4, field: value})

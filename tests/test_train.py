@@ -1,0 +1,154 @@
+"""One stream for many, the same weights alone, and the same weights after a kill."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import tiny
+from safetensors.torch import load_file
+
+import sae_variants
+from sae_variants import _plan, _train
+from sae_variants._errors import UsageError
+
+
+def plan(name, target, root, **overrides):
+    return _plan.plan(name, target, {**tiny(name), **overrides}, root)
+
+
+def weights(made):
+    return load_file(made.folder / "sae_weights.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+NAMES = ["temporal", "stock:batchtopk", "stock:matryoshka_batchtopk", "stock:standard", "stock:topk", "random"]
+
+
+def test_several_from_one_stream_equal_each_alone(target, tmp_path):
+    together = [plan(name, target, tmp_path / "together") for name in NAMES]
+    _train.train(together)
+    for made in together:
+        alone = plan(made.name, target, tmp_path / "alone")
+        _train.train([alone])
+        assert same(weights(made), weights(alone)), made.name
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [3, 7, 11])
+def test_a_killed_run_resumes_to_the_same_weights(target, tmp_path, monkeypatch, at):
+    names = ["temporal", "stock:standard"]
+    whole = [plan(name, target, tmp_path / "whole") for name in names]
+    _train.train(whole, checkpoint_steps=2)
+
+    broken = [plan(name, target, tmp_path / "broken") for name in names]
+    step, count = _train._step, iter(range(1000))
+
+    def dies(job, batch):
+        if next(count) == at * len(names) + 1:  # after the first SAE of that step, before the second
+            raise Killed
+        step(job, batch)
+
+    monkeypatch.setattr(_train, "_step", dies)
+    with pytest.raises(Killed):
+        _train.train(broken, checkpoint_steps=2)
+    assert not any(made.is_trained for made in broken)
+    assert all(made.checkpoint.exists() for made in broken)
+    monkeypatch.setattr(_train, "_step", step)
+    _train.train(broken, checkpoint_steps=2)
+    for a, b in zip(whole, broken, strict=True):
+        assert same(weights(a), weights(b)), a.name
+        assert not b.checkpoint.exists()
+
+
+def test_a_kill_while_a_checkpoint_is_written_loses_no_checkpoint(target, tmp_path, monkeypatch):
+    made = plan("temporal", target, tmp_path)
+    count = iter(range(1000))
+    step = _train._step
+
+    def dies(job, batch):
+        if next(count) == 5:
+            raise Killed
+        step(job, batch)
+
+    monkeypatch.setattr(_train, "_step", dies)
+    with pytest.raises(Killed):
+        _train.train([made], checkpoint_steps=2)
+    monkeypatch.setattr(_train, "_step", step)
+    # as if killed between the two renames, with half a new checkpoint on disk
+    made.checkpoint.rename(made.checkpoint.with_suffix(".old"))
+    made.checkpoint.with_suffix(".partial").mkdir()
+    _train.train([made], checkpoint_steps=2)
+    whole = plan("temporal", target, tmp_path / "whole")
+    _train.train([whole])
+    assert same(weights(made), weights(whole))
+
+
+def test_the_seed_changes_the_weights(target, tmp_path):
+    a, b = (plan("temporal", target, tmp_path, seed=seed) for seed in (0, 1))
+    assert a.folder != b.folder
+    _train.train([a, b])
+    assert not same(weights(a), weights(b))
+
+
+def test_what_is_trained_is_not_trained_again(target, trained, monkeypatch):
+    made = plan("temporal", target, trained)
+    assert made.is_trained
+    monkeypatch.setattr(_train, "_train_group", lambda *a: pytest.fail("trained again"))
+    _train.train([made])
+
+
+def test_it_learns_and_says_what_it_did(target, tmp_path, text_file):
+    made = plan("temporal", target, tmp_path, training_tokens=40_960)
+    _train.train([made])
+    record = json.loads((made.folder / "training.json").read_text())
+    assert record["trained_tokens"] == 40_960
+    assert record["settings"]["seed"] == 0
+    sae = sae_variants.load(made.folder)
+    assert sae.cfg.metadata.training_tokens == 40_960
+    assert sae.cfg.metadata.hook_name == target.hook_name
+    for file in made.folder.iterdir():
+        content = file.read_bytes()
+        assert str(text_file.parent).encode() not in content, f"{file.name} holds a path of this machine"
+        assert str(tmp_path).encode() not in content
+
+
+def test_random_learns_nothing_but_its_threshold(target, tmp_path):
+    made = plan("random", target, tmp_path)
+    _train.train([made])
+    sae = sae_variants.load(made.folder)
+    torch.testing.assert_close(sae.W_dec.norm(dim=-1) * 0 + 1, torch.ones(64))
+    assert sae.cfg.metadata.training_tokens == 0
+    assert (sae.threshold > 0).all()
+    fresh = sae_variants.build("random", d_in=32, d_sae=64, seed=0)
+    cosines = torch.nn.functional.cosine_similarity(sae.W_dec, fresh.W_dec)
+    torch.testing.assert_close(cosines, torch.ones(64))
+
+
+def test_divergence_ends_with_a_name_and_no_result(target, tmp_path):
+    made = plan("stock:standard", target, tmp_path, learning_rate=1e30)
+    with pytest.raises(UsageError, match=r"stock:standard diverged at step \d+.*--learning-rate"):
+        _train.train([made])
+    assert not made.is_trained
+
+
+def test_force_trains_anew(target, tmp_path):
+    made = plan("temporal", target, tmp_path)
+    _train.train([made])
+    (made.folder / "mark").write_text("old")
+    _train.train([made], force=True)
+    assert made.is_trained
+    assert not (made.folder / "mark").exists()
+
+
+def test_a_latent_is_dead_by_tokens_not_steps(target, tmp_path):
+    made = plan("stock:topk", target, tmp_path, dead_after_tokens=2048, batch_tokens=256)
+    trainer = _train._trainer(made, 32, "cpu")
+    assert trainer.cfg.dead_feature_window == 8

@@ -1,0 +1,159 @@
+"""The contract, for every variant that discovery finds and for the stock baselines beside them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sae_lens  # noqa: F401  registers
+import torch
+from sae_lens.saes.sae import TrainStepInput
+
+import sae_variants
+from sae_variants import _register
+
+BASELINES = ["stock:standard", "stock:topk", "stock:batchtopk", "stock:matryoshka_batchtopk"]
+NAMES = [*_register.own_names(), *BASELINES]
+OURS = _register.own_names()
+D_IN, D_SAE = 12, 40
+
+
+def fields(name: str) -> dict:
+    wanted = {"k": 4, "window": 4}
+    return {field: value for field, value in wanted.items() if field in _register.resolve(name).field_names}
+
+
+@pytest.fixture(params=NAMES)
+def name(request) -> str:
+    return request.param
+
+
+def step_input(sae, acts: torch.Tensor, dead: torch.Tensor | None = None) -> TrainStepInput:
+    coefficients = {c: getattr(v, "value", v) for c, v in sae.get_coefficients().items()}
+    return TrainStepInput(acts, coefficients, dead, n_training_steps=0, is_logging_step=False)
+
+
+def build(name: str):
+    sae = sae_variants.build(name, d_in=D_IN, d_sae=D_SAE, seed=0, **fields(name))
+    if hasattr(sae, "special_N"):
+        sae.special_N = torch.zeros(32, dtype=torch.bool)
+    return sae
+
+
+def test_is_listed(name):
+    assert name in sae_variants.names()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_docstring_says_what_it_is_and_what_k_means(name):
+    doc = ast.get_docstring(ast.parse((Path(sae_variants.__file__).parent / f"{name}.py").read_text()))
+    assert doc.startswith(f"{name}: ")
+    assert "arXiv" in doc
+    assert "per token" in doc
+
+
+def test_a_step_is_finite_and_reaches_every_parameter(name):
+    sae = build(name)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        sae.b_dec += 0.1 * torch.randn(D_IN)  # at zero the gradient of some biases vanishes by symmetry
+    output = sae.training_forward_pass(step_input(sae, torch.randn(32, D_IN)))
+    assert torch.isfinite(output.loss)
+    output.loss.backward()
+    if not getattr(sae.cfg, "learns", True):
+        assert all(p.grad is None or not p.grad.any() for p in sae.parameters())
+        return
+    for parameter_name, parameter in sae.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+def test_encode_takes_both_shapes_and_never_mixes_prompts(name, tmp_path):
+    sae = trained_form(name, tmp_path)
+    torch.manual_seed(2)
+    acts = torch.randn(3, 8, D_IN)
+    latents = sae.encode(acts)
+    assert latents.shape == (3, 8, D_SAE)
+    torch.testing.assert_close(sae.encode(acts.flatten(0, 1)), latents.flatten(0, 1))
+    changed = acts.clone()
+    changed[1:] += 1
+    torch.testing.assert_close(sae.encode(changed)[0], latents[0])
+    assert (latents != 0).any()
+
+
+def trained_form(name: str, folder: Path):
+    sae = build(name)
+    torch.manual_seed(3)
+    for _ in range(20):  # lets running thresholds settle
+        sae.training_forward_pass(step_input(sae, torch.randn(32, D_IN)))
+    sae.save_inference_model(folder)
+    return sae_variants.load(folder)
+
+
+def test_save_and_load_are_exact(name, tmp_path):
+    sae = trained_form(name, tmp_path / "a")
+    acts = torch.randn(16, D_IN)
+    again = sae_variants.load(tmp_path / "a")
+    assert torch.equal(sae.decode(sae.encode(acts)), again.decode(again.encode(acts)))
+    config = json.loads((tmp_path / "a" / "cfg.json").read_text())
+    assert config["metadata"]["training_architecture"] == _register.resolve(name).config_class.architecture()
+
+
+def test_folding_decoder_norms_changes_no_output(name, tmp_path):
+    sae = trained_form(name, tmp_path)
+    acts = torch.randn(16, D_IN)
+    before = sae.decode(sae.encode(acts))
+    try:
+        sae.fold_W_dec_norm()
+    except NotImplementedError:
+        return
+    torch.testing.assert_close(sae.decode(sae.encode(acts)), before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(D_SAE))
+
+
+def test_loads_with_plain_sae_lens_where_this_package_is_not(tmp_path):
+    acts = torch.randn(16, D_IN)
+    torch.save(acts, tmp_path / "acts.pt")
+    for name in NAMES:
+        sae = trained_form(name, tmp_path / name)
+        torch.save(sae.decode(sae.encode(acts)).detach(), tmp_path / name / "out.pt")
+    script = (
+        "import sys, torch; from pathlib import Path; sys.modules['sae_variants'] = None\n"
+        "from sae_lens import SAE\n"
+        f"root = Path({str(tmp_path)!r}); acts = torch.load(root / 'acts.pt')\n"
+        f"for name in {NAMES!r}:\n"
+        "    sae = SAE.load_from_disk(root / name)\n"
+        "    torch.testing.assert_close(sae.decode(sae.encode(acts)), torch.load(root / name / 'out.pt'),"
+        " rtol=1e-5, atol=1e-5)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_fast_batch_topk_equals_sae_lens_to_the_bit():
+    from sae_lens.saes.batchtopk_sae import BatchTopK as Theirs
+
+    from sae_variants._ops import BatchTopK
+
+    for k, shape in ((3, (50, 40)), (0.5, (64, 10)), (10, (4, 10)), (2.5, (2, 6, 30))):
+        pre = torch.randn(shape)
+        assert torch.equal(BatchTopK(k)(pre), Theirs(k)(pre))
+    assert not BatchTopK(2)(-torch.ones(4, 5)).any()
+
+
+def test_batch_topk_keeps_the_largest_of_the_batch():
+    from sae_variants._ops import BatchTopK
+
+    pre = torch.tensor([[5.0, 4.0, 3.0], [1.0, -2.0, 2.0]])
+    assert BatchTopK(1.5)(pre).tolist() == [[5.0, 4.0, 3.0], [0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("order", ["import sae_lens, sae_variants", "import sae_variants, sae_lens"])
+def test_sae_lens_knows_our_architectures_whatever_is_imported_first(order):
+    script = f"{order}; from sae_lens.registry import get_sae_training_class; print(get_sae_training_class('temporal_consistency')[0].__name__)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "TemporalTrainingSAE", done.stderr
