@@ -7,14 +7,26 @@ from pathlib import Path
 from typing import Any
 
 
+def _conditions(result: dict[str, Any]) -> tuple[Any, ...]:
+    seed = result["eval_result_unstructured"]["provenance"]["seed"]
+    return result["eval_config"], result["sae_cfg_dict"]["d_sae"], seed
+
+
+def _tokens(result: dict[str, Any]) -> int | None:
+    return result["eval_result_unstructured"]["provenance"]["training_tokens"]
+
+
 def comparable(root: Path, target: str, evaluation: str, like: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The newest result of every other SAE on that target whose evaluation settings are those of `like`."""
+    """The newest result of every SAE on that target that was trained and evaluated like `like`.
+
+    That is: same evaluation settings, width, seed and, unless it is untrained, as many training tokens.
+    """
     found: dict[str, dict[str, Any]] = {}
     for path in sorted((root / target / evaluation).glob("*/*.json")):
         try:
             result = json.loads(path.read_text())
             label, when = result["sae_lens_id"], result["datetime_epoch_millis"]
-            same = result["eval_config"] == like["eval_config"]
+            same = _conditions(result) == _conditions(like) and _tokens(result) in (0, None, _tokens(like))
         except (ValueError, KeyError, TypeError):
             print(f"{path} is not a result of {evaluation}; left out of the table")
             continue

@@ -12,6 +12,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,7 @@ def core(
         caught = stack.enter_context(catching_errors())
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.enter_context(_hushed("sae_bench", "sae_lens"))
+        stack.enter_context(mock.patch.object(core, "tqdm", partial(core.tqdm, leave=False)))
         raw = core.multiple_evals(
             selected_saes=[("sae", sae)],
             eval_batch_size_prompts=settings["batch_size_prompts"],
