@@ -178,6 +178,7 @@ def reuse_freed_memory() -> None:
 
 def load_model(name: str, device: str, dtype: str) -> Any:
     """A `HookedTransformer` without weight processing, as SAEBench loads it."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
     from sae_lens.util import str_to_dtype
     from transformer_lens import HookedTransformer
     from transformers.utils import logging
@@ -186,6 +187,8 @@ def load_model(name: str, device: str, dtype: str) -> Any:
     if device == "cpu":
         reuse_freed_memory()
     with hub_errors(f"the model {name}"), contextlib.redirect_stdout(io.StringIO()):
+        if name not in _folders and not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            HfApi().model_info(name, timeout=10)  # fails at once where there is no network; a download retries first
         try:
             return HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=str_to_dtype(dtype))
         except (ValueError, NotImplementedError, KeyError, RuntimeError) as error:
@@ -209,10 +212,10 @@ def hook_width(model: Any, hook_name: str) -> int:
     return cached[hook_name].shape[-1]
 
 
-def hook_activations(model: Any, hook_name: str, contexts_per_pass: int = 64) -> Any:
+def hook_activations(model: Any, hook_name: str, dtype: str = "float32", contexts_per_pass: int = 64) -> Any:
     """Function from token ids [C, T] to activations [C, T, D] at a hook; the model stops after the hook's layer."""
     import torch
-    from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+    from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, str_to_dtype
 
     stop = extract_stop_at_layer_from_tlens_hook_name(hook_name)
 
@@ -223,7 +226,7 @@ def hook_activations(model: Any, hook_name: str, contexts_per_pass: int = 64) ->
             _, cached = model.run_with_cache(
                 part.to(model.cfg.device), names_filter=hook_name, stop_at_layer=stop, prepend_bos=False
             )
-            parts.append(cached[hook_name])
+            parts.append(cached[hook_name].to(str_to_dtype(dtype)))
         return torch.cat(parts)
 
     return activations

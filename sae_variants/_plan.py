@@ -22,6 +22,7 @@ from sae_variants._targets import Target
 
 CHECKPOINT_SUFFIX = ".checkpoint"
 RECORD = "training.json"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class TrainSettings:
     autocast: bool = False
     """Run the SAE's products in bfloat16."""
     dtype: str = "float32"
-    """Data type of the language model and of the SAE."""
+    """Data type of the SAE; the language model's is the target's."""
     seed: int = 0
     """Seeds the weights and the order of the windows."""
 
@@ -71,6 +72,8 @@ class TrainSettings:
             )
         if self.learning_rate <= 0:
             raise UsageError(f"learning_rate must be positive, not {self.learning_rate}")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
 
     @property
     def stream(self) -> tuple[Any, ...]:

@@ -50,7 +50,6 @@ def train(plans: list[Plan], device: str = "cpu", force: bool = False, checkpoin
     missing = [made for made in {made.folder: made for made in plans}.values() if not made.is_trained]
     grouped: dict[tuple[Any, ...], list[Plan]] = {}
     for made in missing:
-        made.folder.parent.mkdir(parents=True, exist_ok=True)
         grouped.setdefault((made.target.name, *made.settings.stream), []).append(made)
     for group in grouped.values():
         _train_group(group, device, checkpoint_steps)
@@ -63,13 +62,13 @@ def _train_group(plans: list[Plan], device: str, checkpoint_steps: int) -> None:
     from sae_variants._windows import WindowStream
 
     target, settings = plans[0].target, plans[0].settings
-    model = _models.load_model(target.model_name, device, settings.dtype)
+    model = _models.load_model(target.model_name, device, target.dtype)
     d_in = _models.hook_width(model, target.hook_name)
     if settings.context_size > model.cfg.n_ctx:
         raise UsageError(f"context_size = {settings.context_size} exceeds the model's {model.cfg.n_ctx} positions")
     stream = WindowStream(
         contexts=lambda: _targets.contexts(target, model, settings.context_size),
-        activations=_models.hook_activations(model, target.hook_name),
+        activations=_models.hook_activations(model, target.hook_name, settings.dtype),
         special_ids=tuple(get_special_token_ids(model.tokenizer)),
         context_size=settings.context_size,
         window=settings.stream_window,

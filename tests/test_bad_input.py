@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny
 
+import sae_variants
 from eval_runners import __main__ as runners_main
 from eval_runners import _run
 from sae_variants import __main__ as variants_main
@@ -20,17 +21,21 @@ from sae_variants._errors import run_command
 def place(tmp_path, model_folder, text_file, target, trained) -> dict[str, Path]:
     """Folders and files, good and bad, by the name that the table uses."""
     folder = _plan.plan("temporal", target, tiny("temporal"), trained).folder
-    bad = {name: tmp_path / name for name in ("empty_folder", "no_weights", "cut_weights", "bad_config", "wide")}
+    bad = {
+        name: tmp_path / name
+        for name in ("empty_folder", "no_weights", "cut_weights", "bad_config", "elsewhere", "narrow")
+    }
     bad["empty_folder"].mkdir()
-    for name in ("no_weights", "cut_weights", "bad_config", "wide"):
+    for name in ("no_weights", "cut_weights", "bad_config", "elsewhere"):
         shutil.copytree(folder, bad[name])
     (bad["no_weights"] / "sae_weights.safetensors").unlink()
     weights = bad["cut_weights"] / "sae_weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     (bad["bad_config"] / "cfg.json").write_text("{")
-    config = json.loads((bad["wide"] / "cfg.json").read_text())
+    config = json.loads((bad["elsewhere"] / "cfg.json").read_text())
     config["metadata"]["hook_name"] = "blocks.0.hook_resid_pre"
-    (bad["wide"] / "cfg.json").write_text(json.dumps(config))
+    (bad["elsewhere"] / "cfg.json").write_text(json.dumps(config))
+    sae_variants.build("stock:topk", d_in=16, d_sae=32, k=4).save_inference_model(bad["narrow"])
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("\n\n".join(["one", "two", "three", "four", "five", "six", "seven", "eight"]))
     (tmp_path / "no_text.jsonl").write_text('{"body": "x"}\n')
@@ -93,7 +98,8 @@ TABLE = [
     (f"core --sae {{no_weights}} {MODEL} {CORE}", "no sae_weights.safetensors"),
     (f"core --sae {{cut_weights}} {MODEL} {CORE}", "cannot load the SAE"),
     (f"core --sae {{bad_config}} {MODEL} {CORE}", "cannot load the SAE"),
-    (f"core --sae {{wide}} {MODEL} {CORE}", "was trained at blocks.0.hook_resid_pre"),
+    (f"core --sae {{elsewhere}} {MODEL} {CORE}", "was trained at blocks.0.hook_resid_pre"),
+    (f"core --sae {{narrow}} {MODEL} {CORE}", "has d_in = 16, but blocks.1.hook_resid_post"),
     (f"core --sae {{trained}} {MODEL} {CORE}", "no cfg.json"),
     ("core --sae nobody/nothing:sae", "on the Hugging Face Hub"),
     ("core --sae random --target pythia-70m-l3", "on the Hugging Face Hub"),

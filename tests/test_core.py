@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -212,6 +213,20 @@ def test_a_folder_is_an_sae_too(target, trained, argv, tmp_path):
     _run.main("core", words)
     (result,) = (tmp_path / "out").rglob("*.json")
     assert result.parent.name == f"temporal-{folder.name}"
+
+
+def test_an_sae_on_the_hub_is_named_user_repo_id(target, trained, argv, tmp_path, monkeypatch):
+    repo = tmp_path / "snapshot"
+    shutil.copytree(_plan.plan("temporal", target, tiny("temporal"), trained).folder, repo / "layer_1")
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **kw: asked.append((name, kw)) or str(repo))
+    words = argv("temporal")[2:]
+    words = [w for i, w in enumerate(words) if not (w.startswith("--train.") or words[i - 1].startswith("--train."))]
+    _run.main("core", ["--sae", "someone/saes:layer_1", *words])
+    assert asked == [("someone/saes", {"allow_patterns": ["layer_1/*"]})]
+    (result,) = (tmp_path / "out").rglob("*.json")
+    assert result.parent.name == "someone_saes_layer_1"
+    assert json.loads(result.read_text())["sae_lens_id"] == "someone/saes:layer_1"
 
 
 def test_provenance_names_the_package_s_own_commit():

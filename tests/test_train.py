@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -146,6 +147,42 @@ def test_force_trains_anew(target, tmp_path):
     _train.train([made], force=True)
     assert made.is_trained
     assert not (made.folder / "mark").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_other_data_types_train(target, tmp_path, dtype):
+    made = plan("temporal", target, tmp_path, dtype=dtype, training_tokens=1024)
+    _train.train([made])
+    assert str(sae_variants.load(made.folder).W_dec.dtype) == f"torch.{dtype}"
+
+
+def test_sae_lens_own_runner_trains_a_variant(target, tmp_path):
+    from datasets import Dataset
+    from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig
+
+    from sae_variants import _register, _targets
+
+    config = LanguageModelSAERunnerConfig(
+        sae=_register.config("temporal", d_in=32, d_sae=64, k=4, window=4),
+        model_name=target.model_name,
+        hook_name=target.hook_name,
+        training_tokens=2048,
+        train_batch_size_tokens=256,
+        context_size=32,
+        n_batches_in_buffer=16,
+        store_batch_size_prompts=4,
+        activations_mixing_fraction=0.0,
+        n_checkpoints=0,
+        checkpoint_path=None,
+        output_path=str(tmp_path / "out"),
+        save_final_checkpoint=False,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    dataset = Dataset.from_dict({"text": _targets.local_texts(target.dataset, "train")})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        LanguageModelSAETrainingRunner(config, override_dataset=dataset).run()
+        assert sae_variants.load(tmp_path / "out").cfg.architecture() == "jumprelu"
 
 
 def test_a_latent_is_dead_by_tokens_not_steps(target, tmp_path):
