@@ -148,16 +148,19 @@ def name_folder(folder: Path) -> str:
 def hub_errors(what: str) -> Iterator[None]:
     """A model or text that cannot be had ends in one line, not in a stack of retries."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-    from requests.exceptions import RequestException
 
     try:
         yield
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RequestException, ConnectionError) as error:
-        raise UsageError(f"cannot get {what} on the Hugging Face Hub ({type(error).__name__}): {_OFFLINE}") from error
-    except OSError as error:
-        if error.errno is not None:
+    except UsageError:
+        raise
+    except Exception as error:
+        transport = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests")
+        unreachable = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
+        # transformers and datasets report an unreachable Hub as an OSError without a number
+        unnumbered = isinstance(error, OSError) and error.errno is None
+        if not (transport or unnumbered or isinstance(error, unreachable)):
             raise
-        raise UsageError(f"cannot get {what}, neither on the Hugging Face Hub nor in its cache: {_OFFLINE}") from error
+        raise UsageError(f"cannot get {what} on the Hugging Face Hub ({type(error).__name__}): {_OFFLINE}") from error
 
 
 _OFFLINE = "check the name and the network, or use --target sandbox or --model FOLDER, which need none"
