@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -23,6 +24,8 @@ def one_of(what: str, name: str, known: Iterable[str]) -> str:
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command: bad input ends with one line and code 2, Ctrl-C with code 130, neither with a traceback."""
+    # threads that spin while they wait make torch several times slower as soon as anything else runs on the machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = main() or 0
     except UsageError as error:
