@@ -2,10 +2,11 @@
 
     EvalConfig                        dataclass of its settings; the docstring under a field is the help
     METRICS                           the numbers it gives, in the order of the table
-    evaluate(sae, target, config)     -> Evaluation
-    main()                            -> `_run.main(__name__)`-style entry point
+    output_class()                    the class of SAEBench's that its results validate with
+    evaluate(sae, target, config, model=..., device=...)     -> Evaluation
 
-`_run` does everything else: it finds the SAEs, reuses finished results, writes files, prints the table.
+and ends with a call of `_run.run`. `_run` does everything else: it finds the SAEs, reuses finished
+results, writes files, prints the table.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Evaluation:
 class Evaluator(Protocol):
     EvalConfig: type
     METRICS: tuple[Metric, ...]
+    output_class: Callable[[], type]
     evaluate: Callable[..., Evaluation]
 
 

@@ -8,8 +8,11 @@ from typing import Any
 
 
 def _conditions(result: dict[str, Any]) -> tuple[Any, ...]:
-    seed = result["eval_result_unstructured"]["provenance"]["seed"]
-    return result["eval_config"], result["sae_cfg_dict"]["d_sae"], seed
+    return result["eval_config"], result["sae_cfg_dict"]["d_sae"]
+
+
+def _seed(result: dict[str, Any]) -> int | None:
+    return result["eval_result_unstructured"]["provenance"]["seed"]
 
 
 def _tokens(result: dict[str, Any]) -> int | None:
@@ -19,14 +22,16 @@ def _tokens(result: dict[str, Any]) -> int | None:
 def comparable(root: Path, target: str, evaluation: str, like: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The newest result of every SAE on that target that was trained and evaluated like `like`.
 
-    That is: same evaluation settings, width, seed and, unless it is untrained, as many training tokens.
+    That is: same evaluation settings and width and, where they are known, seed and number of training tokens.
     """
     found: dict[str, dict[str, Any]] = {}
     for path in sorted((root / target / evaluation).glob("*/*.json")):
         try:
             result = json.loads(path.read_text())
             label, when = result["sae_lens_id"], result["datetime_epoch_millis"]
-            same = _conditions(result) == _conditions(like) and _tokens(result) in (0, None, _tokens(like))
+            same = _conditions(result) == _conditions(like)
+            same = same and (_tokens(like) is None or _tokens(result) in (0, _tokens(like)))
+            same = same and (_seed(like) is None or _seed(result) == _seed(like))
         except (ValueError, KeyError, TypeError):
             print(f"{path} is not a result of {evaluation}; left out of the table")
             continue

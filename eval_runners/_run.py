@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shlex
 import subprocess
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -49,7 +50,8 @@ def main(name: str, argv: list[str]) -> int:
     parser.epilog = (
         "A variant that must be trained first takes --train.FIELD VALUE, e.g. --train.k 16 --train.d-sae 4096."
     )
-    args, extra = parser.parse_known_args(argv)
+    words, extra = _cli.split_unknown(parser, argv)
+    args = parser.parse_args(words)
     if args.seed < 0:
         raise UsageError(f"--seed must not be negative, not {args.seed}")
     overrides = _cli.extra_options(extra, prefix=TRAIN_PREFIX)
@@ -61,7 +63,7 @@ def _evaluate_all(name: str, evaluator: Any, args: Any, overrides: dict[str, Any
 
     _cli.quiet()
     target, device = _cli.target_of(args), _cli.device_of(args)
-    config = evaluator.EvalConfig(**{**getattr(target, name, {}), **_cli.given(args, evaluator.EvalConfig)})
+    config = evaluator.EvalConfig(**{**target.evaluations.get(name, {}), **_cli.given(args, evaluator.EvalConfig)})
     for f in fields(config):
         if f.type == "int" and getattr(config, f.name) < 1:
             raise UsageError(f"{_cli.dashed(f.name)} must be at least 1, not {getattr(config, f.name)}")
@@ -80,11 +82,13 @@ def _evaluate_all(name: str, evaluator: Any, args: Any, overrides: dict[str, Any
             model = _saebench.load_model(target, device, target.dtype)
         sae = sae_found.load(device)
         check_fits(sae, sae_found.label, target, model)
+        check_text(getattr(config, "context_size", 1), target, model)
         print(f"{sae_found.label}: evaluating {name} on {target.name}")
         started = time.time()
         evaluation = evaluator.evaluate(sae, target, config, model=model, device=device)
+        evaluation = replace(evaluation, ours=finite(evaluation.ours))
         result = envelope(evaluation, sae_found, target, weight_hash, device, argv, name, time.time() - started)
-        validate(name, result)
+        validate(evaluator.output_class(), result)
         write_atomically(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
         print(f"{sae_found.label}: {path}")
         results.append((sae_found, result))
@@ -109,10 +113,21 @@ def check_fits(sae: Any, label: str, target: Target, model: Any) -> None:
         sae.cfg.metadata.prepend_bos = True
 
 
+def check_text(context_size: int, target: Target, model: Any) -> None:
+    """UsageError if the model or the held-out text is shorter than a context."""
+    from sae_variants import _targets
+
+    if context_size > model.cfg.n_ctx:
+        raise UsageError(f"--context-size {context_size} exceeds the model's {model.cfg.n_ctx} positions")
+    if target.is_local and next(_targets.contexts(target, model, context_size, "heldout"), None) is None:
+        raise UsageError(f"the held-out text of {target.title} is shorter than one context of {context_size} tokens")
+
+
 def result_path(root: Path, name: str, target: Target, sae: str, weight_hash: str, config: dict[str, Any]) -> Path:
     from sae_variants._models import model_id
 
-    key = {"weights": weight_hash, "config": config, "model": model_id(target.model_name), "text": target.text_id}
+    key = {"weights": weight_hash, "config": config, "model": model_id(target.model_name)}
+    key |= {"text": target.text_id, "text_version": target.text_version, "sae_bench": version("sae-bench")}
     digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=6).hexdigest()
     return root / target.name / name / sae / f"{digest}.json"
 
@@ -139,7 +154,7 @@ def envelope(
         "trained": not failures,
         "not_trained_because": failures,
         "provenance": {
-            "command": shlex.join(["python", "-m", f"eval_runners.{name}", *argv]),
+            "command": shlex.join(["python", "-m", f"eval_runners.{name}", *without_paths(argv)]),
             "commit": commit(),
             "versions": {p: version(p) for p in ("sae-variants", "sae-lens", "sae-bench", "transformer-lens", "torch")},
             "device": device,
@@ -155,12 +170,25 @@ def envelope(
     return result
 
 
-def validate(name: str, result: dict[str, Any]) -> None:
+def without_paths(argv: list[str]) -> list[str]:
+    """The words of a command with the last part of each path only: a result may be published."""
+    return [word.rpartition("/")[2] if word.startswith(("/", "~", "..")) else word for word in argv]
+
+
+def validate(output_class: type, result: dict[str, Any]) -> None:
     """The result must load as SAEBench's own output class."""
     from pydantic import TypeAdapter
-    from sae_bench.evals.core.eval_output import CoreEvalOutput
 
-    TypeAdapter({"core": CoreEvalOutput}[name]).validate_python(result)
+    TypeAdapter(output_class).validate_python(result)
+
+
+def finite(value: Any) -> Any:
+    """The same with null for every number that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def commit() -> str | None:
@@ -185,8 +213,10 @@ def writable(root: Path) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
         probe = root / f".probe-{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
+        try:
+            probe.write_bytes(bytes(2**20))
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write results to {root}: {error.strerror}; give another --output") from error
     return root
@@ -195,21 +225,28 @@ def writable(root: Path) -> Path:
 def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror}; give another --output") from error
 
 
 def verdict_code(results: list[tuple[Any, dict[str, Any]]]) -> int:
     """0 if every SAE is trained; `random` is not, and may be asked for."""
-    from eval_runners._saes import UNTRAINED
-
     code = 0
     for found, result in results:
         ours = result["eval_result_unstructured"]
         if not ours["trained"]:
             print(f"{found.label}: untrained: {'; '.join(ours['not_trained_because'])}")
-            code = code if found.label == UNTRAINED else 1
+            code = 1 if found.learns else code
     return code
+
+
+def is_not_a_number(metric: _contract.Metric, result: dict[str, Any]) -> bool:
+    names = result["eval_result_unstructured"].get("not_a_number", [])
+    return any(metric.path.endswith("." + name) for name in names)
 
 
 def print_table(evaluator: Any, results: list[tuple[Any, dict[str, Any]]], others: dict[str, dict[str, Any]]) -> None:
@@ -225,9 +262,7 @@ def print_table(evaluator: Any, results: list[tuple[Any, dict[str, Any]]], other
         )
     for metric in evaluator.METRICS:
         values = [_contract.at(result, metric.path) for result in columns.values()]
-        absent = [
-            metric.name in " ".join(r["eval_result_unstructured"].get("not_a_number", [])) for r in columns.values()
-        ]
+        absent = [is_not_a_number(metric, result) for result in columns.values()]
         shown = ["-" if v is None or a else f"{v:.4g}" for v, a in zip(values, absent, strict=True)]
         table.add_row(metric.title, _contract.ARROWS[metric.better], *shown)
     Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,6 +1,6 @@
 """Everything that adapts SAEBench, each piece beside the fault it answers; SAEBench's own code computes its numbers.
 
-Faults are those of sae-bench 0.6.0; `tests/test_saebench.py` fails when one of them is gone.
+Faults are those of sae-bench 0.6.0; `tests/test_core.py` fails when one of them is gone.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class Found:
     seed: int | None
     training_tokens: int | None
     """None where the SAE does not say."""
+    learns: bool = True
+    """False for `random`, which may be untrained."""
 
     @property
     def path_name(self) -> str:
@@ -48,13 +50,25 @@ def is_hub_id(name: str) -> bool:
     return bool(colon and sae_id) and repo.count("/") == 1 and not name.startswith((".", "/"))
 
 
+def is_folder(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).is_dir()
+    except OSError:  # a name too long for the file system
+        return False
+
+
 def plans(names: list[str], target: Target, overrides: dict[str, Any], seed: int, root: str | None) -> list[_plan.Plan]:
     """Training plans of those names that are variants. UsageError for a name that is nothing we know."""
-    variants = [name for name in names if not Path(name).exists() and not is_hub_id(name)]
-    for name in variants:
+    known = _register.names()
+    variants = [name for name in names if name in known]
+    for name in names:
+        if name in known or is_folder(name) or is_hub_id(name):
+            continue
         if "/" in name:
             raise UsageError(f"no folder {name!r}; an SAE on the Hub is written user/repo:sae_id")
-        one_of("SAE", name, _register.names())
+        one_of("SAE", name, known)
+    if "seed" in overrides:
+        raise UsageError("--train.seed is written --seed")
     if variants:
         _plan.check_overrides(variants, overrides)
     made = []
@@ -70,20 +84,30 @@ def find(
 ) -> list[Found]:
     """The SAEs asked for, in that order. A variant that is not trained yet for this target is trained first."""
     planned = {made.name: made for made in plans(names, target, overrides, seed, root)}
+    placed = {name: _from_place(name) for name in names if name not in planned}
     missing = [made for made in planned.values() if not made.is_trained]
     for made in missing:
         print(f"{made.name} is not trained on {target.name} with seed {seed} yet: training it first")
     _train.train(missing, device)
-    return [_from_plan(planned[name]) if name in planned else _from_place(name) for name in names]
+    return _labelled_apart([_from_plan(planned[name]) if name in planned else placed[name] for name in names])
+
+
+def _labelled_apart(found: list[Found]) -> list[Found]:
+    """SAEs whose labels are the same get a piece of their weights' hash behind it."""
+    labels = [sae.label for sae in found]
+    return [
+        replace(sae, label=f"{sae.label}-{sae.weight_hash()[:6]}") if labels.count(sae.label) > 1 else sae
+        for sae in found
+    ]
 
 
 def _from_plan(made: _plan.Plan) -> Found:
     record = json.loads((made.folder / _plan.RECORD).read_text())
-    return Found(made.name, made.folder, made.settings.seed, record["trained_tokens"])
+    return Found(made.name, made.folder, made.settings.seed, record["trained_tokens"], made.name != UNTRAINED)
 
 
 def _from_place(name: str) -> Found:
-    if Path(name).exists():
+    if is_folder(name):
         folder, label = Path(name), Path(name).resolve().name
         record = folder / _plan.RECORD
         if record.is_file():
@@ -92,7 +116,8 @@ def _from_place(name: str) -> Found:
         folder, label = _download(name), name
     _register.load(folder)
     metadata = json.loads((folder / "cfg.json").read_text()).get("metadata", {})
-    return Found(label, folder, metadata.get("seed"), metadata.get("training_tokens"))
+    learns = metadata.get("training_architecture") != _register.resolve(UNTRAINED).config_class.architecture()
+    return Found(label, folder, metadata.get("seed"), metadata.get("training_tokens"), learns)
 
 
 def _download(hub_id: str) -> Path:

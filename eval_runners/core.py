@@ -46,6 +46,12 @@ METRICS = (
 )  # fmt: skip
 
 
+def output_class() -> type:
+    from sae_bench.evals.core.eval_output import CoreEvalOutput
+
+    return CoreEvalOutput
+
+
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """SAEBench's output of one SAE, the corrected explained variance, and what speaks against the SAE being trained."""
     from eval_runners import _saebench
@@ -57,10 +63,14 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
         failures.append("L0 is 0: no latent ever fires")
     if not math.isfinite(corrected) or corrected < 0:
         failures.append(f"explained variance is {corrected:.3f}: worse than the mean activation")
+    if not math.isfinite(corrected):
+        missing.append(CORRECTED)
     return Evaluation(output, {CORRECTED: corrected, "not_a_number": missing}, failures)
 
 
 if __name__ == "__main__":
+    from pathlib import Path
+
     from eval_runners._run import run
 
-    run("core")
+    run(Path(__file__).stem)

@@ -6,10 +6,10 @@ import sys
 from dataclasses import fields
 
 from sae_variants import _cli, _plan, _register, _targets, _train
-from sae_variants._errors import run_command
+from sae_variants._errors import UsageError, run_command
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     parser = _cli.Parser(prog="python -m sae_variants", description="Train sparse autoencoders.")
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser(
@@ -24,12 +24,11 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("--force", action="store_true", help="train again what is trained already")
     _cli.add_target(train)
     _cli.add_fields(train, _plan.TrainSettings, "training (defaults are the target's where it has its own)")
-    options = commands.add_parser("options", help="the config fields of a variant")
+    options = commands.add_parser("options", help="the fields of a variant's config")
     options.add_argument("name")
     commands.add_parser("list", help="variants and targets")
-    args, extra = parser.parse_known_args(argv)
-    if args.command != "train":
-        _cli.extra_options(extra, prefix="\0")
+    words, extra = _cli.split_unknown(train, argv) if argv[:1] == ["train"] else (argv, [])
+    args = parser.parse_args(words)
     return {"train": _train_command, "options": _options_command, "list": _list_command}[args.command](args, extra)
 
 
@@ -37,6 +36,8 @@ def _train_command(args, extra: list[str]) -> int:
     _cli.quiet()
     overrides = {**_cli.given(args, _plan.TrainSettings), **_cli.extra_options(extra)}
     if args.l0 is not None:
+        if "k" in overrides:
+            raise UsageError("--l0 and --k are two spellings of one thing: give one of them")
         overrides["k"] = args.l0
     target, device = _cli.target_of(args), _cli.device_of(args)
     _plan.check_overrides(args.names, overrides)
@@ -45,6 +46,8 @@ def _train_command(args, extra: list[str]) -> int:
         for name in args.names:
             own = _register.resolve(name).field_names | _plan.SETTING_NAMES
             wanted = {field: value for field, value in overrides.items() if field in own}
+            for field in overrides.keys() - wanted.keys():
+                print(f"{name} has no {field}; it is trained without", file=sys.stderr)
             plans.append(_plan.plan(name, target, {**wanted, "seed": seed}, args.output or args.trained))
     before = {made.folder for made in plans if made.is_trained and not args.force}
     _train.train(plans, device, args.force)
@@ -60,7 +63,9 @@ def _options_command(args, extra: list[str]) -> int:
     docs = _cli.field_docs(variant.config_class)
     for f in fields(variant.config_class):
         if f.name in variant.field_names and f.name not in _plan.SETTING_NAMES:
-            print(f"{_cli.dashed(f.name)} {f.type} (default: {f.default})\n    {docs.get(f.name, '')}")
+            kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
+            print(f"{_cli.dashed(f.name)} {kind} (default: {f.default})\n    {docs.get(f.name, 'see SAELens')}")
+    print("A target's recipe may set other defaults; `train --help` lists the training settings.")
     return 0
 
 

@@ -103,6 +103,21 @@ def given(args: argparse.Namespace, config_class: type) -> dict[str, Any]:
     return {f.name: getattr(args, f.name) for f in fields(config_class) if hasattr(args, f.name)}
 
 
+def split_unknown(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(words the parser knows, options that it does not, each with its value), wherever they stand."""
+    known = set(parser._option_string_actions)
+    ours, extra, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or word.partition("=")[0] in known:
+            ours.append(word)
+            continue
+        extra.append(word)
+        if "=" not in word and words and not words[0].startswith("--"):
+            extra.append(words.pop(0))
+    return ours, extra
+
+
 def extra_options(extra: Sequence[str], prefix: str = "") -> dict[str, Any]:
     """`--name value` and `--name=value` pairs that the parser did not know, as a dict of underscored names."""
     options: dict[str, Any] = {}
@@ -145,8 +160,8 @@ def device_of(args: argparse.Namespace) -> str:
     if args.device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=args.device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}") from error
     return args.device
 

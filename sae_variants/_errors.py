@@ -40,6 +40,6 @@ def run_command(main: Callable[[], int | None]) -> None:
             30,
         ):
             raise
-        print(f"error: cannot write {error.filename or ''}: {error.strerror}", file=sys.stderr)
+        print(f"error: cannot use {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         code = 2
     sys.exit(code)

@@ -127,7 +127,13 @@ def model_id(name: str) -> str:
     """What stands for a model in a hash: the content of a local folder, else the name on the Hub."""
     if name not in _folders:
         return name
-    return content_hash(sorted(_folders[name].glob("*.safetensors")))
+    return content_hash(model_files(_folders[name]))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """What decides a model's numbers: config, tokenizer and weights."""
+    patterns = ("config.json", "tokenizer*", "vocab*", "merges*", "*.model", "*.safetensors", "pytorch_model*.bin")
+    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
 
 
 def name_folder(folder: Path) -> str:
@@ -136,10 +142,17 @@ def name_folder(folder: Path) -> str:
         raise UsageError(f"no model folder {str(folder)!r}")
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder} is not a Hugging Face model folder: it has no config.json")
-    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
-    if not weights:
-        raise UsageError(f"{folder} holds no weights (*.safetensors)")
-    name = "local-" + content_hash([folder / "config.json", *weights])
+    try:
+        json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise UsageError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    for what, patterns in (
+        ("weights", ("*.safetensors", "pytorch_model*.bin")),
+        ("tokenizer", ("tokenizer*", "vocab*")),
+    ):
+        if not any(path for pattern in patterns for path in folder.glob(pattern)):
+            raise UsageError(f"{folder} holds no {what} ({', '.join(patterns)})")
+    name = "local-" + content_hash(model_files(folder))
     register_folder(name, folder.resolve())
     return name
 
@@ -183,6 +196,7 @@ def load_model(name: str, device: str, dtype: str) -> Any:
     """A `HookedTransformer` without weight processing, as SAEBench loads it."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from sae_lens.util import str_to_dtype
+    from safetensors import SafetensorError
     from transformer_lens import HookedTransformer
     from transformers.utils import logging
 
@@ -194,7 +208,7 @@ def load_model(name: str, device: str, dtype: str) -> Any:
             HfApi().model_info(name, timeout=10)  # fails at once where there is no network; a download retries first
         try:
             return HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=str_to_dtype(dtype))
-        except (ValueError, NotImplementedError, KeyError, RuntimeError) as error:
+        except (ValueError, NotImplementedError, KeyError, RuntimeError, SafetensorError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(f"TransformerLens cannot load the model {name}: {first[:200]}") from error
 
@@ -212,6 +226,8 @@ def hook_width(model: Any, hook_name: str) -> int:
         raise UsageError(
             f"hook {hook_name} has shape {tuple(cached[hook_name].shape)}; choose one with [batch, pos, d_in]"
         )
+    if cached[hook_name].shape[-1] < 2:
+        raise UsageError(f"hook {hook_name} is a single number per token; choose one with a vector")
     return cached[hook_name].shape[-1]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class TrainSettings:
     context_size: int = 128
     """Tokens in a context of the language model, BOS included."""
     stream_window: int = 8
-    """Consecutive tokens that stay together when activations are shuffled."""
+    """Consecutive tokens that stay together when activations are shuffled; a variant's window if that does not fit."""
     buffer_contexts: int = 4096
     """Contexts whose windows are shuffled together."""
     learning_rate: float = 3e-4
@@ -106,6 +106,7 @@ class Plan:
             "model": _models.model_id(self.target.model_name),
             "hook_name": self.target.hook_name,
             "text": self.target.train_dataset or self.target.text_id,
+            "text_version": self.target.text_version,
             "settings": asdict(self.settings),
             "fields": self.fields,
         }
@@ -141,16 +142,20 @@ def plan(name: str, target: Target, overrides: dict[str, Any] | None = None, roo
     settings = TrainSettings(**{k: v for k, v in wanted.items() if k in SETTING_NAMES})
     chosen = {k: v for k, v in wanted.items() if k in known and k not in SETTING_NAMES}
     made = Plan(name, target, settings, chosen, trained_root(root))
-    window = chosen.get("window", getattr(_register.config(name, d_in=1, **made.sized), "window", 1))
-    if settings.stream_window % window:
-        raise UsageError(
-            f"window = {window} of {name} does not divide the stream's: give --stream-window {window} or a multiple"
-        )
-    return made
+    window = getattr(_register.config(name, d_in=1, **made.sized), "window", 1)
+    if settings.stream_window % window == 0:
+        return made
+    if "stream_window" in overrides:
+        raise UsageError(f"window = {window} of {name} does not divide stream_window = {settings.stream_window}")
+    batch = max(1, settings.batch_tokens // window) * window
+    fitting = replace(settings, stream_window=window, batch_tokens=batch)
+    return replace(made, settings=fitting)
 
 
 def check_overrides(names: list[str], overrides: dict[str, Any]) -> None:
     """UsageError for an override that is no training setting and no field of any of the SAEs."""
     known = SETTING_NAMES.union(*(_register.resolve(name).field_names for name in names))
     for override in overrides:
+        if override == "k" and "k" not in known:
+            raise UsageError(f"{', '.join(names)} has no k: its L0 follows from other fields, e.g. --l1-coefficient")
         one_of("option", override, known)

@@ -12,7 +12,8 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sae_variants._errors import UsageError, one_of
 
@@ -105,13 +106,38 @@ def matryoshka_widths(d_sae: int) -> list[int]:
     return sorted({max(1, d_sae // 8), max(1, d_sae // 4), max(1, d_sae // 2), d_sae})
 
 
+def _check_type(what: str, value: Any, hint: Any) -> None:
+    """UsageError unless a value is of the annotated kind; a whole number serves as a float, NaN as nothing."""
+    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = {float: (int, float), int: (int,), str: (str,), bool: (bool,), list: (list,), NoneType: (NoneType,)}
+    for choice in choices:
+        origin = get_origin(choice) or choice
+        if origin is Literal and value in get_args(choice):
+            return
+        if origin not in kinds:
+            if origin is not Literal:
+                return
+        elif isinstance(value, kinds[origin]) and (origin is bool or not isinstance(value, bool)) and value == value:
+            return
+    wanted = " or ".join(
+        ", ".join(map(str, get_args(c))) if get_origin(c) is Literal else getattr(c, "__name__", str(c))
+        for c in choices
+    )
+    raise UsageError(f"{what} must be {wanted}, not {value!r}")
+
+
 def config(name: str, *, d_in: int, d_sae: int, **overrides: Any) -> Any:
     """The config of a variant. UsageError for a field it does not have or a value that it refuses."""
     variant = resolve(name)
     for field in overrides:
         one_of(f"option of {name}", field, variant.field_names | {"device"})
+    for what, size in (("d_in", d_in), ("d_sae", d_sae)):
+        _check_type(what, size, int)
     if d_in < 1 or d_sae < 1:
         raise UsageError(f"d_in and d_sae must be at least 1, not {d_in} and {d_sae}")
+    hints = get_type_hints(variant.config_class)
+    for field, value in overrides.items():
+        _check_type(f"{field} of {name}", value, hints.get(field, Any))
     if (k := overrides.get("k")) is not None and not 0 < k <= d_sae:
         raise UsageError(f"k must lie between 1 and d_sae = {d_sae}, not {k}")
     if "matryoshka_widths" in variant.field_names:
@@ -142,7 +168,12 @@ def build(name: str, *, d_in: int, d_sae: int, seed: int | None = None, **overri
     cfg = config(name, d_in=d_in, d_sae=d_sae, **overrides)
     if seed is not None:
         torch.manual_seed(seed)
-    sae = resolve(name).sae_class(cfg)
+    try:
+        sae = resolve(name).sae_class(cfg)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise UsageError(
+            f"cannot build {name} with d_in = {d_in}, d_sae = {d_sae}: {str(error).splitlines()[0]}"
+        ) from error
     if type(sae.activation_fn) is SlowBatchTopK:
         sae.activation_fn = BatchTopK(sae.activation_fn.k)  # equal to the bit, and several times faster on CPU
     return sae

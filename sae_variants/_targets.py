@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ class Target:
     """Fields of `_train.TrainSettings` and of variants' configs, for every SAE on this target."""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The same for single SAEs, by name."""
-    core: dict[str, Any] = field(default_factory=dict)
-    """Settings of SAEBench's core evaluation."""
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Settings of evaluations on this target, by their name."""
 
     @property
     def is_local(self) -> bool:
@@ -46,6 +47,14 @@ class Target:
         if not self.is_local or self.dataset == SANDBOX:
             return self.dataset
         return f"local-{content_hash(text_files(Path(self.dataset)))}"
+
+    @property
+    def text_version(self) -> str | None:
+        """Changes when the sandbox's documents do; a local text's name and a Hub dataset's carry their own."""
+        if self.dataset != SANDBOX:
+            return None
+        code = content_hash([Path(__file__).parent / "sandbox" / "corpus.py"])
+        return f"sae-probes {version('sae-probes')}, corpus {code}"
 
 
 def names() -> list[str]:
@@ -73,7 +82,7 @@ def local(model: str, hook_name: str, dataset: str) -> Target:
         dataset=dataset,
         train=settings.train,
         variants=settings.variants,
-        core=settings.core,
+        evaluations=settings.evaluations,
     )
 
 

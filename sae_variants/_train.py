@@ -6,12 +6,14 @@ A finished SAE appears in its folder at once and whole; until then only its chec
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sae_variants import _models, _register, _targets
@@ -37,7 +39,7 @@ class _Job:
         return self.step >= self.plan.settings.steps
 
 
-def train(plans: list[Plan], device: str = "cpu", force: bool = False, checkpoint_steps: int = 100) -> None:
+def train(plans: list[Plan], device: str = "cpu", force: bool = False, checkpoint_steps: int = 50) -> None:
     """Trains every plan that is not trained yet, those that agree on the stream together.
 
     Raises:
@@ -89,6 +91,8 @@ def _train_group(plans: list[Plan], device: str, checkpoint_steps: int) -> None:
             for job in jobs:
                 if job.step == step and not job.is_done:
                     _step(job, batch)
+                    if job.is_done:
+                        _finish(job)
             bar.update(settings.batch_tokens)
             if step % STEPS_BETWEEN_REPORTS == 0 or step + 1 == last:
                 bar.set_postfix_str(" | ".join(job.shown for job in jobs))
@@ -96,14 +100,8 @@ def _train_group(plans: list[Plan], device: str, checkpoint_steps: int) -> None:
                 for job in jobs:
                     if not job.is_done:
                         _save_checkpoint(job)
-    except KeyboardInterrupt:
-        for job in jobs:
-            _save_checkpoint(job)
-        raise
     finally:
         bar.close()
-    for job in jobs:
-        _finish(job)
 
 
 def _trainer(made: Plan, d_in: int, device: str) -> Any:
@@ -165,7 +163,10 @@ def _step(job: _Job, batch: Any) -> None:
     trainer.maybe_reset_sparsity()
     if hasattr(trainer.sae, "special_N"):
         trainer.sae.special_N = batch.special_N
-    output = trainer.step(batch.acts_ND)
+    try:
+        output = trainer.step(batch.acts_ND)
+    except ValueError as error:
+        raise UsageError(f"{job.plan.name} cannot be trained with these settings: {error}") from error
     trainer.n_training_steps += 1
     if trainer.n_training_steps % STEPS_BETWEEN_REPORTS == 1 or job.is_done:
         _report(job, output)
@@ -181,16 +182,30 @@ def _report(job: _Job, output: Any) -> None:
                 f"training {job.plan.name} diverged at step {job.step} (loss {loss}): lower --learning-rate"
             )
         x, error = output.sae_in, (output.sae_in - output.sae_out).pow(2).sum()
-        explained = 1 - (error / (x - x.mean(0)).pow(2).sum()).item()
+        explained = 1 - (error / (x - x.mean(0)).pow(2).sum().clamp(min=1e-12)).item()
         l0 = output.feature_acts.bool().sum(-1).float().mean().item()
         dead = job.trainer.dead_neurons.float().mean().item()
     job.shown = f"{job.plan.name}: loss {loss:.2f} L0 {l0:.1f} EV {explained:.3f} dead {dead:.0%}"
 
 
+@contextlib.contextmanager
+def _writing(partial: Path) -> Iterator[None]:
+    """A fresh folder to write to; if that fails (a full disk, no permission) it is removed and the place is named."""
+    from safetensors import SafetensorError
+
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UsageError(f"cannot write the SAE to {partial.parent}: {error}; give another --trained") from error
+
+
 def _save_checkpoint(job: _Job) -> None:
     partial = job.plan.checkpoint.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    job.trainer.save_checkpoint("state", base_path=partial)
+    with _writing(partial):
+        job.trainer.save_checkpoint("state", base_path=partial)
     old = job.plan.checkpoint
     replaced = old.with_suffix(".old")
     shutil.rmtree(replaced, ignore_errors=True)
@@ -206,9 +221,15 @@ def _resume(job: _Job) -> None:
     if not job.plan.checkpoint.exists() and replaced.exists():
         replaced.rename(job.plan.checkpoint)
     state = job.plan.checkpoint / "state"
-    if state.is_dir():
+    if not state.is_dir():
+        return
+    try:
         job.trainer.load_trainer_state(state)
         job.trainer.sae.load_weights_from_checkpoint(state)
+    except Exception as error:
+        raise UsageError(
+            f"the checkpoint {job.plan.checkpoint} cannot be read ({type(error).__name__}): remove it to start anew"
+        ) from error
 
 
 def _finish(job: _Job) -> None:
@@ -222,9 +243,6 @@ def _finish(job: _Job) -> None:
         trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
     trainer.set_final_sae_metadata()
     partial = made.folder.with_name(made.folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    trainer.sae.save_inference_model(partial)
-    save_file({"sparsity": trainer.log_feature_sparsity}, partial / "sparsity.safetensors")
     record = {
         **made.key,
         "trained_tokens": trainer.sae.cfg.metadata.training_tokens,
@@ -232,7 +250,10 @@ def _finish(job: _Job) -> None:
         "last_report": job.shown,
         "versions": {package: version(package) for package in ("sae-lens", "transformer-lens", "torch")},
     }
-    (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    with _writing(partial):
+        trainer.sae.save_inference_model(partial)
+        save_file({"sparsity": trainer.log_feature_sparsity}, partial / "sparsity.safetensors")
+        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     if made.folder.exists():
         shutil.rmtree(made.folder)
     partial.rename(made.folder)

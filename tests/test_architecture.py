@@ -115,3 +115,16 @@ def test_a_stranger_s_variant_is_one_new_file(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_two_packages_and_their_data(tmp_path):
+    import zipfile
+
+    words = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(words, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"sae_variants", "eval_runners"}
+    for name in ("sandbox/model.safetensors", "sandbox/tokenizer.json", "sandbox/config.json", "targets/sandbox.toml"):
+        assert f"sae_variants/{name}" in names

@@ -25,6 +25,7 @@ def place(tmp_path, model_folder, text_file, target, trained) -> dict[str, Path]
         name: tmp_path / name
         for name in ("empty_folder", "no_weights", "cut_weights", "bad_config", "elsewhere", "narrow")
     }
+    models = {name: tmp_path / name for name in ("no_tokenizer", "bad_model_config", "cut_model")}
     bad["empty_folder"].mkdir()
     for name in ("no_weights", "cut_weights", "bad_config", "elsewhere"):
         shutil.copytree(folder, bad[name])
@@ -36,6 +37,13 @@ def place(tmp_path, model_folder, text_file, target, trained) -> dict[str, Path]
     config["metadata"]["hook_name"] = "blocks.0.hook_resid_pre"
     (bad["elsewhere"] / "cfg.json").write_text(json.dumps(config))
     sae_variants.build("stock:topk", d_in=16, d_sae=32, k=4).save_inference_model(bad["narrow"])
+    for copy in models.values():
+        shutil.copytree(model_folder, copy)
+    for file in models["no_tokenizer"].glob("tokenizer*"):
+        file.unlink()
+    (models["bad_model_config"] / "config.json").write_text("{")
+    weights = models["cut_model"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("\n\n".join(["one", "two", "three", "four", "five", "six", "seven", "eight"]))
     (tmp_path / "no_text.jsonl").write_text('{"body": "x"}\n')
@@ -45,7 +53,7 @@ def place(tmp_path, model_folder, text_file, target, trained) -> dict[str, Path]
     file = tmp_path / "a_file"
     file.write_text("")
     return {
-        **bad, "tmp": tmp_path, "model": model_folder, "text": text_file, "file": file, "trained": trained,
+        **bad, **models, "good": folder, "tmp": tmp_path, "model": model_folder, "text": text_file, "file": file, "trained": trained,
         "out": tmp_path / "out", "gone": tmp_path / "gone",
     }  # fmt: skip
 
@@ -63,6 +71,25 @@ TABLE = [
     ("train stock:topk --window 4", "unknown option 'window'"),
     (f"train temporal {MODEL} {TRAIN} --window 1", "window must be at least 2"),
     (f"train temporal {MODEL} {TRAIN} --window 8", "does not divide"),
+    (f"train temporal {MODEL} {TRAIN} --window 4.5", "window of temporal must be int, not 4.5"),
+    (f"train temporal {MODEL} {TRAIN} --slow-fraction abc", "slow_fraction of temporal must be float, not 'abc'"),
+    (f"train temporal {MODEL} {TRAIN} --k four", "k of temporal must be float, not 'four'"),
+    (f"train temporal {MODEL} {TRAIN} --consistency contrastiv", "must be contrastive, variance, similarity"),
+    ("train stock:topk --k 3.5", "k of stock:topk must be int, not 3.5"),
+    ("train stock:standard --l0 5", "stock:standard has no k"),
+    ("train temporal --l0 5 --k 3", "two spellings"),
+    (f"train stock:topk {MODEL} --d-sae 1000000000000 --k 4 --context-size 33", "cannot build stock:topk"),
+    (f"train --d-sae 16 --k 17 temporal {MODEL}", "k must lie between 1 and d_sae = 16"),
+    ("train temporal --model {model} --hook-name blocks.0.ln1.hook_scale --dataset {text} --context-size 33", "single number"),
+    ("train temporal --model {no_tokenizer} --hook-name h --dataset {text}", "holds no tokenizer"),
+    ("train temporal --model {bad_model_config} --hook-name h --dataset {text}", "is not JSON"),
+    ("train temporal --model {cut_model} --hook-name h --dataset {text}", "cannot load the model"),
+    ("core --sae " + "x" * 300, "unknown SAE"),
+    ("core --sae=", "unknown SAE ''"),
+    (f"core --sae temporal {MODEL} --train.seed 3", "--train.seed is written --seed"),
+    (f"core --sae random {MODEL} --sae {{empty_folder}}", "no cfg.json"),
+    (f"core --sae temporal {MODEL} --device meta", "device 'meta' cannot be used"),
+    (f"core --sae {{good}} {MODEL} {CORE} --context-size 129", "exceeds the model's 128 positions"),
     (f"train temporal {MODEL} {TRAIN} --k 65", "k must lie between 1 and d_sae = 64"),
     (f"train temporal {MODEL} {TRAIN} --k 0", "k must lie between"),
     (f"train temporal {MODEL} {TRAIN} --d-sae 0", "d_sae must be at least 1"),
@@ -108,7 +135,7 @@ TABLE = [
     (f"core --sae temporal {MODEL} --train.kk 3", "did you mean 'k'"),
     (f"core --sae temporal {MODEL} --kk 3", "unknown option"),
     (f"core --sae temporal {MODEL} --output {{file}}/out", "cannot write results"),
-    ("list --kk 3", "unknown option"),
+    ("list --kk 3", "unrecognized arguments"),
 ]  # fmt: skip
 
 

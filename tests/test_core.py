@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from conftest import tiny
 from sae_bench.evals.core.eval_output import CoreEvalOutput
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+from safetensors.torch import load_file, save_file
 
 from eval_runners import _run, _saebench, core
 from sae_variants import _models, _plan, _targets
@@ -209,10 +211,77 @@ def test_a_folder_is_an_sae_too(target, trained, argv, tmp_path):
     folder = _plan.plan("temporal", target, tiny("temporal"), trained).folder
     words = argv("temporal")
     words[1] = str(folder)
-    words = [w for i, w in enumerate(words) if not (w.startswith("--train.") or words[i - 1].startswith("--train."))]
+    words = without_train(words)
     _run.main("core", words)
     (result,) = (tmp_path / "out").rglob("*.json")
     assert result.parent.name == f"temporal-{folder.name}"
+
+
+def without_train(words: list[str]) -> list[str]:
+    return [w for i, w in enumerate(words) if not (w.startswith("--train.") or words[i - 1].startswith("--train."))]
+
+
+def test_weights_that_are_not_numbers_are_a_verdict_not_a_crash(target, trained, argv, tmp_path):
+    folder = tmp_path / "sick"
+    shutil.copytree(_plan.plan("temporal", target, tiny("temporal"), trained).folder, folder)
+    state = load_file(folder / "sae_weights.safetensors")
+    state["W_dec"][0] = float("nan")
+    save_file(state, folder / "sae_weights.safetensors")
+    assert _run.main("core", ["--sae", str(folder), *without_train(argv("temporal")[2:])]) == 1
+    (result,) = (tmp_path / "out").rglob("*.json")
+    ours = json.loads(result.read_text())["eval_result_unstructured"]
+    assert ours["trained"] is False
+    assert ours["explained_variance_corrected"] is None
+    assert "explained_variance_corrected" in ours["not_a_number"]
+
+
+def test_two_folders_of_one_name_stay_two(target, trained, argv, tmp_path):
+    for place, name in (("a", "temporal"), ("b", "stock:batchtopk")):
+        shutil.copytree(_plan.plan(name, target, tiny(name), trained).folder, tmp_path / place / "sae")
+        (tmp_path / place / "sae" / "training.json").unlink()
+    words = ["--sae", str(tmp_path / "a" / "sae"), "--sae", str(tmp_path / "b" / "sae")]
+    _run.main("core", [*words, *without_train(argv("temporal")[2:])])
+    files = list((tmp_path / "out").rglob("*.json"))
+    assert len({file.parent.name for file in files}) == 2
+
+
+def test_a_folder_does_not_hide_a_variant(argv, tmp_path, monkeypatch):
+    (tmp_path / "temporal").mkdir()
+    monkeypatch.chdir(tmp_path)
+    _run.main("core", argv("temporal"))
+    assert list((tmp_path / "out").rglob("temporal/*.json"))
+
+
+def test_a_stranger_s_evaluation_is_one_new_file(argv, tmp_path):
+    shutil.copytree(Path(_run.__file__).parent, tmp_path / "copy" / "eval_runners")
+    core_file = tmp_path / "copy" / "eval_runners" / "core.py"
+    core_file.with_name("mine.py").write_text(core_file.read_text())
+    words = [sys.executable, "-m", "eval_runners.mine", *argv("random")]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path / "copy", check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").rglob("mine/random/*.json"))) == 1
+
+
+def test_saebench_still_takes_its_commit_from_the_current_folder(tmp_path, monkeypatch):
+    # should this fail, the commit hash need not be replaced
+    from sae_bench.sae_bench_utils import get_sae_bench_version
+
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    subprocess.run(["git", "-C", str(tmp_path), *identity, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    head = subprocess.run(["git", "-C", str(tmp_path), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    monkeypatch.chdir(tmp_path)
+    assert get_sae_bench_version() == head.stdout.strip()
+
+
+def test_saebench_still_leaves_decoder_norms_of_objects_alone(target):
+    # should this fail, `Found.load` need not fold
+    from sae_bench.sae_bench_utils.general_utils import load_and_format_sae
+
+    sae = identity(target)
+    sae.W_dec.data *= 2
+    _, formatted, _ = load_and_format_sae("x", sae, "cpu")
+    assert formatted.W_dec.detach().norm(dim=-1).max() == pytest.approx(2)
 
 
 def test_an_sae_on_the_hub_is_named_user_repo_id(target, trained, argv, tmp_path, monkeypatch):
@@ -221,7 +290,7 @@ def test_an_sae_on_the_hub_is_named_user_repo_id(target, trained, argv, tmp_path
     asked = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **kw: asked.append((name, kw)) or str(repo))
     words = argv("temporal")[2:]
-    words = [w for i, w in enumerate(words) if not (w.startswith("--train.") or words[i - 1].startswith("--train."))]
+    words = without_train(words)
     _run.main("core", ["--sae", "someone/saes:layer_1", *words])
     assert asked == [("someone/saes", {"allow_patterns": ["layer_1/*"]})]
     (result,) = (tmp_path / "out").rglob("*.json")

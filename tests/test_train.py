@@ -92,6 +92,78 @@ def test_a_kill_while_a_checkpoint_is_written_loses_no_checkpoint(target, tmp_pa
     assert same(weights(made), weights(whole))
 
 
+def test_ctrl_c_in_the_middle_of_a_step_costs_no_bit(target, tmp_path, monkeypatch):
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    broken, whole = (plan("temporal", target, tmp_path / name) for name in ("broken", "whole"))
+    _train.train([whole])
+    step, count = SAETrainer._train_step, iter(range(1000))
+
+    def interrupted(self, **kwargs):
+        output = step(self, **kwargs)
+        if next(count) == 6:
+            raise KeyboardInterrupt
+        return output
+
+    monkeypatch.setattr(SAETrainer, "_train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _train.train([broken], checkpoint_steps=3)
+    monkeypatch.setattr(SAETrainer, "_train_step", step)
+    _train.train([broken], checkpoint_steps=3)
+    assert same(weights(whole), weights(broken))
+
+
+def test_a_finished_sae_is_kept_when_the_others_are_killed(target, tmp_path, monkeypatch):
+    short, long = (plan("temporal", target, tmp_path, training_tokens=tokens) for tokens in (1024, 4096))
+    step, count = _train._step, iter(range(1000))
+
+    def dies(job, batch):
+        if next(count) == 14:
+            raise Killed
+        step(job, batch)
+
+    monkeypatch.setattr(_train, "_step", dies)
+    with pytest.raises(Killed):
+        _train.train([short, long])
+    assert short.is_trained
+    assert not long.is_trained
+
+
+def test_a_broken_checkpoint_is_named(target, tmp_path):
+    made = plan("temporal", target, tmp_path)
+    state = made.checkpoint / "state"
+    state.mkdir(parents=True)
+    (state / "trainer_state.pt").write_bytes(b"half")
+    with pytest.raises(UsageError, match=r"the checkpoint .* cannot be read .*: remove it"):
+        _train.train([made])
+
+
+@pytest.mark.parametrize("checkpoint_steps", [2, 1000])
+def test_a_full_disk_is_named_and_leaves_nothing_half(target, tmp_path, checkpoint_steps):
+    import resource
+
+    made = plan("temporal", target, tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))
+    try:
+        with pytest.raises(UsageError, match="cannot write the SAE to"):
+            _train.train([made], checkpoint_steps=checkpoint_steps)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.rglob("*.partial"))
+    assert not made.is_trained
+
+
+def test_a_window_that_does_not_fit_makes_the_stream_fit(target, tmp_path):
+    settings = {k: v for k, v in tiny("temporal").items() if k != "stream_window"}
+    for window in (3, 5, 16):
+        made = _plan.plan("temporal", target, {**settings, "window": window}, tmp_path)
+        assert made.settings.stream_window % window == 0
+        assert made.settings.batch_tokens % window == 0
+    _train.train([made])
+    assert made.is_trained
+
+
 def test_the_seed_changes_the_weights(target, tmp_path):
     a, b = (plan("temporal", target, tmp_path, seed=seed) for seed in (0, 1))
     assert a.folder != b.folder
