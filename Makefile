@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 check: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pyright
+	$(RUN) -m pyright --pythonpath $(RUN)
 
 test: $(VENV)/installed
 	$(RUN) -m pytest
