@@ -34,7 +34,7 @@ def run(name: str) -> None:
 
 
 def main(name: str, argv: list[str]) -> int:
-    evaluator = import_module(f"eval_runners.{name}")
+    evaluator: Any = import_module(f"eval_runners.{name}")
     parser = _cli.Parser(prog=f"python -m eval_runners.{name}", description=evaluator.__doc__)
     parser.add_argument(
         "--sae", action="append", required=True, metavar="NAME", dest="saes",
@@ -58,8 +58,11 @@ def main(name: str, argv: list[str]) -> int:
     return _evaluate_all(name, evaluator, args, overrides, argv)
 
 
-def _evaluate_all(name: str, evaluator: Any, args: Any, overrides: dict[str, Any], argv: list[str]) -> int:
-    from eval_runners import _saebench, _saes
+def _evaluate_all(
+    name: str, evaluator: _contract.Evaluator, args: Any, overrides: dict[str, Any], argv: list[str]
+) -> int:
+    from eval_runners import _saes
+    from sae_variants import _models
 
     _cli.quiet()
     target, device = _cli.target_of(args), _cli.device_of(args)
@@ -79,7 +82,7 @@ def _evaluate_all(name: str, evaluator: Any, args: Any, overrides: dict[str, Any
             results.append((sae_found, json.loads(path.read_text())))
             continue
         if model is None:
-            model = _saebench.load_model(target, device, target.dtype)
+            model = _models.load_model(target.model_name, device, target.dtype)
         sae = sae_found.load(device)
         check_fits(sae, sae_found.label, target, model)
         check_text(getattr(config, "context_size", 1), target, model)
@@ -92,8 +95,13 @@ def _evaluate_all(name: str, evaluator: Any, args: Any, overrides: dict[str, Any
         write_atomically(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
         print(f"{sae_found.label}: {path}")
         results.append((sae_found, result))
-    print_table(evaluator, results, _leaderboard.comparable(output, target.name, name, results[0][1]))
+    print_table(evaluator, results, _leaderboard.comparable(output, target.name, name, like(results)))
     return verdict_code(results)
+
+
+def like(results: list[tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
+    """The result whose conditions decide what else the table shows: the first of an SAE that was trained."""
+    return next((result for found, result in results if found.learns), results[0][1])
 
 
 def check_fits(sae: Any, label: str, target: Target, model: Any) -> None:
@@ -126,7 +134,12 @@ def check_text(context_size: int, target: Target, model: Any) -> None:
 def result_path(root: Path, name: str, target: Target, sae: str, weight_hash: str, config: dict[str, Any]) -> Path:
     from sae_variants._models import model_id
 
-    key = {"weights": weight_hash, "config": config, "model": model_id(target.model_name)}
+    key = {
+        "weights": weight_hash,
+        "config": config,
+        "model": model_id(target.model_name),
+        "hook_name": target.hook_name,
+    }
     key |= {"text": target.text_id, "text_version": target.text_version, "sae_bench": version("sae-bench")}
     digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=6).hexdigest()
     return root / target.name / name / sae / f"{digest}.json"
@@ -172,7 +185,12 @@ def envelope(
 
 def without_paths(argv: list[str]) -> list[str]:
     """The words of a command with the last part of each path only: a result may be published."""
-    return [word.rpartition("/")[2] if word.startswith(("/", "~", "..")) else word for word in argv]
+
+    def last_part(word: str) -> str:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        return option + equals + (value.rstrip("/").rpartition("/")[2] if value.startswith(("/", "~", "..")) else value)
+
+    return [last_part(word) for word in argv]
 
 
 def validate(output_class: type, result: dict[str, Any]) -> None:

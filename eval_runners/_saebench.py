@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from sae_variants import _models, _targets
+from sae_variants import _targets
 from sae_variants._targets import Target
 
 
@@ -203,7 +203,3 @@ def _hushed(*names: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def load_model(target: Target, device: str, dtype: str) -> Any:
-    return _models.load_model(target.model_name, device, dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,6 @@ from sae_variants import _plan, _register, _train
 from sae_variants._errors import UsageError, one_of
 from sae_variants._models import content_hash
 from sae_variants._targets import Target
-
-UNTRAINED = "random"
 
 
 @dataclass(frozen=True)
@@ -89,24 +87,27 @@ def find(
     for made in missing:
         print(f"{made.name} is not trained on {target.name} with seed {seed} yet: training it first")
     _train.train(missing, device)
-    return _labelled_apart([_from_plan(planned[name]) if name in planned else placed[name] for name in names])
-
-
-def _labelled_apart(found: list[Found]) -> list[Found]:
-    """SAEs whose labels are the same get a piece of their weights' hash behind it."""
-    labels = [sae.label for sae in found]
-    return [
-        replace(sae, label=f"{sae.label}-{sae.weight_hash()[:6]}") if labels.count(sae.label) > 1 else sae
-        for sae in found
-    ]
+    return [_from_plan(planned[name]) if name in planned else placed[name] for name in names]
 
 
 def _from_plan(made: _plan.Plan) -> Found:
     record = json.loads((made.folder / _plan.RECORD).read_text())
-    return Found(made.name, made.folder, made.settings.seed, record["trained_tokens"], made.name != UNTRAINED)
+    return Found(
+        made.name,
+        made.folder,
+        made.settings.seed,
+        record["trained_tokens"],
+        _learns(_register.resolve(made.name).config_class),
+    )
+
+
+def _learns(config_class: type | None) -> bool:
+    return getattr(config_class, "learns", True)
 
 
 def _from_place(name: str) -> Found:
+    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
     if is_folder(name):
         folder, label = Path(name), Path(name).resolve().name
         record = folder / _plan.RECORD
@@ -116,8 +117,10 @@ def _from_place(name: str) -> Found:
         folder, label = _download(name), name
     _register.load(folder)
     metadata = json.loads((folder / "cfg.json").read_text()).get("metadata", {})
-    learns = metadata.get("training_architecture") != _register.resolve(UNTRAINED).config_class.architecture()
-    return Found(label, folder, metadata.get("seed"), metadata.get("training_tokens"), learns)
+    _, config_class = SAE_TRAINING_CLASS_REGISTRY.get(metadata.get("training_architecture"), (None, None))
+    if is_folder(name) and not (folder / _plan.RECORD).is_file():
+        label = f"{label}-{content_hash([folder / 'sae_weights.safetensors'])[:6]}"
+    return Found(label, folder, metadata.get("seed"), metadata.get("training_tokens"), _learns(config_class))
 
 
 def _download(hub_id: str) -> Path:

@@ -39,6 +39,10 @@ def _train_command(args, extra: list[str]) -> int:
         if "k" in overrides:
             raise UsageError("--l0 and --k are two spellings of one thing: give one of them")
         overrides["k"] = args.l0
+    if args.seeds is not None and "seed" in overrides:
+        raise UsageError("--seed and --seeds are two spellings of one thing: give one of them")
+    if args.output and args.trained:
+        raise UsageError("--output and --trained are two spellings of one thing: give one of them")
     target, device = _cli.target_of(args), _cli.device_of(args)
     _plan.check_overrides(args.names, overrides)
     plans = []

@@ -32,7 +32,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; training goes on from its last checkpoint when the command is given again", file=sys.stderr)
         code = 130
     except OSError as error:
         if not isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError) and error.errno not in (

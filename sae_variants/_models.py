@@ -22,7 +22,7 @@ from unittest import mock
 from sae_variants._errors import UsageError, one_of
 
 SANDBOX = "sandbox"
-_folders: dict[str, Path] = {}
+_folders: dict[str, Path] = {SANDBOX: Path(__file__).parent / "sandbox"}
 
 
 class _FromFolder:
@@ -110,7 +110,7 @@ def register_folder(name: str, folder: Path) -> None:
 
 
 def register_sandbox() -> None:
-    register_folder(SANDBOX, Path(__file__).parent / "sandbox")
+    register_folder(SANDBOX, _folders[SANDBOX])
 
 
 def content_hash(files: list[Path]) -> str:

@@ -72,6 +72,10 @@ class TrainSettings:
             )
         if self.learning_rate <= 0:
             raise UsageError(f"learning_rate must be positive, not {self.learning_rate}")
+        if self.seed < 0 or self.dead_after_tokens < 1:
+            raise UsageError("seed must not be negative, and dead_after_tokens must be at least 1")
+        if min(self.warm_up_share, self.decay_share) < 0 or self.warm_up_share + self.decay_share > 1:
+            raise UsageError("warm_up_share and decay_share must not be negative, nor more than 1 together")
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
 
@@ -108,8 +112,15 @@ class Plan:
             "text": self.target.train_dataset or self.target.text_id,
             "text_version": self.target.text_version,
             "settings": asdict(self.settings),
-            "fields": self.fields,
+            "dtype": self.target.dtype,
+            "fields": self.resolved,
         }
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """Every field of the variant's config, defaults included: a changed default is another SAE."""
+        cfg = _register.config(self.name, d_in=1, **self.sized)
+        return {f: getattr(cfg, f) for f in sorted(_register.resolve(self.name).field_names - SETTING_NAMES)}
 
     @cached_property
     def folder(self) -> Path:

@@ -139,7 +139,7 @@ def config(name: str, *, d_in: int, d_sae: int, **overrides: Any) -> Any:
     for field, value in overrides.items():
         _check_type(f"{field} of {name}", value, hints.get(field, Any))
     if (k := overrides.get("k")) is not None and not 0 < k <= d_sae:
-        raise UsageError(f"k must lie between 1 and d_sae = {d_sae}, not {k}")
+        raise UsageError(f"k must be above 0 and at most d_sae = {d_sae}, not {k}")
     if "matryoshka_widths" in variant.field_names:
         overrides.setdefault("matryoshka_widths", matryoshka_widths(d_sae))
     try:

@@ -31,7 +31,7 @@ class Target:
     """Another dataset on the Hub to train on, so that `dataset` stays held out. Local text is split instead."""
     dtype: str = "float32"
     train: dict[str, Any] = field(default_factory=dict)
-    """Fields of `_train.TrainSettings` and of variants' configs, for every SAE on this target."""
+    """Fields of `_plan.TrainSettings` and of variants' configs, for every SAE on this target."""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The same for single SAEs, by name."""
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Target:
 
     @property
     def text_version(self) -> str | None:
-        """Changes when the sandbox's documents do; a local text's name and a Hub dataset's carry their own."""
+        """Changes when the sandbox's documents do. Local text is named by its content, a Hub dataset is not."""
         if self.dataset != SANDBOX:
             return None
         code = content_hash([Path(__file__).parent / "sandbox" / "corpus.py"])

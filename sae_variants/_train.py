@@ -47,12 +47,13 @@ def train(plans: list[Plan], device: str = "cpu", force: bool = False, checkpoin
     """
     for made in plans:
         if force:
-            shutil.rmtree(made.folder, ignore_errors=True)
-            shutil.rmtree(made.checkpoint, ignore_errors=True)
-    missing = [made for made in {made.folder: made for made in plans}.values() if not made.is_trained]
+            shutil.rmtree(made.checkpoint, ignore_errors=True)  # a finished SAE stays until the new one replaces it
+    missing = [made for made in {made.folder: made for made in plans}.values() if force or not made.is_trained]
     grouped: dict[tuple[Any, ...], list[Plan]] = {}
     for made in missing:
-        grouped.setdefault((made.target.name, *made.settings.stream), []).append(made)
+        grouped.setdefault(
+            (made.key["model"], made.target.hook_name, made.key["text"], *made.settings.stream), []
+        ).append(made)
     for group in grouped.values():
         _train_group(group, device, checkpoint_steps)
 
@@ -246,7 +247,7 @@ def _finish(job: _Job) -> None:
     record = {
         **made.key,
         "trained_tokens": trainer.sae.cfg.metadata.training_tokens,
-        "seconds": round(time.time() - job.started, 1),
+        "seconds_of_the_last_run": round(time.time() - job.started, 1),
         "last_report": job.shown,
         "versions": {package: version(package) for package in ("sae-lens", "transformer-lens", "torch")},
     }

@@ -96,8 +96,9 @@ def test_list_names_everything():
 
 
 def test_the_ci_runs_exactly_the_readme_s_test_command():
-    assert "make test" in (ROOT / "README.md").read_text()
-    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    readme = [line.partition("#")[0].strip() for line in (ROOT / "README.md").read_text().splitlines()]
+    assert "make test" in readme
+    assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
 def test_a_stranger_s_variant_is_one_new_file(tmp_path):

@@ -141,7 +141,7 @@ def test_a_failing_sae_stops_the_run_with_its_error(target, model):
         score(sae, target, model)
 
 
-def test_saebench_still_swallows_errors(target, model):
+def test_saebench_still_swallows_errors(target, model, tmp_path):
     # should this fail, `catching_errors` can go
     from sae_bench.evals.core import main as saebench
 
@@ -149,7 +149,7 @@ def test_saebench_still_swallows_errors(target, model):
     sae.decode = lambda acts: (_ for _ in ()).throw(RuntimeError("decoder is broken"))
     with _saebench.serving_text(target, _saebench.text_name(target)):
         assert saebench.multiple_evals([("x", sae)], 1, 1, 4, True, True, True, _saebench.text_name(target), 32,
-            output_folder="/tmp", device="cpu") == []  # fmt: skip
+            output_folder=str(tmp_path), device="cpu") == []  # fmt: skip
 
 
 def arguments(target, trained: Path, output: Path, model_folder: Path, text_file: Path, *names: str) -> list[str]:
@@ -296,6 +296,11 @@ def test_an_sae_on_the_hub_is_named_user_repo_id(target, trained, argv, tmp_path
     (result,) = (tmp_path / "out").rglob("*.json")
     assert result.parent.name == "someone_saes_layer_1"
     assert json.loads(result.read_text())["sae_lens_id"] == "someone/saes:layer_1"
+
+
+def test_provenance_holds_no_path_of_this_machine():
+    argv = ["--model", "/home/me/model/", "--dataset=~/texts/a.txt", "--sae", "temporal", "--output", "../out"]
+    assert _run.without_paths(argv) == ["--model", "model", "--dataset=a.txt", "--sae", "temporal", "--output", "out"]
 
 
 def test_provenance_names_the_package_s_own_commit():

@@ -46,4 +46,4 @@ def test_every_metric_has_a_name_a_title_and_a_direction(module):
 
 def test_targets_set_only_settings_that_exist(name, module):
     for target_name in _targets.names():
-        module.EvalConfig(**getattr(_targets.load(target_name), name, {}))
+        module.EvalConfig(**_targets.load(target_name).evaluations.get(name, {}))

@@ -107,7 +107,7 @@ def test_fed_by_someone_who_knows_no_windows_it_warns():
         ("contrast", "cos", "contrast"),
         ("temperature", 0.0, "temperature"),
         ("nested_coefficient", -1.0, "nested_coefficient"),
-        ("k", 21, "k must lie"),
+        ("k", 21, "k must be above 0"),
     ],
 )
 def test_contradictions_are_refused(field, value, says):
