@@ -43,6 +43,21 @@ class Killed(Exception):
     pass
 
 
+def killed_at(monkeypatch, step_number: int, plans, checkpoint_steps: int) -> None:
+    """Trains until that many SAE steps are done, then dies; training works again afterwards."""
+    step, count = _train._step, iter(range(1000))
+
+    def dies(job, batch):
+        if next(count) == step_number:
+            raise Killed
+        step(job, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_train, "_step", dies)
+        with pytest.raises(Killed):
+            _train.train(plans, checkpoint_steps=checkpoint_steps)
+
+
 @pytest.mark.parametrize("at", [3, 7, 11])
 def test_a_killed_run_resumes_to_the_same_weights(target, tmp_path, monkeypatch, at):
     names = ["temporal", "stock:standard"]
@@ -50,19 +65,10 @@ def test_a_killed_run_resumes_to_the_same_weights(target, tmp_path, monkeypatch,
     _train.train(whole, checkpoint_steps=2)
 
     broken = [plan(name, target, tmp_path / "broken") for name in names]
-    step, count = _train._step, iter(range(1000))
-
-    def dies(job, batch):
-        if next(count) == at * len(names) + 1:  # after the first SAE of that step, before the second
-            raise Killed
-        step(job, batch)
-
-    monkeypatch.setattr(_train, "_step", dies)
-    with pytest.raises(Killed):
-        _train.train(broken, checkpoint_steps=2)
+    # after the first SAE of that step, before the second
+    killed_at(monkeypatch, at * len(names) + 1, broken, checkpoint_steps=2)
     assert not any(made.is_trained for made in broken)
     assert all(made.checkpoint.exists() for made in broken)
-    monkeypatch.setattr(_train, "_step", step)
     _train.train(broken, checkpoint_steps=2)
     for a, b in zip(whole, broken, strict=True):
         assert same(weights(a), weights(b)), a.name
@@ -71,18 +77,7 @@ def test_a_killed_run_resumes_to_the_same_weights(target, tmp_path, monkeypatch,
 
 def test_a_kill_while_a_checkpoint_is_written_loses_no_checkpoint(target, tmp_path, monkeypatch):
     made = plan("temporal", target, tmp_path)
-    count = iter(range(1000))
-    step = _train._step
-
-    def dies(job, batch):
-        if next(count) == 5:
-            raise Killed
-        step(job, batch)
-
-    monkeypatch.setattr(_train, "_step", dies)
-    with pytest.raises(Killed):
-        _train.train([made], checkpoint_steps=2)
-    monkeypatch.setattr(_train, "_step", step)
+    killed_at(monkeypatch, 5, [made], checkpoint_steps=2)
     # as if killed between the two renames, with half a new checkpoint on disk
     made.checkpoint.rename(made.checkpoint.with_suffix(".old"))
     made.checkpoint.with_suffix(".partial").mkdir()
@@ -115,16 +110,7 @@ def test_ctrl_c_in_the_middle_of_a_step_costs_no_bit(target, tmp_path, monkeypat
 
 def test_a_finished_sae_is_kept_when_the_others_are_killed(target, tmp_path, monkeypatch):
     short, long = (plan("temporal", target, tmp_path, training_tokens=tokens) for tokens in (1024, 4096))
-    step, count = _train._step, iter(range(1000))
-
-    def dies(job, batch):
-        if next(count) == 14:
-            raise Killed
-        step(job, batch)
-
-    monkeypatch.setattr(_train, "_step", dies)
-    with pytest.raises(Killed):
-        _train.train([short, long])
+    killed_at(monkeypatch, 14, [short, long], checkpoint_steps=50)
     assert short.is_trained
     assert not long.is_trained
 
