@@ -5,6 +5,12 @@
     output_class()                    the class of SAEBench's that its results validate with
     evaluate(sae, target, config, model=..., device=...)     -> Evaluation
 
+may define
+
+    prepare(target, config)           -> the settings as they will be used, and versions of what else it reads;
+                                      called before anything is trained, refuses what cannot be
+    details(result)                   -> rows, as dicts, of the table that --details prints
+
 and ends with a call of `_run.run`. `_run` does everything else: it finds the SAEs, reuses finished
 results, writes files, prints the table.
 """

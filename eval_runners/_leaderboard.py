@@ -1,41 +1,114 @@
-"""Result files -> the rows that may stand in one table. Pure: imports no torch, writes nothing."""
+"""Result files -> rows and differences, of what may be compared. Pure: imports no torch, writes nothing."""
 
 from __future__ import annotations
 
 import json
+from math import sqrt
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
+from eval_runners import _contract
+from sae_variants._errors import UsageError
 
-def _conditions(result: dict[str, Any]) -> tuple[Any, ...]:
-    hook_name = result["eval_result_unstructured"]["provenance"]["hook_name"]
-    return result["eval_config"], result["sae_cfg_dict"]["d_sae"], hook_name
+Result = dict[str, Any]
 
-
-def _seed(result: dict[str, Any]) -> int | None:
-    return result["eval_result_unstructured"]["provenance"]["seed"]
-
-
-def _tokens(result: dict[str, Any]) -> int | None:
-    return result["eval_result_unstructured"]["provenance"]["training_tokens"]
+IMMATERIAL = {
+    "llm_batch_size", "sae_batch_size", "lower_vram_usage", "verbose", "random_seed", "results_path",
+    "model_cache_path", "compute_featurewise_density_statistics", "compute_featurewise_weight_based_metrics",
+}  # fmt: skip
+"""Settings of SAEBench's that may differ between two results that are compared."""
 
 
-def comparable(root: Path, target: str, evaluation: str, like: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The newest result of every SAE on that target that was trained and evaluated like `like`.
+def load(path: Path) -> Result:
+    """A result of SAEBench, of any version, or of ours. UsageError if the file is none."""
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"it is not JSON: {error}"
+        raise UsageError(f"cannot read the result {path}: {reason}") from error
+    needed = ("eval_type_id", "eval_config", "eval_result_metrics")
+    missing = [key for key in needed if not isinstance(result, dict) or key not in result]
+    if missing:
+        raise UsageError(f"{path} is not a result of SAEBench: it has no {', '.join(missing)}")
+    return result
 
-    That is: same evaluation settings, hook and width and, where they are known, seed and number of training tokens.
+
+def value(metric: _contract.Metric, result: Result) -> float | None:
+    """The metric's number in a result; None where it is absent or stands for "not a number"."""
+    ours = result.get("eval_result_unstructured") or {}
+    if any(metric.path.endswith("." + name) for name in ours.get("not_a_number", [])):
+        return None
+    return _contract.at(result, metric.path)
+
+
+def mean_and_error(metric: _contract.Metric, results: list[Result]) -> tuple[float, float | None] | None:
+    """Mean and standard error over the seeds; no error for one seed, nothing if any of them has no number."""
+    values = [value(metric, result) for result in results]
+    numbers = [v for v in values if v is not None]
+    if not numbers or len(numbers) < len(values):
+        return None
+    return fmean(numbers), stdev(numbers) / sqrt(len(numbers)) if len(numbers) > 1 else None
+
+
+def conditions(result: Result) -> dict[str, Any]:
+    """What must be equal in two results whose numbers are subtracted or ranked."""
+    found = {key: value for key, value in result["eval_config"].items() if key not in IMMATERIAL}
+    cfg = result.get("sae_cfg_dict") or {}
+    hook_name = cfg.get("hook_name") or (cfg.get("metadata") or {}).get("hook_name")
+    return {"evaluation": result["eval_type_id"], "hook_name": hook_name, **found}
+
+
+def _plain(key: str, value: Any) -> Any:
+    """`google/gemma-2-2b` and `gemma-2-2b` are one model, and the order of datasets or of k counts for nothing."""
+    if key == "model_name":
+        return str(value).rpartition("/")[2]
+    return sorted(value, key=str) if isinstance(value, list | tuple) else value
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What separates two sets of conditions, in words; a condition that either does not name separates nothing."""
+    return [
+        f"{key} is {one[key]!r} here and {other[key]!r} there"
+        for key in one
+        if one[key] is not None and other.get(key) is not None and _plain(key, one[key]) != _plain(key, other[key])
+    ]
+
+
+def comparable(root: Path, target: str, evaluation: str, like: list[Result]) -> dict[str, list[Result]]:
+    """SAE -> its newest results on that target that were trained and evaluated like `like`, one per seed.
+
+    That is: same evaluation settings, hook and width and, where they are known, number of training tokens; and a seed
+    for each of `like`'s.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[Any, Result]] = {}
+    seeds = {_provenance(result)["seed"] for result in like}
+    first = like[0]
     for path in sorted((root / target / evaluation).glob("*/*.json")):
         try:
             result = json.loads(path.read_text())
-            label, when = result["sae_lens_id"], result["datetime_epoch_millis"]
-            same = _conditions(result) == _conditions(like)
-            same = same and (not _tokens(like) or _tokens(result) in (0, _tokens(like)))
-            same = same and (_seed(like) is None or _seed(result) == _seed(like))
+            label, seed, when = result["sae_lens_id"], _provenance(result)["seed"], result["datetime_epoch_millis"]
+            same = _kind(result) == _kind(first)
+            tokens = _provenance(first)["training_tokens"]
+            same = same and (not tokens or _provenance(result)["training_tokens"] in (0, tokens))
+            same = same and (seeds == {None} or seed in seeds)
         except (ValueError, KeyError, TypeError):
             print(f"{path} is not a result of {evaluation}; left out of the table")
             continue
-        if same and (label not in found or found[label]["datetime_epoch_millis"] < when):
-            found[label] = result
-    return found
+        of_label = found.setdefault(label, {})
+        if same and (seed not in of_label or of_label[seed]["datetime_epoch_millis"] < when):
+            of_label[seed] = result
+    return {
+        label: [results[seed] for seed in sorted(results, key=str)]
+        for label, results in found.items()
+        if results and (seeds == {None} or set(results) == seeds)
+    }
+
+
+def _provenance(result: Result) -> dict[str, Any]:
+    return result["eval_result_unstructured"]["provenance"]
+
+
+def _kind(result: Result) -> tuple[Any, ...]:
+    provenance = _provenance(result)
+    return result["eval_config"], result["sae_cfg_dict"]["d_sae"], provenance["hook_name"], provenance.get("read", {})

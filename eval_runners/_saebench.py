@@ -1,28 +1,29 @@
-"""Everything that adapts SAEBench, each piece beside the fault it answers; SAEBench's own code computes its numbers.
+"""What several of SAEBench's evaluations need to be given; SAEBench's own code computes its numbers.
 
-Faults are those of sae-bench 0.6.0; `tests/test_core.py` fails when one of them is gone.
+`_core`, `_sparse_probing` and `_sae_probes` adapt one evaluation each, every piece beside the fault it answers. Faults
+are those of sae-bench 0.6.0 and sae-probes 0.4.2; the tests fail when one of them is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
-import math
-import tempfile
-from collections.abc import Iterator
-from functools import partial
+import re
+import warnings
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
-from sae_variants import _targets
+from sae_variants import _models, _targets
+from sae_variants._errors import UsageError
 from sae_variants._targets import Target
 
+T = TypeVar("T")
 
-class _OneModel:
+
+class OneModel:
     """SAEBench loads the language model by name for every call; this hands it the one that is loaded already."""
 
     def __init__(self, model: Any) -> None:
@@ -30,6 +31,22 @@ class _OneModel:
 
     def from_pretrained_no_processing(self, name: str, **kwargs: Any) -> Any:
         return self.model
+
+
+def release() -> str:
+    """For `sae_bench_commit_hash`, where SAEBench writes the HEAD of whatever repository it is started in."""
+    return f"sae-bench {version('sae-bench')}"
+
+
+def lists(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as SAEBench's configs take them."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+
+
+def progress(items: Iterable[T], what: str) -> Iterator[T]:
+    from tqdm import tqdm
+
+    return iter(tqdm(items, desc=what, leave=False))
 
 
 @contextlib.contextmanager
@@ -53,147 +70,28 @@ def text_name(target: Target) -> str:
     return f"{target.text_id}/heldout" if target.is_local else target.dataset
 
 
-class _Variance:
-    """Explained variance over everything the core evaluation saw: 1 - sum |x - x̂|² / sum |x - mean(x)|².
-
-    SAEBench's `explained_variance` averages the per-dimension means into one scalar before squaring them, and takes
-    the mean of x² for the mean of x: on real activations it can exceed 1. The sums here are taken in float64 from
-    the very tensors that SAEBench encodes and decodes, special tokens left out as it leaves them out.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sum: Any = 0.0
-        self.squares = 0.0
-        self.errors = 0.0
-
-    def add(self, x_ND: Any, error_ND: Any) -> None:
-        x = x_ND.double()
-        self.count += len(x)
-        self.sum = self.sum + x.sum(0)
-        self.squares += x.pow(2).sum().item()
-        self.errors += error_ND.double().pow(2).sum().item()
-
-    def value(self) -> float:
-        total = self.squares - (self.sum.pow(2).sum() / max(self.count, 1)).item()
-        return 1 - self.errors / total if total > 0 else float("nan")
-
-
 @contextlib.contextmanager
-def observing_variance() -> Iterator[_Variance]:
-    """Watches the SAE and the tokens while SAEBench computes sparsity and variance."""
-    import torch
-    from sae_bench.evals.core import main as core
+def silent(*modules: Any) -> Iterator[None]:
+    """Without SAEBench's prints, its bars within bars, and scikit-learn's notices about how it is called."""
+    from sklearn.exceptions import ConvergenceWarning
+    from tqdm import tqdm
 
-    variance = _Variance()
-    original = core.get_sparsity_and_variance_metrics
-
-    def observed(sae: Any, model: Any, store: Any, *args: Any, **kwargs: Any) -> Any:
-        ignored = [token for token in kwargs.get("ignore_tokens", ()) if token is not None]
-        seen: dict[str, Any] = {}
-        encode, decode, tokens = sae.encode, sae.decode, store.get_batch_tokens
-
-        def get_batch_tokens(*a: Any, **k: Any) -> Any:
-            seen["tokens"] = tokens(*a, **k)
-            return seen["tokens"]
-
-        def watch_encode(x: Any) -> Any:
-            seen["x"] = x
-            return encode(x)
-
-        def watch_decode(acts: Any) -> Any:
-            out = decode(acts)
-            keep = ~torch.isin(seen["tokens"], torch.tensor(ignored, device=seen["tokens"].device))
-            keep = keep.to(out.device)
-            variance.add(seen["x"][keep], (seen["x"] - out)[keep])
-            return out
-
-        with (
-            mock.patch.object(sae, "encode", watch_encode),
-            mock.patch.object(sae, "decode", watch_decode),
-            mock.patch.object(store, "get_batch_tokens", get_batch_tokens),
-        ):
-            return original(sae, model, store, *args, **kwargs)
-
-    with mock.patch.object(core, "get_sparsity_and_variance_metrics", observed):
-        yield variance
-
-
-@contextlib.contextmanager
-def catching_errors() -> Iterator[list[BaseException]]:
-    """`multiple_evals` logs what goes wrong with an SAE and goes on, exit code 0; here it is kept."""
-    from sae_bench.evals.core import main as core
-
-    caught: list[BaseException] = []
-    original = core.run_evals
-
-    def run_evals(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return original(*args, **kwargs)
-        except Exception as error:
-            caught.append(error)
-            raise
-
-    with mock.patch.object(core, "run_evals", run_evals):
-        yield caught
-
-
-def core(
-    sae: Any, model: Any, target: Target, settings: dict[str, Any], device: str, dtype: str
-) -> tuple[dict[str, Any], float, list[str]]:
-    """SAEBench's core evaluation of one SAE.
-
-    Returns:
-        The result as SAEBench wrote it; the corrected explained variance; the metrics that were NaN, which SAEBench
-        writes as -1.
-    """
-    from sae_bench.evals.core import main as core
-
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        stack.enter_context(serving_text(target, text_name(target)))
-        stack.enter_context(mock.patch.object(core, "HookedTransformer", _OneModel(model)))
-        variance = stack.enter_context(observing_variance())
-        caught = stack.enter_context(catching_errors())
+    with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        stack.enter_context(_hushed("sae_bench", "sae_lens"))
-        stack.enter_context(mock.patch.object(core, "tqdm", partial(core.tqdm, leave=False)))
-        raw = core.multiple_evals(
-            selected_saes=[("sae", sae)],
-            eval_batch_size_prompts=settings["batch_size_prompts"],
-            n_eval_reconstruction_batches=settings["n_eval_reconstruction_batches"],
-            n_eval_sparsity_variance_batches=settings["n_eval_sparsity_variance_batches"],
-            # both must be on: without them the output lacks fields that its own model requires
-            compute_featurewise_density_statistics=True,
-            compute_featurewise_weight_based_metrics=True,
-            exclude_special_tokens_from_reconstruction=settings["exclude_special_tokens_from_reconstruction"],
-            dataset=text_name(target),
-            context_size=settings["context_size"],
-            # an empty folder each time: SAEBench skips an existing result even if the SAE was trained anew
-            output_folder=folder,
-            verbose=True,
-            dtype=dtype,
-            device=device,
-            force_rerun=True,
-        )
-        if caught:
-            raise caught[0]
-        files = list(Path(folder).glob("*.json"))
-        if len(files) != 1 or len(raw) != 1:
-            raise RuntimeError("SAEBench's core evaluation wrote no result and gave no reason")
-        output = json.loads(files[0].read_text())
-    # `git rev-parse HEAD` in the current directory, whoever's repository that is
-    output["sae_bench_commit_hash"] = f"sae-bench {version('sae-bench')}"
-    missing = sorted(
-        f"{group}.{name}"
-        for group, values in raw[0]["metrics"].items()
-        for name, value in values.items()
-        if isinstance(value, float) and not math.isfinite(value)
-    )
-    return output, variance.value(), missing
+        stack.enter_context(warnings.catch_warnings())
+        for category in (FutureWarning, ConvergenceWarning):
+            warnings.simplefilter("ignore", category)
+        warnings.filterwarnings("ignore", message="Inconsistent values: penalty")
+        for module in modules:
+            hidden = mock.patch.object(
+                module, "tqdm", lambda *args, **kwargs: tqdm(*args, **{**kwargs, "disable": True})
+            )
+            stack.enter_context(hidden)
+        yield
 
 
 @contextlib.contextmanager
-def _hushed(*names: str) -> Iterator[None]:
+def hushed(*names: str) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -203,3 +101,35 @@ def _hushed(*names: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+AT_CHANCE = 0.02
+
+
+def at_chance(accuracies: Iterable[float | None]) -> list[str]:
+    """The reason not to call an SAE trained whose every probe, on as many documents of either side, only guesses."""
+    found = [accuracy for accuracy in accuracies if accuracy is not None]
+    if any(abs(accuracy - 0.5) > AT_CHANCE for accuracy in found):
+        return []
+    return [f"at chance: every SAE probe is within {AT_CHANCE} of 0.5"]
+
+
+def layer_of(hook_name: str) -> int:
+    """The layer in a hook's name. UsageError for a hook that has none, which SAEBench's probing needs."""
+    found = re.search(r"\d+", hook_name)
+    if found is None:
+        raise UsageError(f"probing needs a hook inside a layer, such as blocks.3.hook_resid_post, not {hook_name}")
+    return int(found[0])
+
+
+def model_key(target: Target, model: Any, device: str) -> dict[str, Any]:
+    """What decides an activation, as far as it does not come from an evaluation's settings."""
+    tokenizer = model.tokenizer
+    return {
+        "model": _models.revision(target.model_name),
+        "hook_name": target.hook_name,
+        "dtype": str(model.cfg.dtype),
+        "device": device.partition(":")[0],
+        "tokenizer": [tokenizer.padding_side, tokenizer.truncation_side],
+        "versions": {name: version(name) for name in ("transformer-lens", "transformers", "torch")},
+    }

@@ -55,8 +55,10 @@ def is_folder(name: str) -> bool:
         return False
 
 
-def plans(names: list[str], target: Target, overrides: dict[str, Any], seed: int, root: str | None) -> list[_plan.Plan]:
-    """Training plans of those names that are variants. UsageError for a name that is nothing we know."""
+def plans(
+    names: list[str], target: Target, overrides: dict[str, Any], seeds: list[int], root: str | None
+) -> list[_plan.Plan]:
+    """Training plans, one per seed, of those names that are variants. UsageError for a name that is nothing we know."""
     known = _register.names()
     variants = [name for name in names if name in known]
     for name in names:
@@ -66,28 +68,32 @@ def plans(names: list[str], target: Target, overrides: dict[str, Any], seed: int
             raise UsageError(f"no folder {name!r}; an SAE on the Hub is written user/repo:sae_id")
         one_of("SAE", name, known)
     if "seed" in overrides:
-        raise UsageError("--train.seed is written --seed")
+        raise UsageError("--train.seed is written --seeds")
     if variants:
         _plan.check_overrides(variants, overrides)
-    made = []
-    for name in variants:
-        own = _register.resolve(name).field_names | _plan.SETTING_NAMES
-        wanted = {field: value for field, value in overrides.items() if field in own}
-        made.append(_plan.plan(name, target, {**wanted, "seed": seed}, root))
-    return made
+    return [
+        _plan.plan(name, target, {**_plan.applying(name, overrides), "seed": seed}, root)
+        for name in variants
+        for seed in seeds
+    ]
 
 
 def find(
-    names: list[str], target: Target, overrides: dict[str, Any], seed: int, root: str | None, device: str
+    names: list[str], target: Target, overrides: dict[str, Any], seeds: list[int], root: str | None, device: str
 ) -> list[Found]:
     """The SAEs asked for, in that order. A variant that is not trained yet for this target is trained first."""
-    planned = {made.name: made for made in plans(names, target, overrides, seed, root)}
+    planned: dict[str, list[_plan.Plan]] = {}
+    for made in plans(names, target, overrides, seeds, root):
+        planned.setdefault(made.name, []).append(made)
     placed = {name: _from_place(name) for name in names if name not in planned}
-    missing = [made for made in planned.values() if not made.is_trained]
+    missing = [made for of_name in planned.values() for made in of_name if not made.is_trained]
     for made in missing:
-        print(f"{made.name} is not trained on {target.name} with seed {seed} yet: training it first")
+        print(f"{made.name} is not trained on {target.name} with seed {made.settings.seed} yet: training it first")
     _train.train(missing, device)
-    return [_from_plan(planned[name]) if name in planned else placed[name] for name in names]
+    found: list[Found] = []
+    for name in names:
+        found += [_from_plan(made) for made in planned[name]] if name in planned else [placed[name]]
+    return found
 
 
 def _from_plan(made: _plan.Plan) -> Found:

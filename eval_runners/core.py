@@ -1,7 +1,7 @@
 """core: SAEBench's core evaluation, unchanged: KL, CE, explained variance, L0, shrinkage, density, on held-out text.
 
 Beside SAEBench's own fields stands `explained_variance_corrected`, because SAEBench's `explained_variance` is wrong
-(see `_saebench._Variance`). Scores of KL and CE are 1 for the SAE that changes nothing and 0 for the one that is as
+(see `_core._Variance`). Scores of KL and CE are 1 for the SAE that changes nothing and 0 for the one that is as
 bad as zeroing the activations.
 """
 
@@ -54,9 +54,9 @@ def output_class() -> type:
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """SAEBench's output of one SAE, the corrected explained variance, and what speaks against the SAE being trained."""
-    from eval_runners import _saebench
+    from eval_runners import _core
 
-    output, corrected, missing = _saebench.core(sae, model, target, asdict(config), device, target.dtype)
+    output, corrected, missing = _core.score(sae, model, target, asdict(config), device, target.dtype)
     failures = [f"{name} is not a number" for name in missing]
     l0 = output["eval_result_metrics"]["sparsity"]["l0"]
     if l0 == 0:

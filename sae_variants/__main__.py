@@ -48,8 +48,7 @@ def _train_command(args, extra: list[str]) -> int:
     plans = []
     for seed in args.seeds if args.seeds is not None else [overrides.get("seed", 0)]:
         for name in args.names:
-            own = _register.resolve(name).field_names | _plan.SETTING_NAMES
-            wanted = {field: value for field, value in overrides.items() if field in own}
+            wanted = _plan.applying(name, overrides)
             for field in overrides.keys() - wanted.keys():
                 print(f"{name} has no {field}; it is trained without", file=sys.stderr)
             plans.append(_plan.plan(name, target, {**wanted, "seed": seed}, args.output or args.trained))

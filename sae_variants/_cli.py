@@ -70,6 +70,8 @@ def _typed(annotation: str) -> Any:
     def convert(text: str) -> Any:
         value = parse_value(text)
         kind = annotation.split("|")[0].strip()
+        if kind.startswith("tuple"):
+            return tuple(value) if isinstance(value, list) else (value,)
         if kind == "int" and (isinstance(value, bool) or not isinstance(value, int)):
             if isinstance(value, float) and value.is_integer():
                 return int(value)
@@ -83,18 +85,31 @@ def _typed(annotation: str) -> Any:
     return convert
 
 
+def _metavar(annotation: str) -> str:
+    kind = annotation.split("|")[0].strip()
+    return "A,B,..." if kind.startswith("tuple") else kind.upper()
+
+
+def _default(value: Any) -> str:
+    if value is None:
+        return ""
+    return f" (default: {','.join(map(str, value)) if isinstance(value, tuple) else value})"
+
+
 def add_fields(parser: argparse.ArgumentParser, config_class: type, title: str) -> None:
     """One option per field; a field that was not given is absent from the parsed namespace."""
     group = parser.add_argument_group(title)
     docs = field_docs(config_class)
     for f in fields(config_class):
+        flag: dict[str, Any] = {"nargs": "?", "const": True} if str(f.type) == "bool" else {}
         group.add_argument(
             dashed(f.name),
             dest=f.name,
+            **flag,
             type=_typed(str(f.type)),
             default=argparse.SUPPRESS,
-            metavar=str(f.type).split("|")[0].strip().upper(),
-            help=docs.get(f.name, "").replace("%", "%%") + f" (default: {f.default})",
+            metavar=_metavar(str(f.type)),
+            help=docs.get(f.name, "").replace("%", "%%") + _default(f.default),
         )
 
 

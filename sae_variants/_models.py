@@ -130,6 +130,17 @@ def model_id(name: str) -> str:
     return content_hash(model_files(_folders[name]))
 
 
+def revision(name: str) -> str:
+    """`model_id` with, for a model on the Hub, the commit that lies in the local cache: what has been loaded."""
+    from huggingface_hub import try_to_load_from_cache
+    from transformer_lens.loading_from_pretrained import get_official_model_name
+
+    if name in _folders:
+        return model_id(name)
+    config = try_to_load_from_cache(get_official_model_name(name), "config.json")
+    return f"{name}@{Path(config).parent.name}" if isinstance(config, str) else name
+
+
 def model_files(folder: Path) -> list[Path]:
     """What decides a model's numbers: config, tokenizer and weights."""
     patterns = ("config.json", "tokenizer*", "vocab*", "merges*", "*.model", "*.safetensors", "pytorch_model*.bin")

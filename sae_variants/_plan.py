@@ -163,6 +163,12 @@ def plan(name: str, target: Target, overrides: dict[str, Any] | None = None, roo
     return replace(made, settings=fitting)
 
 
+def applying(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Those of the overrides that the SAE of that name has: one command may set fields of several SAEs."""
+    own = _register.resolve(name).field_names | SETTING_NAMES
+    return {field: value for field, value in overrides.items() if field in own}
+
+
 def check_overrides(names: list[str], overrides: dict[str, Any]) -> None:
     """UsageError for an override that is no training setting and no field of any of the SAEs."""
     known = SETTING_NAMES.union(*(_register.resolve(name).field_names for name in names))

@@ -89,10 +89,9 @@ TINY = {
 
 def tiny(name: str) -> dict:
     """The settings of a very short training, those that the SAE of that name has."""
-    from sae_variants import _plan, _register
+    from sae_variants import _plan
 
-    own = _register.resolve(name).field_names | _plan.SETTING_NAMES
-    return {field: value for field, value in TINY.items() if field in own}
+    return _plan.applying(name, TINY)
 
 
 @pytest.fixture(scope="session")
@@ -111,4 +110,67 @@ def trained(target, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("trained")
     _train.train([_plan.plan(name, target, tiny(name), root) for name in ("temporal", "stock:batchtopk")])
+    return root
+
+
+@pytest.fixture(scope="session")
+def model(target):
+    from sae_variants import _models
+
+    return _models.load_model(target.model_name, "cpu", "float32")
+
+
+def linear_sae(target, encode, decode):
+    """An SAE of ReLU(x W_enc) W_dec with these weights, said to be trained at that target."""
+    from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+
+    sae = StandardSAE(StandardSAEConfig(d_in=32, d_sae=encode.shape[1], apply_b_dec_to_input=False))
+    sae.W_enc.data, sae.W_dec.data = encode, decode
+    sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = target.model_name, target.hook_name
+    sae.cfg.metadata.prepend_bos = True
+    return sae
+
+
+def identity(target):
+    """Both signs of every channel: gives x back."""
+    import torch
+
+    eye = torch.eye(32)
+    return linear_sae(target, torch.cat([eye, -eye], 1), torch.cat([eye, -eye], 0))
+
+
+def zero(target):
+    import torch
+
+    return linear_sae(target, torch.zeros(32, 64), torch.zeros(64, 32))
+
+
+def make_tasks(markers: tuple[str, ...] = ("red", "rain", "walls"), documents: int = 60) -> dict[str, list[str]]:
+    """Class -> documents; each holds its class's own word and none of the other classes'."""
+    import random
+
+    rng = random.Random(1)
+    plain = [word for word in WORDS if word not in markers]
+    return {
+        marker: [
+            " ".join([*rng.choices(plain, k=20), marker, *rng.choices(plain, k=rng.randint(1, 10))])
+            for _ in range(documents)
+        ]
+        for marker in markers
+    }
+
+
+@pytest.fixture(scope="session")
+def tasks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tasks") / "words.csv"
+    rows = [f"{text},{label}" for label, texts in make_tasks().items() for text in texts]
+    path.write_text("\n".join(["text,label", *rows]))
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of our own: the user's stays as it is."""
+    root = tmp_path_factory.mktemp("cache")
+    os.environ["SAE_VARIANTS_CACHE"] = str(root)
     return root

@@ -11,14 +11,14 @@ from conftest import tiny
 
 import sae_variants
 from eval_runners import __main__ as runners_main
-from eval_runners import _run
+from eval_runners import _contract, _run
 from sae_variants import __main__ as variants_main
 from sae_variants import _plan
 from sae_variants._errors import run_command
 
 
 @pytest.fixture
-def place(tmp_path, model_folder, text_file, target, trained) -> dict[str, Path]:
+def place(tmp_path, model_folder, text_file, target, trained, tasks_file) -> dict[str, Path]:
     """Folders and files, good and bad, by the name that the table uses."""
     folder = _plan.plan("temporal", target, tiny("temporal"), trained).folder
     bad = {
@@ -50,16 +50,26 @@ def place(tmp_path, model_folder, text_file, target, trained) -> dict[str, Path]
     (tmp_path / "broken.jsonl").write_text('{"text": ')
     (tmp_path / "broken.parquet").write_text("no parquet")
     (tmp_path / "text.csv").write_text("text\nx\n")
+    tables = {
+        "one_label.csv": "text,label\n" + "".join(f"text {i},x\n" for i in range(9)),
+        "few.csv": "text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(9)),
+        "no_label.csv": "text,label\na,1\nb,\n", "blank.csv": "text,label\na,1\n  ,2\n", "other.csv": "body,label\na,1\n",
+        "empty.csv": "", "cut.parquet": "no parquet", "cut.json": '{"eval_type_id": "core", ', "no_result.json": "[1]",
+    }  # fmt: skip
+    for table, content in tables.items():
+        (tmp_path / table).write_text(content)
     file = tmp_path / "a_file"
     file.write_text("")
     return {
         **bad, **models, "good": folder, "tmp": tmp_path, "model": model_folder, "text": text_file, "file": file, "trained": trained,
+        "tasks": tasks_file, "baselines": Path(__file__).parent.parent / "results" / "baselines",
         "out": tmp_path / "out", "gone": tmp_path / "gone",
     }  # fmt: skip
 
 
 MODEL = "--model {model} --hook-name blocks.1.hook_resid_post --dataset {text}"
 TRAIN = "--training-tokens 512 --batch-tokens 256 --d-sae 64 --k 4 --context-size 33 --stream-window 4 --window 4 --buffer-contexts 32"
+PROBING = f"sparse_probing --sae {{good}} {MODEL}"
 CORE = "--n-eval-reconstruction-batches 1 --n-eval-sparsity-variance-batches 1 --context-size 32"
 
 TABLE = [
@@ -89,7 +99,7 @@ TABLE = [
     ("train temporal --model {cut_model} --hook-name h --dataset {text}", "cannot load the model"),
     ("core --sae " + "x" * 300, "unknown SAE"),
     ("core --sae=", "unknown SAE ''"),
-    (f"core --sae temporal {MODEL} --train.seed 3", "--train.seed is written --seed"),
+    (f"core --sae temporal {MODEL} --train.seed 3", "--train.seed is written --seeds"),
     (f"core --sae random {MODEL} --sae {{empty_folder}}", "no cfg.json"),
     (f"core --sae temporal {MODEL} --device meta", "device 'meta' cannot be used"),
     (f"core --sae {{good}} {MODEL} {CORE} --context-size 129", "exceeds the model's 128 positions"),
@@ -133,7 +143,38 @@ TABLE = [
     (f"core --sae {{trained}} {MODEL} {CORE}", "no cfg.json"),
     ("core --sae nobody/nothing:sae", "on the Hugging Face Hub"),
     ("core --sae random --target pythia-70m-l3", "on the Hugging Face Hub"),
-    ("core --sae temporal --seed -1", "--seed must not be negative"),
+    ("core --sae temporal --seeds -1", "seeds must not be negative"),
+    ("core --sae temporal --seeds 0,x", "whole numbers"),
+    (f"core --sae {{good}} {MODEL} --baseline {{gone}}", "cannot read the result"),
+    (f"core --sae {{good}} {MODEL} --baseline {{tmp}}/cut.json", "it is not JSON"),
+    (f"core --sae {{good}} {MODEL} --baseline {{tmp}}/no_result.json", "is not a result of SAEBench"),
+    (f"core --sae {{good}} {MODEL} --baseline {{baselines}}/sparse_probing_gemma-2-2b_layer_5.json", "evaluation is 'core' here and 'sparse_probing' there"),
+    (f"core --sae {{good}} {MODEL} --baseline {{baselines}}/core_gemma-2-2b_layer_19.json", "model_name is"),
+    (f"{PROBING} --tasks {{gone}}", "no file of tasks"),
+    (f"{PROBING} --tasks {{text}}", "no file of tasks"),
+    (f"{PROBING} --tasks {{tmp}}/one_label.csv", "has one label, x: a probe needs two or more"),
+    (f"{PROBING} --tasks {{tmp}}/few.csv", "distinct documents; 25 are the least"),
+    (f"{PROBING} --tasks {{tmp}}/no_label.csv", "row 2 of 2 has an empty or missing label"),
+    (f"{PROBING} --tasks {{tmp}}/blank.csv", "row 2 of 2 has an empty or missing text"),
+    (f"{PROBING} --tasks {{tmp}}/other.csv", "has no column 'text', only body, label"),
+    (f"{PROBING} --tasks {{tmp}}/empty.csv", "cannot read"),
+    (f"{PROBING} --tasks {{tmp}}/cut.parquet", "cannot read"),
+    (f"{PROBING} --tasks {{tasks}} --probe-train-set-size 900", "distinct documents, fewer than 450 +"),
+    (f"{PROBING} --tasks {{tasks}} --context-length 129", "exceeds the model's 128 positions"),
+    (f"{PROBING} --tasks {{tasks}} --k-values 3", "--k-values may hold 1, 2, 5, 10, 20, 50, 100, not 3"),
+    (f"{PROBING} --tasks {{tasks}} --k-values one", "not one"),
+    (f"{PROBING} --tasks {{tasks}} --k-values 1,100 --context-length 32", "asks for 100 of d_sae = 64"),
+    (f"{PROBING} --tasks {{tasks}} --k-values 50 --context-length 32", "asks for 50 of d_in = 32"),
+    (f"{PROBING} --dataset-names sandbox/ag_nwes", "did you mean 'sandbox/ag_news'"),
+    (f"{PROBING} --dataset-names fancyzhx/ag_news --context-length 32", "the dataset fancyzhx/ag_news on the Hugging Face Hub"),
+    (f"{PROBING} --probe-test-set-size 0", "--probe-test-set-size must be at least 1"),
+    (f"{PROBING} --dataset-names sandbox/it_ticket --probe-test-set-size 9000", "fewer than"),
+    ("sparse_probing --sae {good} --model {model} --hook-name hook_embed --dataset {text}", "needs a hook inside a layer"),
+    (f"sae_probes --sae {{good}} {MODEL} --dataset-names 95_toxic", "did you mean '95_toxic_is'"),
+    (f"sae_probes --sae {{good}} {MODEL} --ks 4", "--ks may hold"),
+    (f"sae_probes --sae {{good}} {MODEL} --ks 100 --dataset-names 95_toxic_is", "asks for 100 of d_sae = 64"),
+    (f"sae_probes --sae {{good}} {MODEL} --reg-type l3", "must be l1 or l2"),
+    (f"sae_probes --sae {{good}} {MODEL} --all maybe", "'maybe' is neither true nor false"),
     (f"core --sae temporal {MODEL} --context-size 0", "--context-size must be at least 1"),
     (f"core --sae temporal {MODEL} --train.kk 3", "did you mean 'k'"),
     (f"core --sae temporal {MODEL} --kk 3", "unknown option"),
@@ -142,10 +183,13 @@ TABLE = [
 ]  # fmt: skip
 
 
+EVALUATIONS = _contract.names()
+
+
 def run(words: list[str]) -> int:
     def command() -> int:
-        if words[0] == "core":
-            return _run.main("core", words[1:])
+        if words[0] in EVALUATIONS:
+            return _run.main(words[0], words[1:])
         return variants_main.main(words)
 
     with pytest.raises(SystemExit) as ended:
@@ -161,7 +205,7 @@ def snapshot(root: Path) -> dict[Path, bytes]:
 def test_one_clear_line(command, says, place, capsys, monkeypatch):
     monkeypatch.setenv("SAE_VARIANTS_TRAINED", str(place["tmp"] / "trained_here"))
     words = [word.format(**place) for word in command.split()]
-    if words[0] == "core" and "--output" not in words:
+    if words[0] in EVALUATIONS and "--output" not in words:
         words += ["--output", str(place["out"])]
     before, before_trained = snapshot(place["tmp"]), snapshot(place["trained"])
     code = run(words)

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import identity, tiny, zero
 from sae_bench.evals.core.eval_output import CoreEvalOutput
-from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from safetensors.torch import load_file, save_file
 
-from eval_runners import _run, _saebench, core
+from eval_runners import _contract, _result, _run, _saebench, core
 from sae_variants import _models, _plan, _targets
 
 SMALL = core.EvalConfig(
@@ -28,36 +27,13 @@ FLAGS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model(target):
-    return _models.load_model(target.model_name, "cpu", "float32")
-
-
-def linear_sae(target, encode: torch.Tensor, decode: torch.Tensor) -> StandardSAE:
-    """An SAE of ReLU(x W_enc) W_dec with these weights."""
-    sae = StandardSAE(StandardSAEConfig(d_in=32, d_sae=encode.shape[1], apply_b_dec_to_input=False))
-    sae.W_enc.data, sae.W_dec.data = encode, decode
-    sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = target.model_name, target.hook_name
-    sae.cfg.metadata.prepend_bos = True
-    return sae
-
-
-def identity(target) -> StandardSAE:
-    eye = torch.eye(32)
-    return linear_sae(target, torch.cat([eye, -eye], 1), torch.cat([eye, -eye], 0))
-
-
-def zero(target) -> StandardSAE:
-    return linear_sae(target, torch.zeros(32, 64), torch.zeros(64, 32))
-
-
 def score(sae, target, model):
     return core.evaluate(sae, target, SMALL, model=model, device="cpu")
 
 
 def metrics(evaluation):
     result = {**evaluation.output, "eval_result_unstructured": evaluation.ours}
-    return {m.name: _run._contract.at(result, m.path) for m in core.METRICS}
+    return {m.name: _contract.at(result, m.path) for m in core.METRICS}
 
 
 def test_the_identity_is_perfect(target, model):
@@ -192,7 +168,7 @@ def test_the_command_writes_valid_results_and_reuses_them(argv, tmp_path, capsys
 
 def test_other_weights_make_another_result(argv, tmp_path):
     _run.main("core", argv("temporal"))
-    _run.main("core", [*argv("temporal"), "--seed", "1"])
+    _run.main("core", [*argv("temporal"), "--seeds", "1"])
     assert len(list((tmp_path / "out").rglob("temporal/*.json"))) == 2
 
 
@@ -300,14 +276,22 @@ def test_an_sae_on_the_hub_is_named_user_repo_id(target, trained, argv, tmp_path
 
 def test_provenance_holds_no_path_of_this_machine():
     argv = ["--model", "/home/me/model/", "--dataset=~/texts/a.txt", "--sae", "temporal", "--output", "../out"]
-    assert _run.without_paths(argv) == ["--model", "model", "--dataset=a.txt", "--sae", "temporal", "--output", "out"]
+    assert _result.without_paths(argv) == [
+        "--model",
+        "model",
+        "--dataset=a.txt",
+        "--sae",
+        "temporal",
+        "--output",
+        "out",
+    ]
 
 
 def test_provenance_names_the_package_s_own_commit():
     root = Path(_run.__file__).parent.parent
     head = subprocess.run(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
     if head.returncode == 0:
-        assert _run.commit().rstrip("+") == head.stdout.strip()
+        assert _result.commit().rstrip("+") == head.stdout.strip()
 
 
 def test_the_config_is_saebench_s_comparable_one():

@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from conftest import identity, zero
+from pydantic import TypeAdapter
 
 import eval_runners
 from eval_runners import _contract
@@ -47,3 +49,50 @@ def test_every_metric_has_a_name_a_title_and_a_direction(module):
 def test_targets_set_only_settings_that_exist(name, module):
     for target_name in _targets.names():
         module.EvalConfig(**_targets.load(target_name).evaluations.get(name, {}))
+
+
+SMALL = {
+    "core": {
+        "batch_size_prompts": 4, "n_eval_reconstruction_batches": 1, "n_eval_sparsity_variance_batches": 1, "context_size": 32,
+    },
+    "sparse_probing": {"k_values": (1,), "context_length": 32},
+    "sae_probes": {"dataset_names": ("95_toxic_is",), "ks": (1,)},
+}  # fmt: skip
+"""Settings that make an evaluation short; one that is not named here runs with its defaults."""
+
+
+@pytest.fixture
+def evaluate(name, module, target, model, tasks_file):
+    settings = SMALL.get(name, {}) | ({"tasks": str(tasks_file)} if name == "sparse_probing" else {})
+    config = module.EvalConfig(**settings)
+    if hasattr(module, "prepare"):
+        config, _ = module.prepare(target, config)
+
+    def run(sae):
+        evaluation = module.evaluate(sae, target, config, model=model, device="cpu")
+        TypeAdapter(module.output_class()).validate_python(evaluation.output)
+        found = {**evaluation.output, "eval_result_unstructured": evaluation.ours}
+        return evaluation, {metric.name: _contract.at(found, metric.path) for metric in module.METRICS}
+
+    return run
+
+
+def test_an_sae_that_changes_nothing_passes_and_one_that_is_all_zero_does_not(evaluate, target):
+    passing, numbers = evaluate(identity(target))
+    assert passing.failures == []
+    assert sum(value is not None for value in numbers.values()) >= 3
+    assert evaluate(zero(target))[0].failures
+
+
+def test_the_same_seed_gives_the_same_numbers(evaluate, target):
+    assert evaluate(identity(target))[1] == evaluate(identity(target))[1]
+
+
+def test_details_are_rows_of_the_same_columns(name, module, evaluate, target):
+    if not hasattr(module, "details"):
+        pytest.skip(f"{name} has no details")
+    evaluation, _ = evaluate(identity(target))
+    unstructured = {**(evaluation.output.get("eval_result_unstructured") or {}), **evaluation.ours}
+    rows = list(module.details({**evaluation.output, "eval_result_unstructured": unstructured}))
+    assert rows
+    assert len({tuple(row) for row in rows}) == 1

@@ -1,0 +1,156 @@
+"""A result file: SAEBench's envelope with ours inside it, where it lies, and how it is written.
+
+    <output>/<target>/<evaluation>/<sae>/<hash>.json
+
+The hash is of the SAE's weights and of everything else that decides the numbers, so that a result of other weights is
+never taken for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shlex
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from eval_runners import _contract
+from sae_variants._errors import UsageError
+from sae_variants._targets import Target
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the results of one evaluation with one set of settings go, and what they say about their origin."""
+
+    root: Path
+    evaluation: str
+    target: Target
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    """Of what the evaluation reads beside the target's text."""
+    device: str
+    argv: list[str]
+
+    def path(self, sae: str, weight_hash: str) -> Path:
+        from sae_variants._models import model_id
+
+        key = {
+            "weights": weight_hash,
+            "config": self.settings,
+            "model": model_id(self.target.model_name),
+            "hook_name": self.target.hook_name,
+            "text": self.target.text_id,
+            "text_version": self.target.text_version,
+            "sae_bench": version("sae-bench"),
+            **({"versions": self.versions} if self.versions else {}),
+        }
+        digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=6).hexdigest()
+        return self.root / self.target.name / self.evaluation / sae / f"{digest}.json"
+
+    def envelope(
+        self, evaluation: _contract.Evaluation, found: Any, weight_hash: str, seconds: float
+    ) -> dict[str, Any]:
+        """SAEBench's result with ours under `eval_result_unstructured`: added metrics, verdict, provenance."""
+        failures = list(evaluation.failures)
+        if found.training_tokens is not None and found.training_tokens <= 0:
+            failures.insert(0, "trained on 0 tokens")
+        result = dict(evaluation.output)
+        result["sae_lens_id"] = found.label
+        result["sae_lens_release_id"] = self.target.name
+        result["eval_result_unstructured"] = {
+            **(evaluation.output.get("eval_result_unstructured") or {}),
+            **finite(evaluation.ours),
+            "trained": not failures,
+            "not_trained_because": failures,
+            "provenance": {
+                "command": shlex.join(["python", "-m", f"eval_runners.{self.evaluation}", *without_paths(self.argv)]),
+                "commit": commit(),
+                "versions": {
+                    p: version(p) for p in ("sae-variants", "sae-lens", "sae-bench", "transformer-lens", "torch")
+                },
+                "device": self.device,
+                "seconds": round(seconds, 1),
+                "seed": found.seed,
+                "training_tokens": found.training_tokens,
+                "weight_hash": weight_hash,
+                "target": self.target.name,
+                "hook_name": self.target.hook_name,
+                "text": self.target.text_id,
+                "read": self.versions,
+            },
+        }
+        return result
+
+
+def without_paths(argv: list[str]) -> list[str]:
+    """The words of a command with the last part of each path only: a result may be published."""
+
+    def last_part(word: str) -> str:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        return option + equals + (value.rstrip("/").rpartition("/")[2] if value.startswith(("/", "~", "..")) else value)
+
+    return [last_part(word) for word in argv]
+
+
+def validate(output_class: type, result: dict[str, Any]) -> None:
+    """The result must load as SAEBench's own output class."""
+    from pydantic import TypeAdapter
+
+    TypeAdapter(output_class).validate_python(result)
+
+
+def finite(value: Any) -> Any:
+    """The same with null for every number that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def commit() -> str | None:
+    """Commit of this package's own repository, `+` if files differ from it; None if it was installed from a wheel."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def writable(root: Path) -> Path:
+    """The folder, made if need be. UsageError, before any work, if nothing can be written to it."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".probe-{os.getpid()}"
+        try:
+            probe.write_bytes(bytes(2**20))
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write results to {root}: {error.strerror}; give another --output") from error
+    return root
+
+
+def write_atomically(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror}; give another --output") from error

@@ -1,0 +1,133 @@
+"""sparse_probing: SAEBench's sparse probing, unchanged, and F1 of the same probes: do single latents know the classes?
+
+For every class of every dataset a logistic probe is fitted that tells it from the other classes, on the mean of a
+document's activations: on all channels of the residual stream and on the k of them that differ most between the two
+sides ("LLM"), on all latents and on the k that differ most ("SAE"). SAEBench reports accuracy; F1 (of the class, at the
+probe's own threshold) is taken from the same fitted probes and averaged over all tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from eval_runners._contract import Evaluation, Metric
+from sae_variants._errors import UsageError
+
+KS = (1, 2, 5, 10, 20, 50, 100)
+"""The numbers of latents that SAEBench's result has fields for."""
+PROTOCOL = "activations of all datasets collected first, from the seed each; every SAE scored on them (warm)"
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    tasks: str | None = None
+    """A .csv, .jsonl or .parquet file with columns text and label, to probe instead: each label against the others."""
+    dataset_names: tuple[str, ...] = (
+        "LabHC/bias_in_bios_class_set1", "LabHC/bias_in_bios_class_set2", "LabHC/bias_in_bios_class_set3",
+        "canrager/amazon_reviews_mcauley_1and5", "canrager/amazon_reviews_mcauley_1and5_sentiment",
+        "codeparrot/github-code", "fancyzhx/ag_news", "Helsinki-NLP/europarl",
+    )  # fmt: skip
+    """Datasets, parted by commas: SAEBench's, or sandbox/... ones."""
+    k_values: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
+    """Numbers of latents, or channels, that a probe may use."""
+    probe_train_set_size: int | None = None
+    """Documents that a probe is fitted on, half of them of its class; if not given 4000, or what the data allow."""
+    probe_test_set_size: int | None = None
+    """Documents that it is tested on, half of them of its class; if not given 1000, or what the data allow."""
+    context_length: int = 128
+    """Tokens of a document that are read, from its beginning."""
+    llm_batch_size: int = 32
+    """Documents in a batch of the language model."""
+    sae_batch_size: int = 125
+    """Documents in a batch of the SAE."""
+    random_seed: int = 42
+    """Seed of the choice of documents and of the other classes' share in a task."""
+
+
+def _metrics() -> Iterator[Metric]:
+    for k in (None, *KS):
+        part, title = ("", "all") if k is None else (f"top_{k}_", f"k = {k}")
+        for who, shown in (("sae", "SAE"), ("llm", "LLM")):
+            name = f"{who}_{part}test"
+            better = "higher" if who == "sae" else "neither"
+            path = f"eval_result_metrics.{who}.{name}_accuracy"
+            yield Metric(f"{name}_accuracy", f"{shown} accuracy, {title}", better, path)
+            yield Metric(f"{name}_f1", f"{shown} F1, {title}", better, f"eval_result_unstructured.f1.{name}_f1")
+
+
+METRICS = tuple(_metrics())
+
+
+def output_class() -> type:
+    from sae_bench.evals.sparse_probing.eval_output import SparseProbingEvalOutput
+
+    return SparseProbingEvalOutput
+
+
+def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
+    """The settings as they will be used, and the version of every dataset. UsageError for those that cannot be."""
+    from eval_runners import _saebench, _tasks
+
+    _saebench.layer_of(target.hook_name)
+    for k in config.k_values:
+        if k not in KS:
+            raise UsageError(f"--k-values may hold {', '.join(map(str, KS))}, not {k}")
+    if not config.k_values or not config.dataset_names:
+        raise UsageError("--k-values and --dataset-names must not be empty")
+    if config.tasks is not None:
+        config = replace(config, tasks=None, dataset_names=(_tasks.register_file(config.tasks),))
+        for size in ("probe_train_set_size", "probe_test_set_size"):
+            if getattr(config, size) == target.evaluations.get("sparse_probing", {}).get(size):
+                config = replace(config, **{size: None})  # the target's sizes are for its own datasets
+    train, test = _tasks.largest_sizes(config.dataset_names)
+    train, test = config.probe_train_set_size or train, config.probe_test_set_size or test
+    config = replace(config, probe_train_set_size=train, probe_test_set_size=test)
+    return config, {name: _tasks.version(name, train, test, config.random_seed) for name in config.dataset_names}
+
+
+def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
+    """SAEBench's output of one SAE, F1 of all its probes, and what speaks against the SAE being trained."""
+    from eval_runners import _saebench, _sparse_probing
+
+    for what, width in (("d_sae", sae.cfg.d_sae), ("d_in", sae.cfg.d_in)):
+        if max(config.k_values) > width:
+            raise UsageError(f"--k-values asks for {max(config.k_values)} of {what} = {width}")
+    if config.context_length > model.cfg.n_ctx:
+        raise UsageError(f"--context-length {config.context_length} exceeds the model's {model.cfg.n_ctx} positions")
+    settings = asdict(config)
+    del settings["tasks"]
+    output, by_task = _sparse_probing.score(sae, model, target, settings, device)
+    names = list(next(iter(by_task.values())))
+    f1 = {name: fmean(score for scores in by_task.values() for score in scores[name].values()) for name in names}
+    ours = {
+        "f1": f1,
+        "f1_by_task": by_task,
+        "tasks": sum(len(scores[names[0]]) for scores in by_task.values()),
+        "protocol": PROTOCOL,
+    }
+    return Evaluation(output, ours, _saebench.at_chance(output["eval_result_metrics"]["sae"].values()))
+
+
+def details(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row per task: accuracy and F1 at every k."""
+    ours = result["eval_result_unstructured"]
+    for dataset, f1 in ours["f1_by_task"].items():
+        accuracy = ours[f"{dataset}_results"]
+        for label in f1["sae_test_f1"]:
+            row: dict[str, Any] = {"dataset": dataset, "class": label}
+            for k in result["eval_config"]["k_values"]:
+                row |= {f"LLM {k}": accuracy[f"llm_top_{k}_test_accuracy"][label]}
+                row |= {f"SAE {k}": accuracy[f"sae_top_{k}_test_accuracy"][label]}
+                row |= {f"SAE F1 {k}": f1[f"sae_top_{k}_test_f1"][label]}
+            yield row
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    from eval_runners._run import run
+
+    run(Path(__file__).stem)

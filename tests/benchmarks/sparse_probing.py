@@ -1,0 +1,88 @@
+"""How long sparse probing takes against SAEBench as shipped, for 1 and for 4 SAEs, from an empty cache and from a full one.
+
+    python tests/benchmarks/sparse_probing.py [--repeats 5] [--datasets 2]
+
+Each repeat runs SAEBench's own `run_eval` and ours one after the other on the sandbox; the ratio of a repeat is taken
+within it, and the median over the repeats is reported with the smallest and the largest. SAEBench's crash on a fresh
+install is mended for it (see `_sparse_probing`), nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--datasets", type=int, default=2)
+    args = parser.parse_args()
+
+    from sae_bench.evals.sparse_probing import main as saebench
+    from sae_bench.evals.sparse_probing import probe_training
+    from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
+
+    import sae_variants
+    from eval_runners import _saebench, _sparse_probing, sparse_probing
+    from sae_variants import _models, _targets
+
+    target = _targets.load("sandbox")
+    model = _models.load_model(target.model_name, "cpu", target.dtype)
+    settings = {**target.evaluations["sparse_probing"]}
+    settings["dataset_names"] = tuple(settings["dataset_names"][: args.datasets])
+    config, _ = sparse_probing.prepare(target, sparse_probing.EvalConfig(**settings))
+    own = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items() if k != "tasks"}
+    theirs = SparseProbingEvalConfig(**own, model_name=target.model_name, llm_dtype=target.dtype)
+
+    def sae():
+        made = sae_variants.build("stock:topk", d_in=192, d_sae=1024, k=30)
+        made.cfg.metadata.model_name, made.cfg.metadata.hook_name = target.model_name, target.hook_name
+        return made
+
+    def shipped(saes: int, folder: Path) -> None:
+        body = probe_training.train_sklearn_probe.__wrapped__
+        with (
+            mock.patch.object(probe_training, "train_sklearn_probe", body),
+            mock.patch.object(saebench, "HookedTransformer", _saebench.OneModel(model)),
+            _sparse_probing.serving_tasks(),
+            _saebench.silent(),
+        ):
+            listed = [(f"sae{i}", sae()) for i in range(saes)]
+            out = tempfile.mkdtemp(dir=folder)
+            saebench.run_eval(theirs, listed, "cpu", out, artifacts_path=str(folder / "artifacts"), force_rerun=True)
+
+    def ours(saes: int, folder: Path) -> None:
+        with mock.patch.dict(os.environ, {"SAE_VARIANTS_CACHE": str(folder / "cache")}):
+            for _ in range(saes):
+                sparse_probing.evaluate(sae(), target, config, model=model, device="cpu")
+
+    for saes in (1, 4):
+        ratios: dict[str, list[float]] = {"empty": [], "full": []}
+        for _ in range(args.repeats):
+            with tempfile.TemporaryDirectory() as folder:
+                for state, found in ratios.items():
+                    seconds = []
+                    for run in (shipped, ours):
+                        started = time.perf_counter()
+                        run(saes, Path(folder))
+                        seconds.append(time.perf_counter() - started)
+                    found.append(seconds[0] / seconds[1])
+                    print(f"{saes} SAEs, {state} cache: {seconds[0]:.1f} s / {seconds[1]:.1f} s", flush=True)
+        for state, found in ratios.items():
+            print(
+                f"{saes} SAEs, {state} cache: SAEBench takes {statistics.median(found):.2f} times as long "
+                f"({min(found):.2f} to {max(found):.2f}, {args.repeats} repeats)",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What is kept on disk: by key, whole or not at all, checked, and within a cap."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from eval_runners import _cache
+from sae_variants._errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv(_cache.ROOT, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def maker(calls: list[int], size: int = 1000):
+    def make(folder) -> None:
+        calls.append(1)
+        torch.save(torch.arange(size), folder / "x.pt")
+
+    return make
+
+
+def test_made_once_per_key():
+    calls: list[int] = []
+    first, again, other = (_cache.stored({"k": k}, maker(calls)) for k in (1, 1, 2))
+    assert first == again != other
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "key"])
+def test_a_damaged_file_is_made_again_with_a_warning(harm, capsys):
+    calls: list[int] = []
+    folder = _cache.stored({"k": 1}, maker(calls))
+    file = folder / ("key.json" if harm == "key" else "x.pt")
+    data = bytearray(file.read_bytes())
+    middle = len(data) // 2
+    file.write_bytes(
+        {
+            "cut": data[:middle],
+            "flip": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+            "empty": b"",
+            "key": b"{",
+        }[harm]
+    )
+    _cache.stored({"k": 1}, maker(calls))
+    assert len(calls) == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert torch.load(folder / "x.pt", weights_only=True).equal(torch.arange(1000))
+
+
+def test_what_fails_leaves_nothing(root):
+    def broken(folder) -> None:
+        (folder / "half.pt").write_bytes(b"x")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _cache.stored({"k": 1}, broken)
+    assert list(root.iterdir()) == []
+
+
+def test_a_full_disk_is_a_usage_error(root):
+    def full(folder) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UsageError, match="No space left on device; set SAE_VARIANTS_CACHE"):
+        _cache.stored({"k": 1}, full)
+    root.rmdir()
+    root.write_text("a file")
+    with pytest.raises(UsageError, match="cannot keep files"):
+        _cache.stored({"k": 1}, full)
+
+
+def test_other_errors_are_not_taken_for_a_full_disk():
+    def wrong(folder) -> None:
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        _cache.stored({"k": 1}, wrong)
+
+
+def test_the_longest_unused_goes_first_and_what_is_needed_stays(monkeypatch):
+    folders = [_cache.stored({"k": k}, maker([], 100_000)) for k in range(3)]
+    for age, folder in enumerate(folders):
+        os.utime(folder, (1_000_000 + age, 1_000_000 + age))
+    monkeypatch.setenv(_cache.CAPACITY, str(1.7 * _cache.size(folders[0]) / 1e9))
+    _cache.evict(keep=[folders[0]])
+    assert [folder.exists() for folder in folders] == [True, False, False]
+
+
+def test_nothing_goes_while_there_is_room():
+    folders = [_cache.stored({"k": k}, maker([])) for k in range(3)]
+    _cache.evict(keep=[])
+    assert all(folder.exists() for folder in folders)
+
+
+def test_abandoned_leftovers_go_and_fresh_ones_stay(root):
+    old, new = root / "a.1.partial", root / "b.2.partial"
+    for path in (old, new):
+        path.mkdir(parents=True)
+    os.utime(old, (1, 1))
+    _cache.evict(keep=[])
+    assert [old.exists(), new.exists()] == [False, True]
+
+
+def test_a_cap_that_is_no_number_is_refused(monkeypatch):
+    monkeypatch.setenv(_cache.CAPACITY, "lots")
+    with pytest.raises(UsageError, match="SAE_VARIANTS_CACHE_GB must be a number"):
+        _cache.capacity()

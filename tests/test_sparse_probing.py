@@ -1,0 +1,260 @@
+"""SAEBench's sparse probing through our runner: its numbers untouched, F1 of its own probes, its faults answered."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import identity, linear_sae, make_model, make_tasks, tiny, zero
+from sae_bench.evals.sparse_probing import main as saebench
+from sae_bench.evals.sparse_probing import probe_training
+from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
+from sae_bench.evals.sparse_probing.eval_output import SparseProbingEvalOutput
+from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+
+from eval_runners import _run, _saebench, _sparse_probing, _tasks, sparse_probing
+from sae_variants import _models, _targets
+
+KS = (1, 2, 5)
+
+
+@pytest.fixture(scope="module")
+def other_tasks(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tasks") / "other.csv"
+    rows = [f"{text},{label}" for label, texts in make_tasks(("cat", "river")).items() for text in texts]
+    path.write_text("\n".join(["text,label", *rows]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(target, tasks_file, other_tasks):
+    """Two datasets of three and two classes."""
+    names = [_tasks.register_file(str(path)) for path in (tasks_file, other_tasks)]
+    asked = sparse_probing.EvalConfig(
+        dataset_names=tuple(names), k_values=KS, probe_train_set_size=60, probe_test_set_size=30, context_length=32
+    )
+    settled, _ = sparse_probing.prepare(target, asked)
+    return settled
+
+
+def score(sae, target, config, model):
+    return sparse_probing.evaluate(sae, target, config, model=model, device="cpu")
+
+
+def numbers(evaluation):
+    return {**evaluation.output["eval_result_metrics"]["sae"], **evaluation.ours["f1"]}
+
+
+class Same(StandardSAE):
+    """Encodes x as x: every latent is a channel."""
+
+    def encode(self, x):
+        return x
+
+
+def same(target):
+    sae = Same(StandardSAEConfig(d_in=32, d_sae=32, apply_b_dec_to_input=False))
+    sae.W_enc.data, sae.W_dec.data = torch.eye(32), torch.eye(32)
+    sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = target.model_name, target.hook_name
+    return sae
+
+
+def test_latents_that_are_the_channels_score_as_the_channels_do(target, config, model):
+    evaluation = score(same(target), target, config, model)
+    # the first dataset: SAEBench draws the same documents for both, so every number is the same
+    first = evaluation.output["eval_result_details"][0]
+    f1 = evaluation.ours["f1_by_task"][config.dataset_names[0]]
+    for part in ("", *(f"top_{k}_" for k in KS)):
+        assert first[f"sae_{part}test_accuracy"] == first[f"llm_{part}test_accuracy"]
+        assert f1[f"sae_{part}test_f1"] == f1[f"llm_{part}test_f1"]
+    # the second: to within the noise of its random negatives
+    second = evaluation.output["eval_result_details"][1]
+    for k in KS:
+        assert second[f"sae_top_{k}_test_accuracy"] == pytest.approx(second[f"llm_top_{k}_test_accuracy"], abs=0.15)
+    assert evaluation.failures == []
+
+
+def test_all_zero_weights_are_at_chance_and_called_untrained(target, config, model):
+    evaluation = score(zero(target), target, config, model)
+    for name, value in evaluation.output["eval_result_metrics"]["sae"].items():
+        assert value in (None, 0.5), name
+    # a probe that knows nothing says yes to all, F1 2/3, or no to all, F1 0
+    by_class = [
+        v for d in evaluation.ours["f1_by_task"].values() for n, s in d.items() if n[:3] == "sae" for v in s.values()
+    ]
+    assert all(v == 0 or v == pytest.approx(2 / 3) for v in by_class)
+    assert evaluation.failures == ["at chance: every SAE probe is within 0.02 of 0.5"]
+
+
+def test_a_latent_per_class_is_perfect_at_k_1(model_folder, text_file, config, model):
+    target = _targets.choose("sandbox", str(model_folder), "blocks.0.hook_resid_pre", str(text_file))
+    words = torch.tensor(
+        [model.tokenizer(f" {word}")["input_ids"][-1] for word in ("red", "rain", "walls", "cat", "river")]
+    )
+    embedded = model.W_E[words].detach()
+    directions = torch.linalg.pinv(embedded)  # each answers 1 to its own word, 0 to the other four
+    sae = linear_sae(target, directions, embedded)
+    others = torch.tensor([i for i in range(model.cfg.d_vocab) if i not in words])
+    sae.b_enc.data = -(model.W_E[others] @ directions).max(0).values.detach()
+    assert (sae.b_enc > -0.95).all(), "the words' own directions stand out"
+    evaluation = score(sae, target, replace(config, k_values=(1,)), model)
+    assert numbers(evaluation)["sae_top_1_test_accuracy"] == 1
+    assert numbers(evaluation)["sae_top_1_test_f1"] == 1
+    assert evaluation.output["eval_result_metrics"]["llm"]["llm_top_1_test_accuracy"] < 1
+
+
+def saebench_itself(target, model, config, folder, names, sae):
+    """SAEBench's own function, given our texts; the one call that crashes (trap 2) without beartype's check."""
+    own = SparseProbingEvalConfig(
+        dataset_names=list(names), k_values=list(KS), probe_train_set_size=60, probe_test_set_size=30,
+        context_length=32, llm_batch_size=32, llm_dtype="float32", model_name=target.model_name,
+    )  # fmt: skip
+    _, sae, _ = saebench.general_utils.load_and_format_sae("x", sae, "cpu")
+    with pytest.MonkeyPatch.context() as patch, _sparse_probing.serving_tasks(), _saebench.silent():
+        patch.setattr(probe_training, "train_sklearn_probe", probe_training.train_sklearn_probe.__wrapped__)
+        return saebench.run_eval_single_sae(own, sae, model, "cpu", str(folder))
+
+
+def test_watching_changes_no_number_of_saebench(target, config, model, tmp_path):
+    ours = score(identity(target), target, config, model)
+    for name in config.dataset_names:
+        cold, _ = saebench_itself(target, model, config, tmp_path / name, [name], identity(target))
+        details = {d["dataset_name"]: d for d in ours.output["eval_result_details"]}[f"{name}_results"]
+        for metric, value in cold.items():
+            if metric.startswith("llm"):
+                assert details[metric] == value, metric
+    saebench_itself(target, model, config, tmp_path / "both", config.dataset_names, identity(target))
+    warm, by_class = saebench_itself(target, model, config, tmp_path / "both", config.dataset_names, identity(target))
+    for metric, value in warm.items():
+        if metric.startswith("sae"):
+            assert ours.output["eval_result_metrics"]["sae"][metric] == value, metric
+    for name in config.dataset_names:
+        for metric, values in by_class[f"{name}_results"].items():
+            if metric.startswith("sae"):
+                assert ours.output["eval_result_unstructured"][f"{name}_results"][metric] == values
+
+
+def test_saebench_still_scores_differently_with_a_cold_cache(target, config, model, tmp_path):
+    # should this fail, activations need not be collected before SAEs are scored
+    cold, warm = (
+        saebench_itself(target, model, config, tmp_path, config.dataset_names, identity(target))[1] for _ in range(2)
+    )
+    assert cold != warm
+
+
+def test_saebench_still_crashes_on_a_fresh_install():
+    # should this fail, `train_sklearn_probe` need not lose beartype's check
+    acts = {"a": torch.randn(20, 4), "b": torch.randn(20, 4)}
+    with _saebench.silent(), pytest.raises(Exception, match="violates type hint"):
+        probe_training.train_probe_on_activations(acts, acts, select_top_k=1)
+
+
+def test_order_and_number_of_saes_count_for_nothing(target, config, model, cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path))
+    alone = numbers(score(identity(target), target, config, model))
+    score(zero(target), target, config, model)
+    assert numbers(score(identity(target), target, config, model)) == alone
+    monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path / "again"))
+    score(zero(target), target, config, model)
+    assert numbers(score(identity(target), target, config, model)) == alone
+
+
+def test_the_language_model_runs_once_for_all_saes(target, config, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path))
+    calls = []
+    forward = type(model).run_with_hooks
+    monkeypatch.setattr(
+        type(model), "run_with_hooks", lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
+    )
+    score(identity(target), target, config, model)
+    once = len(calls)
+    assert once > 0
+    score(zero(target), target, config, model)
+    assert len(calls) == once
+
+
+def test_another_model_meets_no_stale_activations(target, config, model, tmp_path, text_file, monkeypatch):
+    monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path / "cache"))
+    first = score(identity(target), target, config, model).output["eval_result_metrics"]["llm"]
+    folder = make_model(tmp_path / "model")
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(folder / "model.safetensors")
+    save_file({name: tensor * 1.5 for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"})
+    other = _targets.choose("sandbox", str(folder), target.hook_name, str(text_file))
+    loaded = _models.load_model(other.model_name, "cpu", "float32")
+    second = score(identity(other), other, config, loaded).output["eval_result_metrics"]["llm"]
+    assert first != second
+
+
+def test_a_damaged_cache_is_rebuilt_to_the_same_numbers(target, config, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path))
+    before = numbers(score(identity(target), target, config, model))
+    for file in tmp_path.rglob("*.pt"):
+        file.write_bytes(file.read_bytes()[:-100])
+    assert numbers(score(identity(target), target, config, model)) == before
+    assert capsys.readouterr().err.count("is damaged") == 2
+
+
+def test_f1_by_hand():
+    recorder = _sparse_probing._Recorder()
+    # two hits, one false alarm, one miss: 2 * 2 / (2 * 2 + 1 + 1)
+    recorder._record([1, 1, 1, 0, 0], [1, 1, 0, 1, 0], 0.6)
+    assert recorder._scores == [pytest.approx(2 / 3)]
+    recorder._record([1, 0], [0, 0], 0.5)
+    assert recorder._scores[1] == 0
+    with pytest.raises(RuntimeError, match="F1 would not be that of the probe"):
+        recorder._record([1, 1, 1, 0, 0], [1, 1, 0, 1, 0], 0.8)
+
+
+def test_macro_f1_weighs_every_task_alike(target, config, model):
+    evaluation = score(identity(target), target, config, model)
+    by_task = evaluation.ours["f1_by_task"]
+    values = [v for dataset in by_task.values() for v in dataset["sae_top_1_test_f1"].values()]
+    assert evaluation.ours["tasks"] == len(values) == 5
+    assert evaluation.ours["f1"]["sae_top_1_test_f1"] == pytest.approx(sum(values) / 5)
+
+
+@pytest.fixture
+def argv(target, trained, tmp_path, model_folder, text_file, tasks_file):
+    where = ["--model", str(model_folder), "--hook-name", target.hook_name, "--dataset", str(text_file)]
+    train = [
+        word for key, value in tiny("temporal").items() for word in (f"--train.{key.replace('_', '-')}", str(value))
+    ]
+    where += ["--trained", str(trained), "--output", str(tmp_path / "out"), "--context-length", "32", *train]
+    return lambda *names: [w for n in names for w in ("--sae", n)] + ["--tasks", str(tasks_file), *where]
+
+
+def test_a_user_s_own_tasks_are_one_command(argv, tmp_path, capsys):
+    assert _run.main("sparse_probing", [*argv("temporal", "random"), "--k-values", "1,5", "--details"]) == 0
+    shown = capsys.readouterr().out
+    assert "SAE F1, k = 5" in shown
+    assert "k = 2 " not in shown
+    for word in ("red", "rain", "walls"):
+        assert shown.count(f" {word} ") == 2, "a row per task and SAE"
+    files = sorted((tmp_path / "out").rglob("*.json"))
+    assert [file.parent.name for file in files] == ["random", "temporal"]
+    for file in files:
+        result = json.loads(file.read_text())
+        SparseProbingEvalOutput(**result)
+        ours = result["eval_result_unstructured"]
+        assert "warm" in ours["protocol"]
+        assert ours["tasks"] == 3
+        (name,) = result["eval_config"]["dataset_names"]
+        assert name.startswith("local/words-")
+        assert str(tmp_path) not in file.read_text()
+    _run.main("sparse_probing", [*argv("temporal"), "--k-values", "1,5"])
+    assert "reused" in capsys.readouterr().out
+
+
+def test_several_seeds_are_several_files_and_one_column(argv, tmp_path, capsys):
+    assert _run.main("sparse_probing", [*argv("temporal"), "--k-values", "1", "--seeds", "0,1"]) == 0
+    shown = capsys.readouterr().out
+    results = [json.loads(file.read_text()) for file in (tmp_path / "out").rglob("*.json")]
+    assert sorted(r["eval_result_unstructured"]["provenance"]["seed"] for r in results) == [0, 1]
+    values = [r["eval_result_metrics"]["sae"]["sae_top_1_test_accuracy"] for r in results]
+    mean, error = sum(values) / 2, abs(values[0] - values[1]) / 2
+    assert f"{mean:.4g} ± {error:.2g}" in shown
+    assert "2 seeds" in shown

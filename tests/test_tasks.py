@@ -1,0 +1,146 @@
+"""Labelled text: distinct documents, disjoint sets, the sandbox's datasets, a user's file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import make_tasks
+
+from eval_runners import _tasks
+from sae_variants import _targets
+from sae_variants._errors import UsageError
+from sae_variants.sandbox import tasks
+
+LONG = "one two three four five six seven eight nine ten"
+
+
+def test_near_repeats_keep_one_document():
+    kept = _tasks.distinct({"a": [LONG, LONG + " eleven", LONG.upper(), "something else entirely"], "b": ["b b b"]})
+    assert sorted(map(len, kept.values())) == [1, 2]
+    assert "something else entirely" in kept["a"]
+
+
+def test_repeats_of_repeats_are_one_group():
+    words = [f"w{i}" for i in range(40)]
+    chain = [" ".join(words[start : start + 16]) for start in (0, 8, 16, 24)]
+    assert len(_tasks.distinct({"a": chain, "b": ["x"]})["a"]) == 1
+
+
+def test_documents_of_two_labels_are_left_out():
+    kept = _tasks.distinct({"a": [LONG, "only a"], "b": [LONG + " eleven", "only b"]})
+    assert kept == {"a": ["only a"], "b": ["only b"]}
+
+
+def test_short_documents_are_compared_whole_whatever_their_case():
+    assert _tasks.distinct({"a": ["Red bird", "red  bird!", "blue bird"], "b": ["x"]})["a"] in (
+        ["Red bird", "blue bird"], ["red  bird!", "blue bird"], ["blue bird", "Red bird"], ["blue bird", "red  bird!"],
+    )  # fmt: skip
+
+
+def test_the_order_of_the_file_counts_for_nothing():
+    classes = make_tasks()
+    reverse = {label: classes[label][::-1] for label in reversed(classes)}
+    first, second = _tasks.distinct(classes), _tasks.distinct(reverse)
+    assert {label: first[label] for label in second} == second
+
+
+@pytest.fixture
+def named(tasks_file) -> str:
+    return _tasks.register_file(str(tasks_file))
+
+
+def test_train_and_test_are_disjoint_balanced_and_seeded(named):
+    train, test = _tasks.split(named, 40, 20, 0)
+    assert {len(texts) for texts in train.values()} == {20}
+    assert {len(texts) for texts in test.values()} == {10}
+    assert not set().union(*train.values()) & set().union(*test.values())
+    assert (train, test) == _tasks.split(named, 40, 20, 0)
+    assert (train, test) != _tasks.split(named, 40, 20, 1)
+
+
+def test_the_version_is_that_of_the_documents_served(named):
+    assert _tasks.version(named, 40, 20, 0) == _tasks.version(named, 40, 20, 0)
+    assert len({_tasks.version(named, *sizes) for sizes in ((40, 20, 0), (40, 20, 1), (40, 22, 0), (42, 20, 0))}) == 4
+
+
+def test_sizes_are_what_the_smallest_class_allows(named):
+    train, test = _tasks.largest_sizes([named])
+    fewest = min(map(len, _tasks.classes(named).values()))
+    assert (train // 2 + test // 2, test // 2) == (fewest, fewest // 5)
+    assert _tasks.largest_sizes(["fancyzhx/ag_news"]) == (4000, 1000)
+
+
+@pytest.mark.parametrize("suffix", _tasks.SUFFIXES)
+def test_every_kind_of_file_says_the_same(tmp_path, suffix):
+    import pandas as pd
+
+    classes = {"1": ["a b", "c d"], "0": ["e f", "g, h"]}
+    frame = pd.DataFrame([{"text": t, "label": int(k)} for k, texts in classes.items() for t in texts])
+    path = tmp_path / f"t{suffix}"
+    {".csv": lambda: frame.to_csv(path, index=False), ".parquet": lambda: frame.to_parquet(path)}.get(
+        suffix, lambda: frame.to_json(path, orient="records", lines=True)
+    )()
+    assert _tasks.read_file(path) == classes
+
+
+def test_a_label_called_na_is_a_label(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("text,label\nx,NA\ny,null\n")
+    assert set(_tasks.read_file(path)) == {"NA", "null"}
+
+
+def test_unknown_names_name_the_near_ones():
+    with pytest.raises(UsageError, match="did you mean 'sandbox/ag_news'"):
+        _tasks.is_ours("sandbox/ag_nwes")
+
+
+def test_the_sandbox_has_eight_datasets_and_35_tasks_that_no_one_takes_for_the_hub_s():
+    assert len(tasks.DATASETS) == 8
+    assert sum(map(len, tasks.DATASETS.values())) >= 35
+    assert all(name.startswith("sandbox/") for name in tasks.DATASETS)
+    assert set(_targets.load("sandbox").evaluations["sparse_probing"]["dataset_names"]) == set(tasks.DATASETS)
+
+
+def test_every_part_of_the_sandbox_s_datasets_exists():
+    for name, classes in tasks.DATASETS.items():
+        for parts in classes.values():
+            for file, _ in parts:
+                assert tasks.path_of(file).is_file(), name
+
+
+def test_code_in_none_of_the_languages_is_in_none_of_them():
+    found = tasks.documents("sandbox/code")
+    assert len(found["other"]) > 500
+    assert not set(found["other"]) & set(found["C"] + found["Python"] + found["HTML"])
+
+
+def no_two_are_near_repeats(name: str) -> None:
+    settings = _targets.load("sandbox").evaluations["sparse_probing"]
+    train, test = _tasks.split(name, settings["probe_train_set_size"], settings["probe_test_set_size"], 42)
+    served = {label: train[label] + test[label] for label in train}
+    assert {len(texts) for texts in served.values()} == {450}
+    assert {label: len(texts) for label, texts in _tasks.distinct(served).items()} == dict.fromkeys(served, 450)
+
+
+def test_no_test_document_of_the_sandbox_is_near_a_train_document():
+    no_two_are_near_repeats("sandbox/it_ticket")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(tasks.DATASETS) - {"sandbox/it_ticket"}))
+def test_nor_of_the_others(name):
+    no_two_are_near_repeats(name)
+
+
+def test_package_names_are_those_that_sae_probes_lists():
+    import sae_probes
+
+    assert _tasks.package_names() == sae_probes.DATASETS
+
+
+def test_documents_are_made_once(named, cache, monkeypatch):
+    _tasks.classes(named)
+    _tasks.classes.cache_clear()
+    monkeypatch.setattr(_tasks, "distinct", lambda classes: pytest.fail("made twice"))
+    assert json.dumps(_tasks.classes(named))
