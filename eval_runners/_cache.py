@@ -9,21 +9,22 @@ goes when all take more than SAE_VARIANTS_CACHE_GB (default 50).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import sys
-import time
-import zipfile
+import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sae_variants._errors import UsageError
 
 ROOT, CAPACITY = "SAE_VARIANTS_CACHE", "SAE_VARIANTS_CACHE_GB"
-ABANDONED_AFTER_SECONDS = 6 * 3600
+MANIFEST, PARTIAL = "key.json", ".partial"
 
 
 def root() -> Path:
@@ -43,20 +44,21 @@ def capacity() -> float:
 
 
 def stored(key: dict[str, Any], make: Callable[[Path], None]) -> Path:
-    """The folder that `make` filled for that key, now or earlier. A folder with a damaged file is made anew."""
+    """The folder that `make` filled for that key, now or earlier. A folder that lacks a byte is made anew."""
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=10).hexdigest()
     folder = root() / name
-    if folder.is_dir() and (damaged := [path for path in folder.rglob("*") if not is_intact(path)]):
-        print(f"warning: {damaged[0]} is damaged; what was in its folder is made again", file=sys.stderr)
-        shutil.rmtree(folder)
+    if folder.is_dir() and (harm := damage(folder)):
+        print(f"warning: {folder}: {harm}; it is made again", file=sys.stderr)
+        shutil.rmtree(folder, ignore_errors=True)
     if not folder.is_dir():
-        partial = root() / f"{name}.{os.getpid()}.partial"
+        partial = root() / f"{name}.{os.getpid()}{PARTIAL}"
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
             make(partial)
-            (partial / "key.json").write_text(json.dumps(key, indent=2))
-            if not folder.is_dir():  # another process may have been faster
+            files = {str(path.relative_to(partial)): _sum(path) for path in partial.rglob("*") if path.is_file()}
+            (partial / MANIFEST).write_text(json.dumps({"key": key, "files": files}, indent=2))
+            if not folder.is_dir():
                 partial.rename(folder)
         except (OSError, RuntimeError) as error:
             # torch reports a disk that is full as a RuntimeError of its writer
@@ -64,42 +66,75 @@ def stored(key: dict[str, Any], make: Callable[[Path], None]) -> Path:
             reason = error.strerror if isinstance(error, OSError) else full
             if not reason:
                 raise
-            raise UsageError(f"cannot keep files in {root()}: {reason}; set {ROOT} to another folder") from error
+            if not folder.is_dir():  # else another process was faster
+                message = f"cannot keep files in {root()}: {reason}; set {ROOT} to another folder"
+                raise UsageError(message) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     os.utime(folder)
     return folder
 
 
-def is_intact(path: Path) -> bool:
-    """Whether a file has all its bytes and the right ones: one of `torch.save`, a zip archive with sums, or JSON."""
+@cache
+def _sum_of(path: Path, size: int, changed: int) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            found = zlib.crc32(block, found)
+    return found
+
+
+def _sum(path: Path) -> list[int]:
+    """Size and checksum; read once per process and state of the file."""
+    found = path.stat()
+    return [found.st_size, _sum_of(path.resolve(), found.st_size, found.st_mtime_ns)]
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder, if anything: a file that is gone, cut or changed, or no list of files."""
     try:
-        if path.suffix == ".pt":
-            with zipfile.ZipFile(path) as archive:
-                return archive.testzip() is None
-        if path.suffix == ".json":
-            json.loads(path.read_text())
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return False
-    return True
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            if not (folder / name).is_file():
+                return f"{name} is gone"
+            if _sum(folder / name) != expected:
+                return f"{name} is damaged"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is damaged"
+    return None
 
 
 def size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    with contextlib.suppress(OSError):
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return 0
 
 
 def evict(keep: list[Path]) -> None:
-    """Removes what was not used for longest, but nothing of `keep`, until the rest fits; and abandoned leftovers."""
-    limit, now = capacity(), time.time()
-    folders = sorted((path for path in root().glob("*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    for partial in [path for path in folders if path.suffix == ".partial"]:
-        folders.remove(partial)
-        if now - partial.stat().st_mtime > ABANDONED_AFTER_SECONDS:
-            shutil.rmtree(partial, ignore_errors=True)
-    sizes = {folder: size(folder) for folder in folders}
-    for folder in folders:
+    """Removes what was not used for longest, but nothing of `keep`, until the rest fits; and what kills left."""
+    limit = capacity()
+    ages: dict[Path, float] = {}
+    for path in root().glob("*"):
+        with contextlib.suppress(OSError):  # another process may remove it
+            if path.suffix == PARTIAL and not _is_alive(path):
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix != PARTIAL and path.is_dir():
+                ages[path] = path.stat().st_mtime
+    sizes = {folder: size(folder) for folder in ages}
+    for folder in sorted(ages, key=lambda path: ages[path]):
         if sum(sizes.values()) <= limit:
             return
         if folder not in keep:
             shutil.rmtree(folder, ignore_errors=True)
             del sizes[folder]
+
+
+def _is_alive(partial: Path) -> bool:
+    """Whether the process that makes a folder still runs."""
+    try:
+        os.kill(int(partial.stem.rpartition(".")[2]), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -35,6 +35,10 @@ class Metric:
     """Where the number stands in the result file, keys joined by dots."""
 
 
+class Untrained(Exception):
+    """An SAE of which there is no result at all, and why; the others of the call are evaluated all the same."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     output: dict[str, Any]
@@ -43,6 +47,8 @@ class Evaluation:
     """What we add; stands under `eval_result_unstructured`, the place SAEBench leaves for it."""
     failures: list[str] = field(default_factory=list)
     """Reasons why this result cannot count as one of a trained SAE."""
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Arrays and pictures to lie beside the result, by the end of their name: `<hash>.autocorrelation.png`."""
 
 
 class Evaluator(Protocol):

@@ -31,6 +31,9 @@ def load(path: Path) -> Result:
     missing = [key for key in needed if not isinstance(result, dict) or key not in result]
     if missing:
         raise UsageError(f"{path} is not a result of SAEBench: it has no {', '.join(missing)}")
+    for key in ("eval_config", "eval_result_metrics", "sae_cfg_dict", "eval_result_unstructured"):
+        if not isinstance(result.get(key) or {}, dict):
+            raise UsageError(f"{path} is not a result of SAEBench: its {key} holds no names")
     return result
 
 
@@ -39,24 +42,29 @@ def value(metric: _contract.Metric, result: Result) -> float | None:
     ours = result.get("eval_result_unstructured") or {}
     if any(metric.path.endswith("." + name) for name in ours.get("not_a_number", [])):
         return None
-    return _contract.at(result, metric.path)
+    found = _contract.at(result, metric.path)
+    return found if isinstance(found, int | float) else None
 
 
 def mean_and_error(metric: _contract.Metric, results: list[Result]) -> tuple[float, float | None] | None:
-    """Mean and standard error over the seeds; no error for one seed, nothing if any of them has no number."""
+    """Mean and standard error over the seeds; no error where they all agree, nothing if one has no number."""
     values = [value(metric, result) for result in results]
     numbers = [v for v in values if v is not None]
     if not numbers or len(numbers) < len(values):
         return None
-    return fmean(numbers), stdev(numbers) / sqrt(len(numbers)) if len(numbers) > 1 else None
+    if len(set(numbers)) == 1:  # one seed, or a number that does not depend on it
+        return numbers[0], None
+    return fmean(numbers), stdev(numbers) / sqrt(len(numbers))
 
 
 def conditions(result: Result) -> dict[str, Any]:
     """What must be equal in two results whose numbers are subtracted or ranked."""
-    found = {key: value for key, value in result["eval_config"].items() if key not in IMMATERIAL}
+    found = {key: value for key, value in (result["eval_config"] or {}).items() if key not in IMMATERIAL}
     cfg = result.get("sae_cfg_dict") or {}
-    hook_name = cfg.get("hook_name") or (cfg.get("metadata") or {}).get("hook_name")
-    return {"evaluation": result["eval_type_id"], "hook_name": hook_name, **found}
+    metadata = cfg.get("metadata")  # SAEBench's sae-probes writes it as a text
+    hook_name = cfg.get("hook_name") or (metadata.get("hook_name") if isinstance(metadata, dict) else None)
+    documents = ((result.get("eval_result_unstructured") or {}).get("provenance") or {}).get("read") or None
+    return {"evaluation": result["eval_type_id"], "hook_name": hook_name, "documents": documents, **found}
 
 
 def _plain(key: str, value: Any) -> Any:
@@ -107,6 +115,11 @@ def comparable(root: Path, target: str, evaluation: str, like: list[Result]) -> 
 
 def _provenance(result: Result) -> dict[str, Any]:
     return result["eval_result_unstructured"]["provenance"]
+
+
+def weights(result: Result) -> str:
+    """Hash of the weights that a result belongs to."""
+    return _provenance(result)["weight_hash"]
 
 
 def _kind(result: Result) -> tuple[Any, ...]:

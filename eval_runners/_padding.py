@@ -29,8 +29,12 @@ class _Agreement:
             return long()
         if shape in self.trusted:
             return short()
-        found, expected = short(), long()
-        if found.equal(expected):
+        expected = long()
+        try:
+            found = short()
+        except Exception:  # an SAE may need the whole context; SAEBench's own way gives it
+            found = None
+        if found is not None and found.equal(expected):
             self.trusted.add(shape)
         else:
             self.broken = True
@@ -52,7 +56,7 @@ def skipped_by_model(model: Any) -> Iterator[_Agreement]:
         lengths = (real * torch.arange(1, tokens.shape[1] + 1, device=tokens.device)).amax(1)
         parts, order = [], lengths.argsort(stable=True)
         for rows in order.split(batch_size):
-            longest = min(-(-max(int(lengths[rows].max()), 1) // ROUND_TO) * ROUND_TO, tokens.shape[1])
+            longest = _rounded(int(lengths[rows].max()), tokens.shape[1])
 
             def whole(rows: Any = rows) -> Any:
                 return original(tokens[rows], model, batch_size, *rest, show_progress=False)
@@ -61,7 +65,8 @@ def skipped_by_model(model: Any) -> Iterator[_Agreement]:
                 acts = original(tokens[rows, :longest], model, batch_size, *rest, show_progress=False)
                 return torch.nn.functional.pad(acts, (0, 0, 0, tokens.shape[1] - longest))
 
-            parts.append(agreement.result((len(rows), longest), cut, whole))
+            full = longest == tokens.shape[1]
+            parts.append(whole() if full else agreement.result((len(rows), longest), cut, whole))
         return torch.cat(parts)[order.argsort()]
 
     def collect(tokens: Any, model_: Any, batch_size: int, layer: int, hook_name: str, mask: bool = False) -> Any:
@@ -80,23 +85,30 @@ def skipped_by_model(model: Any) -> Iterator[_Agreement]:
 
 @contextlib.contextmanager
 def skipped_by_sae(sae: Any) -> Iterator[_Agreement]:
-    """While SAEBench takes means of latents: only rows that are not zero are encoded."""
+    """While SAEBench takes means of latents: a batch is encoded as far as its longest document reaches."""
     import torch
 
     encode = sae.encode
     agreement = _Agreement()
 
-    def encode_real(acts_BLD: Any) -> Any:
+    def encode_cut(acts_BLD: Any) -> Any:
         # as SAEBench tells padding; the latents of these rows are multiplied by zero
         real_BL = acts_BLD.sum(-1) != 0
+        length = acts_BLD.shape[1]
+        longest = _rounded(int((real_BL * torch.arange(1, length + 1, device=real_BL.device)).max()), length)
 
-        def short() -> Any:
-            latents_NF = encode(acts_BLD[real_BL])
-            out = torch.zeros(*real_BL.shape, latents_NF.shape[-1], dtype=latents_NF.dtype, device=latents_NF.device)
-            out[real_BL] = latents_NF
-            return out
+        def cut() -> Any:
+            latents = encode(acts_BLD[:, :longest].contiguous())
+            return torch.nn.functional.pad(latents, (0, 0, 0, length - longest)) * real_BL[..., None]
 
-        return agreement.result(acts_BLD.shape, short, lambda: encode(acts_BLD) * real_BL[..., None])
+        def whole() -> Any:
+            return encode(acts_BLD) * real_BL[..., None]
 
-    with mock.patch.object(sae, "encode", encode_real):
+        return whole() if longest == length else agreement.result((*acts_BLD.shape, longest), cut, whole)
+
+    with mock.patch.object(sae, "encode", encode_cut):
         yield agreement
+
+
+def _rounded(length: int, at_most: int) -> int:
+    return min(-(-max(length, 1) // ROUND_TO) * ROUND_TO, at_most)

@@ -145,12 +145,15 @@ def writable(root: Path) -> Path:
     return root
 
 
-def write_atomically(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+def write(path: Path, result: dict[str, Any], files: dict[str, bytes]) -> None:
+    """The result, after the files that lie beside it, each whole or not at all."""
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
-        partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-        partial.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for ending, content in {**files, "json": text.encode()}.items():
+            partial.write_bytes(content)
+            partial.replace(path.with_suffix(f".{ending}"))
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise UsageError(f"cannot write {path}: {error.strerror}; give another --output") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import asdict, fields
@@ -11,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from eval_runners import _contract, _leaderboard, _result, _table
-from sae_variants import _cli
+from sae_variants import _cli, _grid
 from sae_variants._errors import UsageError, run_command
 from sae_variants._targets import Target
 
 TRAIN_PREFIX = "train."
+NEEDED = ("dataset_names", "k_values", "ks", "context_length", "context_size")
+"""Settings that a baseline must name, where the evaluation has them, beside the model."""
 
 
 def run(name: str) -> None:
@@ -41,6 +42,8 @@ def main(name: str, argv: list[str]) -> int:
     parser.add_argument("--baseline", metavar="FILE", help="a result of SAEBench's, to print the differences to")
     if hasattr(evaluator, "details"):
         parser.add_argument("--details", action="store_true", help="print a row for every task")
+    parser.add_argument("--csv", metavar="FILE", help="write a row per SAE and seed, a column per metric")
+    _cli.add_grid(parser)
     _cli.add_target(parser)
     _cli.add_fields(parser, evaluator.EvalConfig, "evaluation (defaults are the target's where it has its own)")
     parser.epilog = (
@@ -60,27 +63,34 @@ def _evaluate_all(
 
     _cli.quiet()
     target, device = _cli.target_of(args), _cli.device_of(args)
-    config = evaluator.EvalConfig(**{**target.evaluations.get(name, {}), **_cli.given(args, evaluator.EvalConfig)})
+    own = {k: tuple(v) if isinstance(v, list) else v for k, v in target.evaluations.get(name, {}).items()}
+    config = evaluator.EvalConfig(**{**own, **_cli.given(args, evaluator.EvalConfig)})
     for f in fields(config):
-        number = getattr(config, f.name)
-        if str(f.type).startswith("int") and number is not None and number < 1:
-            raise UsageError(f"{_cli.dashed(f.name)} must be at least 1, not {number}")
+        number, least = getattr(config, f.name), 0 if f.name.endswith("seed") else 1
+        if str(f.type).startswith("int") and number is not None and number < least:
+            raise UsageError(f"{_cli.dashed(f.name)} must be at least {least}, not {number}")
     versions: dict[str, str] = {}
     if prepare := getattr(evaluator, "prepare", None):
         config, versions = prepare(target, config)
-    baseline = _baseline(args.baseline, evaluator, target, config) if args.baseline is not None else None
+    baseline = _baseline(args.baseline, evaluator, target, config, versions) if args.baseline is not None else None
     root = _result.writable(Path(args.output))
     place = _result.Place(root, name, target, asdict(config), versions, device, argv)
-    found = _saes.find(list(dict.fromkeys(args.saes)), target, overrides, args.seeds, args.trained, device)
-    model, results = None, []
-    for sae_found in found:
+    found = _saes.find(
+        list(dict.fromkeys(args.saes)), target, overrides, _grid.parse(args.grid), args.seeds, args.trained, device
+    )
+    model, results, without = None, [], []
+    for number, sae_found in enumerate(found, start=1):
         weight_hash = sae_found.weight_hash()
         path = place.path(sae_found.path_name, weight_hash)
         title = sae_found.label if len(args.seeds) == 1 else f"{sae_found.label} (seed {sae_found.seed})"
+        title = f"[{number}/{len(found)}] {title}" if len(found) > 1 else title
         if path.exists() and not args.force:
-            print(f"{title}: {path} (reused: same weights, same settings; --force makes it again)")
-            results.append((sae_found, json.loads(path.read_text())))
-            continue
+            try:
+                results.append((sae_found, _leaderboard.load(path)))
+                print(f"{title}: {path} (reused: same weights, same settings; --force makes it again)")
+                continue
+            except UsageError as error:
+                print(f"warning: {error}; it is made again", file=sys.stderr)
         if model is None:
             model = _models.load_model(target.model_name, device, target.dtype)
         sae = sae_found.load(device)
@@ -89,14 +99,20 @@ def _evaluate_all(
             check_text(config.context_size, target, model)
         print(f"{title}: evaluating {name} on {target.name}")
         started = time.time()
-        evaluation = evaluator.evaluate(sae, target, config, model=model, device=device)
+        try:
+            evaluation = evaluator.evaluate(sae, target, config, model=model, device=device)
+        except _contract.Untrained as error:
+            print(f"{title}: untrained: {error}; there is no result")
+            without.append(title)
+            continue
         result = place.envelope(evaluation, sae_found, weight_hash, time.time() - started)
         _result.validate(evaluator.output_class(), result)
-        _result.write_atomically(path, result)
+        _result.write(path, result, evaluation.files)
         print(f"{title}: {path}")
         results.append((sae_found, result))
-    _show(evaluator, root, place, results, args, baseline)
-    return verdict_code(results)
+    if results:
+        _show(evaluator, root, place, results, args, baseline)
+    return 1 if without else verdict_code(results)
 
 
 def _show(
@@ -108,7 +124,11 @@ def _show(
         columns.setdefault(found.label, []).append(result)
     learnt = [result for found, result in results if found.learns] or [result for _, result in results]
     others = _leaderboard.comparable(root, place.target.name, place.evaluation, learnt)
-    _table.print_metrics(evaluator.METRICS, {**columns, **{k: v for k, v in others.items() if k not in columns}})
+    shown = {_leaderboard.weights(result) for _, result in results}
+    others = {k: v for k, v in others.items() if k not in columns and not shown & {*map(_leaderboard.weights, v)}}
+    _table.print_metrics(evaluator.METRICS, {**columns, **others})
+    if args.csv:
+        _table.write_csv(Path(args.csv), evaluator.METRICS, results)
     for label, same in columns.items():
         if getattr(args, "details", False):
             for result in same:
@@ -118,7 +138,9 @@ def _show(
             _table.print_differences(evaluator.METRICS, label, same, Path(args.baseline).stem, baseline)
 
 
-def _baseline(file: str, evaluator: _contract.Evaluator, target: Target, config: Any) -> dict[str, Any]:
+def _baseline(
+    file: str, evaluator: _contract.Evaluator, target: Target, config: Any, versions: dict[str, str]
+) -> dict[str, Any]:
     """A result to compare with. UsageError, before any work, if it was made under other conditions."""
     from eval_runners._saebench import text_name
 
@@ -130,10 +152,14 @@ def _baseline(file: str, evaluator: _contract.Evaluator, target: Target, config:
         "hook_name": target.hook_name,
         "llm_dtype": target.dtype,
         "dataset": text_name(target),
+        "documents": versions or None,
         **asdict(config),
     }
-    if separate := _leaderboard.differing(planned, _leaderboard.conditions(baseline)):
+    there = _leaderboard.conditions(baseline)
+    if separate := _leaderboard.differing(planned, there):
         raise UsageError(f"cannot compare with {file}: {'; '.join(separate)}")
+    if unnamed := [key for key in ("model_name", *NEEDED) if key in planned and there.get(key) is None]:
+        raise UsageError(f"cannot compare with {file}: it does not say its {', '.join(unnamed)}")
     return baseline
 
 

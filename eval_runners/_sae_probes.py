@@ -40,12 +40,12 @@ def score(sae: Any, model: Any, target: Target, settings: dict[str, Any], device
         for name in _saebench.progress(config.dataset_names, "language model"):
             folder = _stored(name, config, model, target, device)
             for file in folder.rglob("*"):
-                if file.is_file() and file.parent != folder:
+                if file.is_file() and file.name != _cache.MANIFEST:
                     link = temporary / "made" / file.relative_to(folder)
                     link.parent.mkdir(parents=True, exist_ok=True)
                     link.symlink_to(file)
             used.append(folder)
-            _cache.evict(keep=used)
+        _cache.evict(keep=used)
 
         one_dataset = evals.run_sae_eval
         bar = _saebench.progress(config.dataset_names, "probes")
@@ -107,6 +107,6 @@ def _stored(name: str, config: Any, model: Any, target: Target, device: str) -> 
         "dataset": [name, _tasks.package_version(name)],
         "longest": longest,
         "random_seed": config.random_seed,
-        **_saebench.model_key(target, model, device),
+        **_saebench.model_key(target, model, device, "scikit-learn", "sae-probes"),
     }
     return _cache.stored(key, make)

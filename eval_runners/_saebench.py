@@ -16,6 +16,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 from unittest import mock
 
+from eval_runners._contract import Untrained
 from sae_variants import _models, _targets
 from sae_variants._errors import UsageError
 from sae_variants._targets import Target
@@ -106,8 +107,15 @@ def hushed(*names: str) -> Iterator[None]:
 AT_CHANCE = 0.02
 
 
+def require_numbers(sae: Any) -> None:
+    """Untrained if a weight is not a number: no probe can be fitted on its latents."""
+    for name, weight in sae.state_dict().items():
+        if not weight.isfinite().all():
+            raise Untrained(f"{name} holds what is not a number")
+
+
 def at_chance(accuracies: Iterable[float | None]) -> list[str]:
-    """The reason not to call an SAE trained whose every probe, on as many documents of either side, only guesses."""
+    """The reason not to call an SAE trained whose every single probe, on balanced documents, only guesses."""
     found = [accuracy for accuracy in accuracies if accuracy is not None]
     if any(abs(accuracy - 0.5) > AT_CHANCE for accuracy in found):
         return []
@@ -122,8 +130,8 @@ def layer_of(hook_name: str) -> int:
     return int(found[0])
 
 
-def model_key(target: Target, model: Any, device: str) -> dict[str, Any]:
-    """What decides an activation, as far as it does not come from an evaluation's settings."""
+def model_key(target: Target, model: Any, device: str, *packages: str) -> dict[str, Any]:
+    """What decides an activation, and what those packages make of it, beside an evaluation's settings."""
     tokenizer = model.tokenizer
     return {
         "model": _models.revision(target.model_name),
@@ -131,5 +139,5 @@ def model_key(target: Target, model: Any, device: str) -> dict[str, Any]:
         "dtype": str(model.cfg.dtype),
         "device": device.partition(":")[0],
         "tokenizer": [tokenizer.padding_side, tokenizer.truncation_side],
-        "versions": {name: version(name) for name in ("transformer-lens", "transformers", "torch")},
+        "versions": {name: version(name) for name in ("transformer-lens", "transformers", "torch", *packages)},
     }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sae_variants import _plan, _register, _train
+from sae_variants import _grid, _plan, _register, _train
 from sae_variants._errors import UsageError, one_of
 from sae_variants._models import content_hash
 from sae_variants._targets import Target
@@ -26,10 +26,12 @@ class Found:
     """None where the SAE does not say."""
     learns: bool = True
     """False for `random`, which may be untrained."""
+    cell: _grid.Cell = field(default_factory=dict)
+    """The fields of a grid that make it what it is."""
 
     @property
     def path_name(self) -> str:
-        return self.label.replace(":", "_").replace("/", "_")
+        return self.label.partition("[")[0].replace(":", "_").replace("/", "_")
 
     def weight_hash(self) -> str:
         """Hash of config and weights: a result belongs to these and no others."""
@@ -56,9 +58,9 @@ def is_folder(name: str) -> bool:
 
 
 def plans(
-    names: list[str], target: Target, overrides: dict[str, Any], seeds: list[int], root: str | None
-) -> list[_plan.Plan]:
-    """Training plans, one per seed, of those names that are variants. UsageError for a name that is nothing we know."""
+    names: list[str], target: Target, overrides: _grid.Cell, cells: list[_grid.Cell], seeds: list[int], root: Any
+) -> list[_grid.Labelled]:
+    """Training plans of those names that are variants. UsageError for a name that is nothing we know."""
     known = _register.names()
     variants = [name for name in names if name in known]
     for name in names:
@@ -69,42 +71,34 @@ def plans(
         one_of("SAE", name, known)
     if "seed" in overrides:
         raise UsageError("--train.seed is written --seeds")
-    if variants:
-        _plan.check_overrides(variants, overrides)
-    return [
-        _plan.plan(name, target, {**_plan.applying(name, overrides), "seed": seed}, root)
-        for name in variants
-        for seed in seeds
-    ]
+    return _grid.plans(variants, target, overrides, cells, seeds, root) if variants else []
 
 
 def find(
-    names: list[str], target: Target, overrides: dict[str, Any], seeds: list[int], root: str | None, device: str
-) -> list[Found]:
+    names: list[str], target: Target, overrides: _grid.Cell, cells: list[_grid.Cell], seeds: list[int], root: Any,
+    device: str,
+) -> list[Found]:  # fmt: skip
     """The SAEs asked for, in that order. A variant that is not trained yet for this target is trained first."""
-    planned: dict[str, list[_plan.Plan]] = {}
-    for made in plans(names, target, overrides, seeds, root):
-        planned.setdefault(made.name, []).append(made)
+    planned: dict[str, list[_grid.Labelled]] = {}
+    for made in plans(names, target, overrides, cells, seeds, root):
+        planned.setdefault(made.plan.name, []).append(made)
     placed = {name: _from_place(name) for name in names if name not in planned}
-    missing = [made for of_name in planned.values() for made in of_name if not made.is_trained]
+    missing = [made for of_name in planned.values() for made in of_name if not made.plan.is_trained]
     for made in missing:
-        print(f"{made.name} is not trained on {target.name} with seed {made.settings.seed} yet: training it first")
-    _train.train(missing, device)
+        seed = made.plan.settings.seed
+        print(f"{made.label} is not trained on {target.name} with seed {seed} yet: training it first")
+    _train.train([made.plan for made in missing], device)
     found: list[Found] = []
     for name in names:
         found += [_from_plan(made) for made in planned[name]] if name in planned else [placed[name]]
     return found
 
 
-def _from_plan(made: _plan.Plan) -> Found:
-    record = json.loads((made.folder / _plan.RECORD).read_text())
-    return Found(
-        made.name,
-        made.folder,
-        made.settings.seed,
-        record["trained_tokens"],
-        _learns(_register.resolve(made.name).config_class),
-    )
+def _from_plan(made: _grid.Labelled) -> Found:
+    plan = made.plan
+    record = json.loads((plan.folder / _plan.RECORD).read_text())
+    learns = _learns(_register.resolve(plan.name).config_class)
+    return Found(made.label, plan.folder, plan.settings.seed, record["trained_tokens"], learns, made.cell)
 
 
 def _learns(config_class: type | None) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 from eval_runners import _cache, _padding, _saebench, _tasks
+from sae_variants._errors import UsageError
 from sae_variants._models import hub_errors
 from sae_variants._targets import Target
 
@@ -148,7 +149,7 @@ def score(
             (artifacts / f"{name}_activations.pt".replace("/", "_")).symlink_to(file)
             f1[name] = json.loads((folder / LLM_F1).read_text())
             used.append(folder)
-            _cache.evict(keep=used)
+        _cache.evict(keep=used)
 
         one_dataset = main.run_eval_single_dataset
         bar = _saebench.progress(config.dataset_names, "probes")
@@ -160,7 +161,7 @@ def score(
             return found
 
         def never(*args: Any, **kwargs: Any) -> Any:
-            raise RuntimeError("activations vanished while an SAE was scored; give the command again")
+            raise UsageError("activations vanished while an SAE was scored: give the command again")
 
         stack.enter_context(mock.patch.object(main, "run_eval_single_dataset", observed))
         stack.enter_context(mock.patch.object(main, "get_dataset_activations", never))
@@ -190,13 +191,20 @@ def _stored_probing(name: str, config: Any, model: Any, target: Target, device: 
         torch.manual_seed(config.random_seed)
         no_sae: Any = None
         layer = _saebench.layer_of(target.hook_name)
-        with (
-            mock.patch.object(activation_collection, "get_sae_meaned_activations", side_effect=_Cached),
-            contextlib.suppress(_Cached),
-        ):
-            main.run_eval_single_dataset(
-                name, config, no_sae, model, layer, target.hook_name, device, str(folder), save_activations=True
-            )
+        with mock.patch.object(activation_collection, "get_sae_meaned_activations", side_effect=_Cached):
+            try:
+                main.run_eval_single_dataset(
+                    name, config, no_sae, model, layer, target.hook_name, device, str(folder), save_activations=True
+                )
+            except _Cached:
+                pass
+            except ValueError as error:
+                if "contains NaN" not in str(error):
+                    raise
+                raise UsageError(
+                    f"{name} has a document without a token of its own among the first {config.context_length}: "
+                    "remove it, or give a larger --context-length"
+                ) from error
         (folder / LLM_F1).write_text(json.dumps(recorder.named("llm")))
 
     decisive = (
@@ -206,6 +214,6 @@ def _stored_probing(name: str, config: Any, model: Any, target: Target, device: 
         "evaluation": f"sparse_probing, sae-bench {version('sae-bench')}",
         "dataset": [name, _tasks.version(name, *[getattr(config, field) for field in decisive[:3]])],
         "settings": {field: getattr(config, field) for field in decisive},
-        **_saebench.model_key(target, model, device),
+        **_saebench.model_key(target, model, device, "scikit-learn"),
     }
     return _cache.stored(key, make)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from eval_runners import _contract, _leaderboard
 from eval_runners._leaderboard import Result
+from sae_variants._errors import UsageError
 
 
 def _print(table: Any) -> None:
@@ -37,6 +39,23 @@ def print_metrics(metrics: Iterable[_contract.Metric], columns: dict[str, list[R
             found = [_leaderboard.mean_and_error(metric, results) for results in columns.values()]
             table.add_row(metric.title, _contract.ARROWS[metric.better], *map(_number, found))
     _print(table)
+
+
+def write_csv(path: Path, metrics: Iterable[_contract.Metric], results: list[tuple[Any, Result]]) -> None:
+    """One row per SAE and seed: what it is, the fields of its grid's cell, every metric that any of them has."""
+    import pandas as pd
+
+    rows = []
+    for found, result in results:
+        values = {metric.name: _leaderboard.value(metric, result) for metric in metrics}
+        rows.append({"sae": found.label.partition("[")[0], "seed": found.seed, **found.cell, **values})
+    partial = path.with_name(path.name + ".partial")
+    try:
+        pd.DataFrame(rows).dropna(axis="columns", how="all").to_csv(partial, index=False)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror}; give another --csv") from error
 
 
 def print_details(title: str, rows: Iterable[dict[str, Any]]) -> None:

@@ -7,11 +7,12 @@ that what a probe is tested on was never trained on.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ _files: dict[str, Path] = {}
 def register_file(path: str) -> str:
     """The name under which a user's file is served; it holds its content's hash and no folder."""
     file = Path(path)
-    if not file.is_file() or file.suffix not in SUFFIXES:
+    if not file.is_file() or file.suffix.lower() not in SUFFIXES:
         raise UsageError(f"no file of tasks {path!r}: give a {', '.join(SUFFIXES)} with columns text and label")
     name = f"local/{file.stem}-{content_hash([file])[:6]}"
     _files[name] = file
@@ -84,34 +85,60 @@ def package_names() -> list[str]:
 
 def read_file(path: Path) -> Classes:
     """Label -> documents of a user's file. UsageError that says what is wrong with it, and in which row."""
-    import pandas as pd
-
-    try:
-        if path.suffix == ".csv":
-            frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
-        else:
-            frame = pd.read_json(path, lines=True) if path.suffix == ".jsonl" else pd.read_parquet(path)
-    except (ValueError, OSError) as error:
-        raise UsageError(f"cannot read {path}: {(str(error).splitlines() or ['it is empty'])[0]}") from error
-    for column in COLUMNS:
-        if column not in frame:
-            raise UsageError(f"{path} has no column {column!r}, only {', '.join(map(str, frame.columns)) or 'none'}")
-    texts, labels = frame["text"].tolist(), frame["label"].tolist()
     classes: Classes = {}
-    for row, (text, label) in enumerate(zip(texts, labels, strict=True), start=1):
-        for what, value in (("label", label), ("text", text)):
-            if pd.isna(value) or not str(value).strip():
-                raise UsageError(f"{path}: row {row} of {len(frame)} has an empty or missing {what}; fill or remove it")
-        name = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
-        classes.setdefault(name, []).append(str(text))
+    try:
+        for number, row in enumerate(_rows(path), start=1):
+            for column in COLUMNS:
+                if column not in row:
+                    named = ", ".join(map(str, row)) or "none"
+                    raise UsageError(f"{path} has no column {column!r} in row {number}, only {named}")
+            text, label = row["text"], row["label"]
+            if isinstance(label, float) and label.is_integer():
+                label = int(label)  # a column of whole numbers with a gap is read as such
+            for what, value in (("text", text), ("label", label)):
+                if value is None or value != value or not str(value).strip():
+                    raise UsageError(f"{path}: row {number} has an empty or missing {what}; fill or remove it")
+            if not isinstance(text, str) or isinstance(label, dict | list):
+                raise UsageError(f"{path}: row {number} has a text that is no text, or a label that is many")
+            classes.setdefault(str(label), []).append(text)
+    except UsageError:
+        raise
+    except (ValueError, OSError, csv.Error) as error:
+        raise UsageError(f"cannot read {path}: {(str(error).splitlines() or ['it is empty'])[0]}") from error
     if len(classes) < 2:
-        raise UsageError(f"{path} has one label, {', '.join(classes) or 'none'}: a probe needs two or more")
+        raise UsageError(
+            f"{path} has {f'one label, {next(iter(classes))}' if classes else 'no rows'}: a probe needs two labels"
+        )
     return classes
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows as they stand: no word becomes a number, no row is bent to fit."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        import pandas as pd
+
+        yield from pd.read_parquet(path).to_dict("records")  # pyright: ignore[reportReturnType]
+        return
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if suffix == ".jsonl":
+            for number, line in enumerate(file, start=1):
+                row = json.loads(line) if line.strip() else {}
+                if line.strip() and not isinstance(row, dict):
+                    raise UsageError(f"{path}: line {number} is not an object with text and label")
+                if row:
+                    yield row
+            return
+        csv.field_size_limit(2**31 - 1)
+        for number, row in enumerate(csv.DictReader(file), start=1):
+            if None in row:
+                raise UsageError(f"{path}: row {number} has more fields than the header: put quotes around its text")
+            yield row
 
 
 def word_runs(text: str) -> list[str]:
     """Every five words in a row, in lower case; all words of a text that has fewer."""
-    words = re.findall(r"\w+", text[:READ_CHARACTERS].lower())
+    words = re.findall(r"\w+", text[:READ_CHARACTERS].lower()) or [text.strip()]
     return [" ".join(words[i : i + 5]) for i in range(max(1, len(words) - 4))]
 
 
@@ -190,7 +217,10 @@ def largest_sizes(names: Iterable[str]) -> tuple[int, int]:
         part = len(texts) // TEST_ONE_IN
         if part < SMALLEST_TEST:
             least = TEST_ONE_IN * SMALLEST_TEST
-            raise UsageError(f"label {label!r} of {name} has {len(texts)} distinct documents; {least} are the least")
+            raise UsageError(
+                f"label {label!r} of {name} has {len(texts)} distinct documents; {least} are the least "
+                "(of near-repeats one counts, and none where they have several labels)"
+            )
         test = min(test, 2 * part)
         train = min(train, 2 * (len(texts) - part))
     return train, test
@@ -199,6 +229,9 @@ def largest_sizes(names: Iterable[str]) -> tuple[int, int]:
 def split(name: str, train_set_size: int, test_set_size: int, seed: int) -> tuple[Classes, Classes]:
     """(train, test): of every class half of each size, as SAEBench balances them, since a task pits one class against
     as many documents of the others. UsageError for a class that has fewer."""
+    for what, size in (("train", train_set_size), ("test", test_set_size)):
+        if size < 2 or size % 2:
+            raise UsageError(f"--probe-{what}-set-size must be an even number, half of it of each side, not {size}")
     train, test = {}, {}
     for label, texts in classes(name).items():
         sizes = train_set_size // 2, test_set_size // 2

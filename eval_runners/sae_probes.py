@@ -76,12 +76,18 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     """SAEBench's output of one SAE, and what speaks against the SAE being trained."""
     from eval_runners import _sae_probes, _saebench
 
+    _saebench.require_numbers(sae)
     if max(config.ks) > sae.cfg.d_sae:
         raise UsageError(f"--ks asks for {max(config.ks)} of d_sae = {sae.cfg.d_sae}")
     settings = asdict(config)
     del settings["all"]
     output = _sae_probes.score(sae, model, target, settings, device)
-    accuracies = [v for name, v in output["eval_result_metrics"]["sae"].items() if name.endswith("accuracy")]
+    accuracies = [
+        value
+        for detail in output["eval_result_details"]
+        for name, value in detail.items()
+        if name.startswith("sae_top") and name.endswith("accuracy")
+    ]
     return Evaluation(output, {"tasks": len(config.dataset_names)}, _saebench.at_chance(accuracies))
 
 

@@ -75,16 +75,26 @@ def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]
     for k in config.k_values:
         if k not in KS:
             raise UsageError(f"--k-values may hold {', '.join(map(str, KS))}, not {k}")
-    if not config.k_values or not config.dataset_names:
-        raise UsageError("--k-values and --dataset-names must not be empty")
     if config.tasks is not None:
+        own = target.evaluations.get("sparse_probing", {})
+        if config.dataset_names not in (EvalConfig.dataset_names, tuple(own.get("dataset_names", ()))):
+            raise UsageError("--tasks and --dataset-names both say what to probe: give one of them")
         config = replace(config, tasks=None, dataset_names=(_tasks.register_file(config.tasks),))
         for size in ("probe_train_set_size", "probe_test_set_size"):
-            if getattr(config, size) == target.evaluations.get("sparse_probing", {}).get(size):
+            if getattr(config, size) == own.get(size):
                 config = replace(config, **{size: None})  # the target's sizes are for its own datasets
+    config = replace(
+        config,
+        dataset_names=tuple(dict.fromkeys(config.dataset_names)),
+        k_values=tuple(dict.fromkeys(config.k_values)),
+    )
     train, test = _tasks.largest_sizes(config.dataset_names)
     train, test = config.probe_train_set_size or train, config.probe_test_set_size or test
     config = replace(config, probe_train_set_size=train, probe_test_set_size=test)
+    for name in filter(_tasks.is_ours, config.dataset_names):
+        if name not in target.evaluations.get("sparse_probing", {}).get("dataset_names", ()):
+            distinct = ", ".join(f"{label} {len(texts)}" for label, texts in _tasks.classes(name).items())
+            print(f"{name}: distinct documents {distinct}; a probe is fitted on {train} and tested on {test}")
     return config, {name: _tasks.version(name, train, test, config.random_seed) for name in config.dataset_names}
 
 
@@ -92,6 +102,7 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     """SAEBench's output of one SAE, F1 of all its probes, and what speaks against the SAE being trained."""
     from eval_runners import _saebench, _sparse_probing
 
+    _saebench.require_numbers(sae)
     for what, width in (("d_sae", sae.cfg.d_sae), ("d_in", sae.cfg.d_in)):
         if max(config.k_values) > width:
             raise UsageError(f"--k-values asks for {max(config.k_values)} of {what} = {width}")
@@ -108,7 +119,14 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
         "tasks": sum(len(scores[names[0]]) for scores in by_task.values()),
         "protocol": PROTOCOL,
     }
-    return Evaluation(output, ours, _saebench.at_chance(output["eval_result_metrics"]["sae"].values()))
+    probes = [
+        accuracy
+        for dataset in output["eval_result_unstructured"].values()
+        for name, scores in dataset.items()
+        if name.startswith("sae_")
+        for accuracy in scores.values()
+    ]
+    return Evaluation(output, ours, _saebench.at_chance(probes))
 
 
 def details(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -118,10 +136,11 @@ def details(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
         accuracy = ours[f"{dataset}_results"]
         for label in f1["sae_test_f1"]:
             row: dict[str, Any] = {"dataset": dataset, "class": label}
-            for k in result["eval_config"]["k_values"]:
-                row |= {f"LLM {k}": accuracy[f"llm_top_{k}_test_accuracy"][label]}
-                row |= {f"SAE {k}": accuracy[f"sae_top_{k}_test_accuracy"][label]}
-                row |= {f"SAE F1 {k}": f1[f"sae_top_{k}_test_f1"][label]}
+            for k in ("all", *result["eval_config"]["k_values"]):
+                for who, shown in (("llm", "LLM"), ("sae", "SAE")):
+                    name = f"{who}_test" if k == "all" else f"{who}_top_{k}_test"
+                    row[f"{shown} {k}"] = accuracy[f"{name}_accuracy"][label]
+                    row[f"{shown} F1 {k}"] = f1[f"{name}_f1"][label]
             yield row
 
 

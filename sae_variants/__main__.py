@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import fields
 
-from sae_variants import _cli, _plan, _register, _targets, _train
+from sae_variants import _cli, _grid, _plan, _register, _targets, _train
 from sae_variants._errors import UsageError, run_command
 
 
@@ -22,6 +22,7 @@ def main(argv: list[str]) -> int:
     train.add_argument("--seeds", type=_cli.seeds, default=None, help="several seeds, e.g. 0,1,2")
     train.add_argument("--output", metavar="FOLDER", help="another spelling of --trained")
     train.add_argument("--force", action="store_true", help="train again what is trained already")
+    _cli.add_grid(train)
     _cli.add_target(train)
     _cli.add_fields(train, _plan.TrainSettings, "training (defaults are the target's where it has its own)")
     options = commands.add_parser("options", help="the fields of a variant's config")
@@ -44,20 +45,17 @@ def _train_command(args, extra: list[str]) -> int:
     if args.output and args.trained:
         raise UsageError("--output and --trained are two spellings of one thing: give one of them")
     target, device = _cli.target_of(args), _cli.device_of(args)
-    _plan.check_overrides(args.names, overrides)
-    plans = []
-    for seed in args.seeds if args.seeds is not None else [overrides.get("seed", 0)]:
-        for name in args.names:
-            wanted = _plan.applying(name, overrides)
-            for field in overrides.keys() - wanted.keys():
-                print(f"{name} has no {field}; it is trained without", file=sys.stderr)
-            plans.append(_plan.plan(name, target, {**wanted, "seed": seed}, args.output or args.trained))
-    before = {made.folder for made in plans if made.is_trained and not args.force}
-    _train.train(plans, device, args.force)
-    for made in plans:
-        print(
-            f"{made.name} seed {made.settings.seed}: {made.folder}{' (was trained)' if made.folder in before else ''}"
-        )
+    seeds = args.seeds if args.seeds is not None else [overrides.pop("seed", 0)]
+    for name in args.names:
+        for field in overrides.keys() - _plan.applying(name, overrides).keys():
+            print(f"{name} has no {field}; it is trained without", file=sys.stderr)
+    cells = _grid.parse(args.grid)
+    found = _grid.plans(args.names, target, overrides, cells, seeds, args.output or args.trained)
+    before = {made.plan.folder for made in found if made.plan.is_trained and not args.force}
+    _train.train([made.plan for made in found], device, args.force)
+    for made in found:
+        was = " (was trained)" if made.plan.folder in before else ""
+        print(f"{made.label} seed {made.plan.settings.seed}: {made.plan.folder}{was}")
     return 0
 
 

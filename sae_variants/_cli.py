@@ -71,7 +71,11 @@ def _typed(annotation: str) -> Any:
         value = parse_value(text)
         kind = annotation.split("|")[0].strip()
         if kind.startswith("tuple"):
-            return tuple(value) if isinstance(value, list) else (value,)
+            one = _typed(kind.removeprefix("tuple[").partition(",")[0])
+            parts = [part.strip() for part in text.split(",") if part.strip()]
+            if not parts:
+                raise argparse.ArgumentTypeError("at least one value is needed")
+            return tuple(one(part) for part in parts)
         if kind == "int" and (isinstance(value, bool) or not isinstance(value, int)):
             if isinstance(value, float) and value.is_integer():
                 return int(value)
@@ -150,6 +154,13 @@ def extra_options(extra: Sequence[str], prefix: str = "") -> dict[str, Any]:
     return options
 
 
+def add_grid(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--grid", action="append", default=[], metavar="FIELD=A,B,...",
+        help="train one SAE for every value of a field; may be repeated, every combination is a cell",
+    )  # fmt: skip
+
+
 def add_target(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("target")
     group.add_argument(
@@ -189,6 +200,8 @@ def seeds(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 0,1,2") from error
     if min(found) < 0:
         raise argparse.ArgumentTypeError("seeds must not be negative")
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} names a seed twice")
     return found
 
 

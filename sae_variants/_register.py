@@ -202,3 +202,21 @@ def load(path: str | Path, device: str = "cpu") -> Any:
         return SAE.load_from_disk(folder, device=device)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UsageError(f"cannot load the SAE in {folder}: {str(error).splitlines()[0]}") from error
+
+
+def latent_groups(sae: Any) -> dict[str, slice]:
+    """Parts of the latents that its training told apart, such as slow and fast; empty where there are none.
+
+    A trained SAE is a stock one; what it was trained as, and with which settings, stands in its metadata.
+    """
+    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+    metadata = sae.cfg.metadata
+    trained_as = getattr(metadata, "training_architecture", None) or ""
+    config_class: Any = SAE_TRAINING_CLASS_REGISTRY.get(trained_as, (None, None))[1]
+    if not hasattr(config_class, "latent_groups"):
+        return {}
+    details = metadata.training_architecture_details
+    known = {f.name for f in fields(config_class)}
+    config = config_class(d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, **{k: v for k, v in details.items() if k in known})
+    return config.latent_groups

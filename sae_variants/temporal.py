@@ -11,6 +11,8 @@ reconstruct on their own as well; the rest are free:
     variance     mean over windows and active latents of Var_t(f) / (Mean_t(f²) + ε), which scaling f cannot lower
     similarity   mean of 1 - cos(z_t, z_{t-1})
 
+With `pairs = "earlier"` the first and the last take every earlier token of the window in place of t-1.
+
 Windows with a special token count for reconstruction only. Sources: the split, the nested loss and the contrast are
 those of T-SAE (arXiv 2511.05541); the base is BatchTopK (arXiv 2412.06410). It changes training only, so it saves as
 a stock SAELens `jumprelu`. `k` is per token, averaged over the batch.
@@ -52,6 +54,8 @@ class TemporalTrainingSAEConfig(BatchTopKTrainingSAEConfig):
     """λ, the weight of the consistency term; 0 switches it off."""
     window: int = 8
     """W, tokens in a window; at least 2. The training stream's windows must be a multiple of it."""
+    pairs: Literal["adjacent", "earlier"] = "adjacent"
+    """Which tokens of a window are compared: neighbours, or each with every earlier one; not for variance."""
     contrast: Literal["cosine", "dot"] = "cosine"
     """Similarity inside the contrastive form: cosine, or the raw dot product of T-SAE's released code."""
     temperature: float = 0.1
@@ -66,6 +70,11 @@ class TemporalTrainingSAEConfig(BatchTopKTrainingSAEConfig):
     def n_slow(self) -> int:
         return round(self.slow_fraction * self.d_sae)
 
+    @property
+    def latent_groups(self) -> dict[str, slice]:
+        """What evaluations report apart."""
+        return {"slow": slice(0, self.n_slow), "fast": slice(self.n_slow, self.d_sae)}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.window < 2:
@@ -74,6 +83,8 @@ class TemporalTrainingSAEConfig(BatchTopKTrainingSAEConfig):
             raise ValueError(f"slow_fraction must leave between 1 and d_sae slow latents, not {self.slow_fraction}")
         if self.consistency not in CONSISTENCY:
             raise ValueError(f"consistency must be one of {', '.join(CONSISTENCY)}, not {self.consistency!r}")
+        if self.pairs not in ("adjacent", "earlier"):
+            raise ValueError(f"pairs must be adjacent or earlier, not {self.pairs!r}")
         if self.contrast not in ("cosine", "dot"):
             raise ValueError(f"contrast must be cosine or dot, not {self.contrast!r}")
         if min(self.consistency_coefficient, self.nested_coefficient) < 0 or self.temperature <= 0:
@@ -82,13 +93,23 @@ class TemporalTrainingSAEConfig(BatchTopKTrainingSAEConfig):
             )
 
 
-def contrastive_loss(slow_nWL: Tensor, contrast: str = "cosine", temperature: float = 0.1) -> Tensor:
-    """Symmetric InfoNCE between neighbours; the negatives of a window are the other windows, at the same offset."""
+def paired(codes_nWL: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
+    """(later, earlier) codes [n, P, L] of P pairs of tokens of every window."""
+    if pairs == "adjacent":
+        return codes_nWL[:, 1:], codes_nWL[:, :-1]
+    later, earlier = torch.tril_indices(codes_nWL.shape[1], codes_nWL.shape[1], offset=-1)
+    return codes_nWL[:, later], codes_nWL[:, earlier]
+
+
+def contrastive_loss(
+    slow_nWL: Tensor, contrast: str = "cosine", temperature: float = 0.1, pairs: str = "adjacent"
+) -> Tensor:
+    """Symmetric InfoNCE over pairs; the negatives of a window are the other windows, at the same two offsets."""
     windows = len(slow_nWL)
     codes = F.normalize(slow_nWL, dim=-1, eps=EPSILON) if contrast == "cosine" else slow_nWL
     scale = 1 / temperature if contrast == "cosine" else 1.0
-    later, earlier = codes[:, 1:].transpose(0, 1), codes[:, :-1].transpose(0, 1)
-    logits_Pnn = scale * later @ earlier.transpose(1, 2)
+    later_nPL, earlier_nPL = paired(codes, pairs)
+    logits_Pnn = scale * later_nPL.transpose(0, 1) @ earlier_nPL.permute(1, 2, 0)
     target = torch.arange(windows, device=codes.device).expand(len(logits_Pnn), windows)
     forward = F.cross_entropy(logits_Pnn.flatten(0, 1), target.flatten())
     backward = F.cross_entropy(logits_Pnn.transpose(1, 2).flatten(0, 1), target.flatten())
@@ -102,9 +123,10 @@ def variance_loss(slow_nWL: Tensor) -> Tensor:
     return (relative_nL * active_nL).sum() / active_nL.sum().clamp(min=1)
 
 
-def similarity_loss(slow_nWL: Tensor) -> Tensor:
-    """Mean of 1 - cos between the slow codes of neighbours. In [0, 1] for codes that are not negative."""
-    return (1 - F.cosine_similarity(slow_nWL[:, 1:], slow_nWL[:, :-1], dim=-1, eps=EPSILON)).mean()
+def similarity_loss(slow_nWL: Tensor, pairs: str = "adjacent") -> Tensor:
+    """Mean of 1 - cos between the slow codes of a pair. In [0, 1] for codes that are not negative."""
+    later_nPL, earlier_nPL = paired(slow_nWL, pairs)
+    return (1 - F.cosine_similarity(later_nPL, earlier_nPL, dim=-1, eps=EPSILON)).mean()
 
 
 CONSISTENCY = {"contrastive": contrastive_loss, "variance": variance_loss, "similarity": similarity_loss}
@@ -151,7 +173,7 @@ class TemporalTrainingSAE(BatchTopKTrainingSAE):
         slow_nWL = slow_nWL[clean_n]
         if len(slow_nWL) < 2:
             return slow_NL.sum() * 0.0
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {} if self.cfg.consistency == "variance" else {"pairs": self.cfg.pairs}
         if self.cfg.consistency == "contrastive":
-            options = {"contrast": self.cfg.contrast, "temperature": self.cfg.temperature}
+            options |= {"contrast": self.cfg.contrast, "temperature": self.cfg.temperature}
         return CONSISTENCY[self.cfg.consistency](slow_nWL, **options)

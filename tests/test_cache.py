@@ -32,11 +32,11 @@ def test_made_once_per_key():
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "key"])
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "gone", "key", "no files"])
 def test_a_damaged_file_is_made_again_with_a_warning(harm, capsys):
     calls: list[int] = []
     folder = _cache.stored({"k": 1}, maker(calls))
-    file = folder / ("key.json" if harm == "key" else "x.pt")
+    file = folder / (_cache.MANIFEST if harm in ("key", "no files") else "x.pt")
     data = bytearray(file.read_bytes())
     middle = len(data) // 2
     file.write_bytes(
@@ -44,12 +44,16 @@ def test_a_damaged_file_is_made_again_with_a_warning(harm, capsys):
             "cut": data[:middle],
             "flip": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
             "empty": b"",
+            "gone": b"",
+            "no files": b"{}",
             "key": b"{",
         }[harm]
     )
+    if harm == "gone":
+        file.unlink()
     _cache.stored({"k": 1}, maker(calls))
     assert len(calls) == 2
-    assert "is damaged" in capsys.readouterr().err
+    assert ("is gone" if harm == "gone" else "is damaged") in capsys.readouterr().err
     assert torch.load(folder / "x.pt", weights_only=True).equal(torch.arange(1000))
 
 
@@ -98,13 +102,22 @@ def test_nothing_goes_while_there_is_room():
     assert all(folder.exists() for folder in folders)
 
 
-def test_abandoned_leftovers_go_and_fresh_ones_stay(root):
-    old, new = root / "a.1.partial", root / "b.2.partial"
-    for path in (old, new):
+def test_what_a_killed_process_left_goes_and_what_a_living_one_makes_stays(root):
+    dead, alive = root / f"a.{2**22 + 1}.partial", root / f"b.{os.getpid()}.partial"
+    for path in (dead, alive):
         path.mkdir(parents=True)
-    os.utime(old, (1, 1))
     _cache.evict(keep=[])
-    assert [old.exists(), new.exists()] == [False, True]
+    assert [dead.exists(), alive.exists()] == [False, True]
+
+
+def test_another_process_that_is_faster_is_no_error():
+    def slower(folder) -> None:
+        name = folder.name.partition(".")[0]
+        (folder.parent / name).mkdir()
+        (folder.parent / name / "x").write_text("other")
+        raise OSError(39, "Directory not empty")
+
+    assert _cache.stored({"k": 1}, slower).is_dir()
 
 
 def test_a_cap_that_is_no_number_is_refused(monkeypatch):

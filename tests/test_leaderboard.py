@@ -33,6 +33,8 @@ def test_mean_and_standard_error_by_hand():
     assert mean == 3
     assert error == pytest.approx((7 / 3) ** 0.5)  # variance 7, of three
     assert _leaderboard.mean_and_error(metric, results[:1]) == (1.0, None)
+    assert _leaderboard.mean_and_error(metric, results[:1] * 3) == (1.0, None)
+    assert _leaderboard.value(metric, {"a": {"x": "high"}}) is None
     assert _leaderboard.mean_and_error(metric, [*results, {"a": {}}]) is None
 
 
@@ -80,7 +82,7 @@ def test_the_gemma_targets_are_compared_with_the_baselines_out_of_the_box():
         if module is sparse_probing:
             config, _ = sparse_probing.prepare(target, config)
         (file,) = BASELINES.glob(f"{module.__name__.rpartition('.')[2]}_*.json")
-        assert _run._baseline(str(file), module, target, config)
+        assert _run._baseline(str(file), module, target, config, {})
 
 
 @pytest.mark.parametrize(

@@ -59,16 +59,35 @@ def test_without_a_mask_or_with_padding_on_the_left_all_is_as_it_was(model, toke
     assert sum(seen) == 2 * tokens.numel()
 
 
-def test_latents_are_the_same_to_the_bit(target, model, tokens):
-    acts = collection.get_llm_activations(tokens, model, 16, 1, "blocks.1.hook_resid_post", True, show_progress=False)
-    acts = acts[..., :32]
+@pytest.mark.parametrize("real", [(50, 5, 10), (1, 2, 3), (64, 64, 0)], ids=str)
+def test_latents_are_the_same_to_the_bit_however_many_tokens_are_real(target, real):
     sae = identity(target)
-    own = collection.get_sae_meaned_activations({"a": acts}, sae, 20)["a"]
-    with _padding.skipped_by_sae(sae) as agreement:
+    batches = torch.randn(3, 5, 64, 32)
+    for batch, count in zip(batches, real, strict=True):
+        batch[:, count:] = 0
+    acts = batches.flatten(0, 1)
+    own = collection.get_sae_meaned_activations({"a": acts}, sae, 5)["a"].nan_to_num(7)
+    with _padding.skipped_by_sae(sae):
         for _ in range(2):
-            found = collection.get_sae_meaned_activations({"a": acts}, sae, 20)["a"]
-            assert found[1:].equal(own[1:])  # the first document has no token, its mean is not a number
-    assert agreement.trusted or agreement.broken
+            assert collection.get_sae_meaned_activations({"a": acts}, sae, 5)["a"].nan_to_num(7).equal(own)
+
+
+def test_an_sae_that_needs_whole_contexts_gets_them(target):
+    sae = identity(target)
+    encode = sae.encode
+
+    def whole_only(x):
+        if x.shape[1] != 64:
+            raise ValueError("not enough positions")
+        return encode(x)
+
+    sae.encode = whole_only
+    acts = torch.randn(10, 64, 32)
+    acts[:, 9:] = 0
+    with _padding.skipped_by_sae(sae) as agreement:
+        found = collection.get_sae_meaned_activations({"a": acts}, sae, 5)["a"]
+    assert agreement.broken
+    assert found.equal(collection.get_sae_meaned_activations({"a": acts}, sae, 5)["a"])
 
 
 def test_a_differing_bit_ends_the_short_cut():

@@ -111,6 +111,10 @@ def saebench_itself(target, model, config, folder, names, sae):
         dataset_names=list(names), k_values=list(KS), probe_train_set_size=60, probe_test_set_size=30,
         context_length=32, llm_batch_size=32, llm_dtype="float32", model_name=target.model_name,
     )  # fmt: skip
+    return saebench_run(own, sae, model, folder)
+
+
+def saebench_run(own, sae, model, folder):
     _, sae, _ = saebench.general_utils.load_and_format_sae("x", sae, "cpu")
     with pytest.MonkeyPatch.context() as patch, _sparse_probing.serving_tasks(), _saebench.silent():
         patch.setattr(probe_training, "train_sklearn_probe", probe_training.train_sklearn_probe.__wrapped__)
@@ -198,6 +202,75 @@ def test_a_damaged_cache_is_rebuilt_to_the_same_numbers(target, config, model, t
     assert capsys.readouterr().err.count("is damaged") == 2
 
 
+def test_a_small_cap_on_the_cache_does_not_make_the_model_run_again(target, config, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path))
+    monkeypatch.setenv("SAE_VARIANTS_CACHE_GB", "0.000001")
+    score(identity(target), target, config, model)
+    monkeypatch.setattr(type(model), "run_with_hooks", lambda *args, **kwargs: pytest.fail("ran again"))
+    score(zero(target), target, config, model)
+
+
+def test_one_probe_that_knows_something_is_not_at_chance():
+    assert _saebench.at_chance([0.5, 0.51, None]) == ["at chance: every SAE probe is within 0.02 of 0.5"]
+    assert _saebench.at_chance([0.5] * 40 + [1.0]) == []
+    assert _saebench.at_chance([0.5] * 40 + [0.4]) == []
+
+
+def test_weights_that_are_not_numbers_are_untrained_and_the_others_are_scored(target, argv, trained, tmp_path, capsys):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from sae_variants import _plan
+
+    folder = tmp_path / "sick"
+    shutil.copytree(_plan.plan("temporal", target, tiny("temporal"), trained).folder, folder)
+    state = load_file(folder / "sae_weights.safetensors")
+    state["W_enc"][0] = float("nan")
+    save_file(state, folder / "sae_weights.safetensors")
+    words = ["--sae", str(folder), *argv("temporal"), "--k-values", "1"]
+    assert _run.main("sparse_probing", words) == 1
+    assert "untrained: W_enc holds what is not a number" in capsys.readouterr().out
+    assert [file.parent.name for file in (tmp_path / "out").rglob("*.json")] == ["temporal"]
+
+
+def test_a_damaged_result_is_made_again(argv, tmp_path, capsys):
+    words = [*argv("temporal"), "--k-values", "1"]
+    _run.main("sparse_probing", words)
+    (file,) = (tmp_path / "out").rglob("*.json")
+    whole = json.loads(file.read_text())
+    file.write_text(file.read_text()[:100])
+    _run.main("sparse_probing", words)
+    assert "it is made again" in capsys.readouterr().err
+    assert json.loads(file.read_text())["eval_result_metrics"] == whole["eval_result_metrics"]
+
+
+@pytest.mark.slow
+def test_the_sandbox_s_own_numbers_are_saebench_s(tmp_path):
+    import sae_variants
+
+    target = _targets.load("sandbox")
+    model = _models.load_model("sandbox", "cpu", target.dtype)
+    settings = {**target.evaluations["sparse_probing"], "dataset_names": ("sandbox/it_ticket",), "k_values": KS}
+    config, _ = sparse_probing.prepare(target, sparse_probing.EvalConfig(**settings))
+
+    def sae():
+        made = sae_variants.build("stock:topk", d_in=192, d_sae=1024, k=30, seed=0)
+        made.cfg.metadata.model_name, made.cfg.metadata.hook_name = target.model_name, target.hook_name
+        return made
+
+    ours = sparse_probing.evaluate(sae(), target, config, model=model, device="cpu").output["eval_result_metrics"]
+    own = SparseProbingEvalConfig(
+        dataset_names=["sandbox/it_ticket"], k_values=list(KS), llm_batch_size=64, llm_dtype="float32",
+        model_name="sandbox", probe_train_set_size=720, probe_test_set_size=180,
+    )  # fmt: skip
+    (cold, _), (warm, _) = (saebench_run(own, sae(), model, tmp_path) for _ in range(2))
+    for name, value in ours["llm"].items():
+        assert value is None or value == cold[name], name
+    for name, value in ours["sae"].items():
+        assert value is None or value == warm[name], name
+
+
 def test_f1_by_hand():
     recorder = _sparse_probing._Recorder()
     # two hits, one false alarm, one miss: 2 * 2 / (2 * 2 + 1 + 1)
@@ -233,7 +306,7 @@ def test_a_user_s_own_tasks_are_one_command(argv, tmp_path, capsys):
     assert "SAE F1, k = 5" in shown
     assert "k = 2 " not in shown
     for word in ("red", "rain", "walls"):
-        assert shown.count(f" {word} ") == 2, "a row per task and SAE"
+        assert shown.partition("┏")[2].count(f" {word} ") == 2, "a row per task and SAE"
     files = sorted((tmp_path / "out").rglob("*.json"))
     assert [file.parent.name for file in files] == ["random", "temporal"]
     for file in files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from conftest import make_tasks
@@ -88,6 +89,45 @@ def test_a_label_called_na_is_a_label(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("text,label\nx,NA\ny,null\n")
     assert set(_tasks.read_file(path)) == {"NA", "null"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_no_word_becomes_a_number(tmp_path, suffix):
+    path = tmp_path / f"t{suffix}"
+    rows = [("00090", "01"), ("1e3", "1"), ("x", "001")]
+    if suffix == ".csv":
+        path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    else:
+        path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+    assert _tasks.read_file(path) == {"01": ["00090"], "1": ["1e3"], "001": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("t.csv", "text,label\na,b,x\nc,d,y\n", "row 1 has more fields than the header"),
+        ("t.csv", "text,label\na,x\nc\n", "row 2 has an empty or missing label"),
+        ("t.csv", "text,label\n", "has no rows"),
+        ("t.jsonl", '{"text": ["a"], "label": 1}\n', "row 1 has a text that is no text"),
+        ("t.jsonl", '{"text": "a", "label": [1]}\n', "a label that is many"),
+        ("t.jsonl", '{"text": "a"}\n', "no column 'label' in row 1, only text"),
+        ("t.jsonl", "[1]\n", "line 1 is not an object"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named(tmp_path, name, content, says):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=re.escape(says)):
+        _tasks.read_file(tmp_path / name)
+
+
+def test_texts_without_a_word_are_compared_whole():
+    assert sorted(_tasks.distinct({"a": ["🙂", "🙃", "🙂"], "b": ["!"]})["a"]) == ["🙂", "🙃"]
+
+
+@pytest.mark.parametrize(("train", "test"), [(1, 20), (41, 20), (40, 1), (40, 3)])
+def test_sizes_must_be_even(named, train, test):
+    with pytest.raises(UsageError, match="must be an even number"):
+        _tasks.split(named, train, test, 0)
 
 
 def test_unknown_names_name_the_near_ones():

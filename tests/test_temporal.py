@@ -46,6 +46,16 @@ def test_contrastive_negatives_are_other_windows_only():
     assert contrastive_loss(slow, "cosine", temperature=0.01).item() < 1e-6
 
 
+def test_every_earlier_token_by_hand():
+    # cosines of (1, 0), (2, 0), (2, 1) are 1, 0, 0
+    slow = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]]])
+    assert similarity_loss(slow, "earlier").item() == pytest.approx(2 / 3)
+    # two windows on two axes: every pair within a window has cosine 1, across windows 0
+    axes = torch.eye(2).unsqueeze(1).expand(2, 3, 2)
+    expected = -math.log(math.exp(2) / (math.exp(2) + 1))
+    assert contrastive_loss(axes, "cosine", 0.5, "earlier").item() == pytest.approx(expected, rel=1e-5)
+
+
 def build(**overrides):
     return sae_variants.build("temporal", d_in=6, d_sae=20, seed=0, **{"k": 4, "window": 4, **overrides})
 

@@ -1,6 +1,6 @@
 """How long sparse probing takes against SAEBench as shipped, for 1 and for 4 SAEs, from an empty cache and from a full one.
 
-    python tests/benchmarks/sparse_probing.py [--repeats 5] [--datasets 2]
+    python tests/benchmarks/sparse_probing.py [--repeats 5] [--datasets NAME,NAME]
 
 Each repeat runs SAEBench's own `run_eval` and ours one after the other on the sandbox; the ratio of a repeat is taken
 within it, and the median over the repeats is reported with the smallest and the largest. SAEBench's crash on a fresh
@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--datasets", type=int, default=2)
+    parser.add_argument("--datasets", default="sandbox/ag_news,sandbox/yelp_sentiment,sandbox/term_set1")
     args = parser.parse_args()
 
     from sae_bench.evals.sparse_probing import main as saebench
@@ -37,7 +37,7 @@ def main() -> None:
     target = _targets.load("sandbox")
     model = _models.load_model(target.model_name, "cpu", target.dtype)
     settings = {**target.evaluations["sparse_probing"]}
-    settings["dataset_names"] = tuple(settings["dataset_names"][: args.datasets])
+    settings["dataset_names"] = tuple(args.datasets.split(","))
     config, _ = sparse_probing.prepare(target, sparse_probing.EvalConfig(**settings))
     own = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items() if k != "tasks"}
     theirs = SparseProbingEvalConfig(**own, model_name=target.model_name, llm_dtype=target.dtype)

@@ -1,0 +1,157 @@
+"""positional_consistency: do latents stay on along a text, and does their firing depend on where the token stands?
+
+Over held-out contexts, special tokens left out, for all latents and, where the SAE says which are which, for slow and
+fast ones apart; only latents that fire often enough count. Beside them stand two ceilings, since a hook that carries
+only the current token leaves nothing to be consistent about: the channels of the residual stream, and the one
+linear direction that tells documents apart best (fitted on the first half of the contexts, scored on the second).
+
+Autocorrelation: Pearson, of a latent with itself some tokens on, mean over latents weighted by how often they fire.
+Smoothness: T-SAE's (arXiv 2511.05541), max |a_t - a_t-1| / |x_t - x_t-1| of a sequence; scale-free: each latent divided
+by its root mean square where it fires. Position information: bits between firing and a bin of positions, less
+the same with positions shuffled.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from eval_runners._contract import Direction, Evaluation, Metric
+
+NAME = "positional_consistency"
+CATEGORIES = ("all", "slow", "fast", "residual", "document_direction")
+LAGS = (1, 2, 4, 8, 16, 32)
+AT_ONCE = 2**23
+"""Numbers in a block of latents, 32 MiB; a few of its size are held at a time."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    n_contexts: int = 512
+    """Held-out contexts that are read."""
+    context_size: int = 128
+    """Tokens in a context, BOS included."""
+    batch_contexts: int = 16
+    """Contexts in a batch of the language model."""
+    position_bins: int = 16
+    """Equally long stretches of positions, for position information and profiles."""
+    n_min: int = 20
+    """A latent counts if it fires on at least so many tokens."""
+    seed: int = 0
+    """Seed of the shuffled positions and of the clustering."""
+
+
+_NAMES: tuple[tuple[str, str, Direction], ...] = (
+    *((f"autocorrelation_{lag}", f"autocorrelation, lag {lag}", "higher") for lag in LAGS),
+    ("half_life", "half-life of autocorrelation, tokens", "higher"),
+    ("smoothness", "smoothness, T-SAE's", "lower"),
+    ("smoothness_scale_free", "smoothness, scale-free", "lower"),
+    ("position_information", "position information, bits", "lower"),
+    ("redundancy", "redundant across positions", "lower"),
+    ("sequence_l0", "latents of a sequence / of a token", "lower"),
+    ("l0", "L0", "neither"),
+    ("latents", "latents that count", "neither"),
+    ("flat", "share of latents: flat over positions", "neither"),
+    ("early", "early", "neither"),
+    ("late", "late", "neither"),
+    ("periodic", "periodic", "neither"),
+)
+METRICS = tuple(
+    Metric(
+        f"{category}.{name}", f"{category.replace('_', ' ')}: {title}", better, f"eval_result_metrics.{category}.{name}"
+    )
+    for category in CATEGORIES
+    for name, title, better in _NAMES
+)
+
+
+def output_class() -> type:
+    from eval_runners import _own
+
+    return _own.output_class(NAME, EvalConfig, CATEGORIES, tuple(name for name, _, _ in _NAMES))
+
+
+def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
+    """All metrics, what they are made of as arrays, and pictures."""
+    import torch
+
+    from eval_runners import _own, _positions, _profiles
+    from sae_variants._register import latent_groups
+
+    latents = _positions.Statistics(LAGS, config.position_bins, config.seed)
+    residual, direction = (_positions.Statistics(LAGS, config.position_bins, config.seed) for _ in range(2))
+    documents = _positions.Documents()
+    related = _profiles.Related(sae.W_dec)
+    with torch.no_grad():
+        for number, (x_CTD, special_CT) in enumerate(_stream(target, config, model, device)):
+            # a few contexts at a time: wide SAEs have 32 MiB of latents in each
+            few = max(1, AT_ONCE // (x_CTD.shape[1] * sae.cfg.d_sae))
+            for x_cTD, special_cT in zip(x_CTD.split(few), special_CT.split(few), strict=True):
+                acts_cTS = sae.encode(x_cTD).float()
+                latents.add(acts_cTS, x_cTD, special_cT)
+                related.add(acts_cTS, special_cT)
+            if number * config.batch_contexts < config.n_contexts // 2:
+                documents.add(x_CTD, special_CT)
+                continue
+            residual.add(x_CTD, x_CTD, special_CT)
+            direction.add(x_CTD @ documents.direction_D1().to(x_CTD), x_CTD, special_CT)
+    keep_S = latents.fires_S >= config.n_min
+    groups = {"all": slice(None), **latent_groups(sae)}
+    profiles = _profiles.describe(latents.profile, keep_S, config.seed)
+    redundant_S = _profiles.redundant(sae.W_dec, profiles.band_S, keep_S)
+    values: dict[str, dict[str, Any]] = {category: {name: None for name, _, _ in _NAMES} for category in CATEGORIES}
+    for group, part in groups.items():
+        mask_S = torch.zeros_like(keep_S)
+        mask_S[part] = keep_S[part]
+        if mask_S.any():
+            values[group] |= latents.metrics(mask_S) | {
+                "latents": float(mask_S.sum()),
+                "redundancy": redundant_S[mask_S].double().mean().item(),
+                **profiles.shares(mask_S),
+            }
+    for category, statistics in (("residual", residual), ("document_direction", direction)):
+        if statistics.contexts:
+            values[category] |= statistics.linear_metrics()
+    failures = [] if keep_S.any() else [f"no latent fires on {config.n_min} tokens or more"]
+    made = (latents, keep_S, groups, profiles, related, residual, direction)
+    files = _profiles.files(*made) if keep_S.any() else {}
+    output = _own.output(NAME, config, _finite(values), sae, target)
+    return Evaluation(output, {"tokens": latents.tokens}, failures, files)
+
+
+def _finite(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        category: {name: v if v is not None and math.isfinite(v) else None for name, v in found.items()}
+        for category, found in values.items()
+    }
+
+
+def _stream(target: Any, config: EvalConfig, model: Any, device: str) -> Any:
+    """Activations [C, T, D] of held-out contexts without BOS, their first token; mask [C, T] of special tokens."""
+    from itertools import islice
+
+    import torch
+    from sae_lens.util import get_special_token_ids
+
+    from eval_runners import _saebench
+    from sae_variants import _models, _targets
+
+    activations = _models.hook_activations(model, target.hook_name, contexts_per_pass=config.batch_contexts)
+    special = torch.tensor(get_special_token_ids(model.tokenizer))
+    contexts = islice(_targets.contexts(target, model, config.context_size, "heldout"), config.n_contexts)
+    batches = range(math.ceil(config.n_contexts / config.batch_contexts))
+    for _ in _saebench.progress(batches, "contexts"):
+        batch = list(islice(contexts, config.batch_contexts))
+        if not batch:
+            return
+        tokens_CT = torch.stack(batch)
+        yield activations(tokens_CT)[:, 1:], torch.isin(tokens_CT, special)[:, 1:].to(device)
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    from eval_runners._run import run
+
+    run(Path(__file__).stem)

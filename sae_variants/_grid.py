@@ -1,0 +1,71 @@
+"""A grid over fields of configs: `--grid window=2,4,8 --grid consistency=contrastive,variance` is six cells.
+
+Cells are ordinary SAEs. They train in one stream, each ends with the weights it has alone, and the finished ones are
+found again: a grid that was interrupted, or grows by a value, goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from sae_variants import _plan, _register
+from sae_variants._errors import UsageError
+from sae_variants._plan import Plan
+from sae_variants._targets import Target
+
+Cell = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    label: str
+    """Name, with the cell's fields where there is a grid: `temporal[window=4]`."""
+    cell: Cell
+    plan: Plan
+
+
+def parse(options: list[str]) -> list[Cell]:
+    """Every combination of the values of `field=value,value` options; one empty cell where there is none."""
+    from sae_variants._cli import parse_value
+
+    axes: dict[str, list[Any]] = {}
+    for option in options:
+        field, equals, values = option.partition("=")
+        field = field.strip().lstrip("-").replace("-", "_").replace(".", "_")
+        found = [parse_value(value.strip()) for value in values.split(",") if value.strip()]
+        if not equals or not field or not found:
+            raise UsageError(f"--grid is written FIELD=VALUE,VALUE,..., not {option!r}")
+        if field in axes:
+            raise UsageError(f"--grid names {field} twice: give all its values at once")
+        axes[field] = list(dict.fromkeys(found))
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def plans(
+    names: list[str], target: Target, overrides: Cell, cells: list[Cell], seeds: list[int], root: Any = None
+) -> list[Labelled]:
+    """One plan per name, cell and seed. An SAE that lacks a field of the grid stands once for all its values.
+
+    Raises:
+        UsageError: a field that no SAE has, or one both in the grid and outside it.
+    """
+    _plan.check_overrides(names, {**overrides, **{field: None for cell in cells for field in cell}})
+    for field in cells[0]:
+        if field in overrides:
+            raise UsageError(f"{field} is given twice: in --grid and by itself")
+        if field == "seed":
+            raise UsageError("seeds are not part of the grid: give --seeds")
+    made: dict[tuple[str, int], Labelled] = {}
+    for name in names:
+        known = _register.resolve(name).field_names | _plan.SETTING_NAMES
+        fixed = {field: value for field, value in overrides.items() if field in known}
+        for cell in cells:
+            own = {field: value for field, value in cell.items() if field in known}
+            label = name + (f"[{' '.join(f'{field}={value}' for field, value in own.items())}]" if own else "")
+            for seed in seeds:
+                if (label, seed) not in made:
+                    plan = _plan.plan(name, target, {**fixed, **own, "seed": seed}, root)
+                    made[label, seed] = Labelled(label, own, plan)
+    return list(made.values())

@@ -1,0 +1,101 @@
+"""Grids over fields: cells, labels, one stream, resumption, the table."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from conftest import TINY, tiny
+
+from eval_runners import _run
+from sae_variants import __main__ as variants_main
+from sae_variants import _grid, _train
+from sae_variants._errors import UsageError
+
+
+def test_every_combination_is_a_cell():
+    assert _grid.parse(["window=2,4", "consistency-coefficient=0,0.5"]) == [
+        {"window": 2, "consistency_coefficient": 0}, {"window": 2, "consistency_coefficient": 0.5},
+        {"window": 4, "consistency_coefficient": 0}, {"window": 4, "consistency_coefficient": 0.5},
+    ]  # fmt: skip
+    assert _grid.parse([]) == [{}]
+    assert _grid.parse(["consistency=variance,similarity"])[1] == {"consistency": "similarity"}
+    assert _grid.parse(["k=4,4"]) == [{"k": 4}]
+
+
+@pytest.mark.parametrize("option", ["window", "window=", "=3", "window=,"])
+def test_what_is_no_grid_is_refused(option):
+    with pytest.raises(UsageError, match="is written FIELD=VALUE"):
+        _grid.parse([option])
+
+
+def labels(target, names, overrides, options, seeds=(0,)):
+    return [
+        (m.label, m.plan.settings.seed)
+        for m in _grid.plans(names, target, overrides, _grid.parse(options), list(seeds))
+    ]
+
+
+def test_labels_say_the_cell_and_saes_without_the_field_stand_once(target):
+    found = labels(
+        target, ["temporal", "stock:batchtopk"], tiny("temporal") | {"window": 4}, ["nested_coefficient=0,1"], (0, 1)
+    )
+    assert found == [
+        ("temporal[nested_coefficient=0]", 0), ("temporal[nested_coefficient=0]", 1),
+        ("temporal[nested_coefficient=1]", 0), ("temporal[nested_coefficient=1]", 1),
+        ("stock:batchtopk", 0), ("stock:batchtopk", 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "says"),
+    [({}, ["windov=2"], "did you mean 'window'"), ({"window": 4}, ["window=2"], "given twice"), ({}, ["seed=1,2"], "give --seeds"), ({}, ["k=2", "k=3"], "twice")],
+)  # fmt: skip
+def test_fields_that_cannot_be(target, overrides, options, says):
+    with pytest.raises(UsageError, match=says):
+        labels(target, ["temporal"], overrides, options)
+
+
+def words(target, root, model_folder, text_file, prefix: str) -> list[str]:
+    train = {key: value for key, value in TINY.items() if key != "k"} | {"training_tokens": 1024}
+    options = [word for key, value in train.items() for word in (f"--{prefix}{key.replace('_', '-')}", str(value))]
+    where = ["--model", str(model_folder), "--hook-name", target.hook_name, "--dataset", str(text_file)]
+    return [*where, "--trained", str(root), "--grid", "k=2,4", "--seeds", "0,1", *options]
+
+
+def test_a_grid_trains_in_one_stream_per_seed_and_is_found_again(
+    target, tmp_path, model_folder, text_file, monkeypatch, capsys
+):
+    groups = []
+    train_group = _train._train_group
+    monkeypatch.setattr(
+        _train, "_train_group", lambda plans, *args: groups.append(len(plans)) or train_group(plans, *args)
+    )
+    argv = words(target, tmp_path / "trained", model_folder, text_file, "")
+    assert variants_main.main(["train", "temporal", *argv]) == 0
+    assert groups == [2, 2]
+    assert capsys.readouterr().out.count("temporal[k=2]") == 2
+    assert variants_main.main(["train", "temporal", *argv]) == 0
+    assert groups == [2, 2]
+    assert capsys.readouterr().out.count("(was trained)") == 4
+
+
+def test_an_evaluation_of_a_grid_is_a_table_and_a_csv(target, tmp_path, model_folder, text_file, capsys):
+    argv = words(target, tmp_path / "trained", model_folder, text_file, "train.")
+    argv += [
+        "--output",
+        str(tmp_path / "out"),
+        "--n-contexts",
+        "8",
+        "--context-size",
+        "32",
+        "--n-min",
+        "1",
+        "--csv",
+        str(tmp_path / "t.csv"),
+    ]
+    _run.main("positional_consistency", ["--sae", "temporal", *argv])
+    shown = capsys.readouterr().out
+    assert "[4/4] temporal[k=4] (seed 1)" in shown
+    table = pd.read_csv(tmp_path / "t.csv")
+    assert table[["sae", "seed", "k"]].values.tolist() == [["temporal", s, k] for k in (2, 4) for s in (0, 1)]
+    assert table[table.k == 4]["all.l0"].mean() > table[table.k == 2]["all.l0"].mean()
