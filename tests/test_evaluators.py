@@ -12,7 +12,7 @@ from conftest import identity, zero
 from pydantic import TypeAdapter
 
 import eval_runners
-from eval_runners import _contract
+from eval_runners import _contract, _tasks
 from sae_variants import _cli, _targets
 
 
@@ -56,6 +56,8 @@ SMALL = {
         "batch_size_prompts": 4, "n_eval_reconstruction_batches": 1, "n_eval_sparsity_variance_batches": 1, "context_size": 32,
     },
     "sparse_probing": {"k_values": (1,), "context_length": 32},
+    "semantics": {"train_documents": 40, "test_documents": 20, "n_contexts": 8, "context_size": 32},
+    "positional_consistency": {"n_contexts": 16, "context_size": 32, "n_min": 2},
     "sae_probes": {"dataset_names": ("95_toxic_is",), "ks": (1,)},
 }  # fmt: skip
 """Settings that make an evaluation short; one that is not named here runs with its defaults."""
@@ -64,6 +66,8 @@ SMALL = {
 @pytest.fixture
 def evaluate(name, module, target, model, tasks_file):
     settings = SMALL.get(name, {}) | ({"tasks": str(tasks_file)} if name == "sparse_probing" else {})
+    if name == "semantics":
+        settings |= {"dataset_names": (_tasks.register_file(str(tasks_file)),)}
     config = module.EvalConfig(**settings)
     if hasattr(module, "prepare"):
         config, _ = module.prepare(target, config)

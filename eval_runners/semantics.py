@@ -1,0 +1,230 @@
+"""semantics: do slow latents know what a document is about, and fast ones which token it is?
+
+Topic: documents of labelled datasets, each class told from the others by a logistic probe on the k latents, of one
+group, whose mean over a document's tokens differs most. Token: tokens of held-out text, each kind told from the other
+tokens by a probe on the k latents that differ most at that token. Accuracies on balanced test sets, mean over classes.
+Groups are all latents and, where the SAE says which are which, slow and fast ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from eval_runners._contract import Direction, Evaluation, Metric
+from sae_variants._errors import UsageError
+
+NAME = "semantics"
+GROUPS = ("all", "slow", "fast")
+KS = (1, 5, 20)
+FEWEST = 8
+"""Tokens on each side from which a kind is probed."""
+KINDS = ("digit", "punctuation", "capital", "word start")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    dataset_names: tuple[str, ...] = ("sandbox/ag_news", "sandbox/it_ticket", "sandbox/occupation", "sandbox/term_set1")
+    """Labelled datasets, parted by commas."""
+    train_documents: int = 200
+    """Documents that a topic probe is fitted on, half of them of its class."""
+    test_documents: int = 100
+    """Documents that it is tested on, half of them of its class."""
+    n_contexts: int = 128
+    """Held-out contexts whose tokens are classed."""
+    context_size: int = 128
+    """Tokens of a document, or context, that are read."""
+    tokens_per_kind: int = 2000
+    """Tokens on each side of a token probe, at most; a quarter of them tests it."""
+    seed: int = 0
+    """Seed of the choice of documents and tokens."""
+
+
+_NAMES: tuple[tuple[str, str, Direction], ...] = tuple(
+    (f"{what}_{k}", f"{what} accuracy, k = {k}", "higher") for what in ("topic", "token") for k in KS
+)
+METRICS = tuple(
+    Metric(f"{group}.{name}", f"{group}: {title}", better, f"eval_result_metrics.{group}.{name}")
+    for group in GROUPS
+    for name, title, better in _NAMES
+)
+
+
+def output_class() -> type:
+    from eval_runners import _own
+
+    return _own.output_class(NAME, EvalConfig, GROUPS, tuple(name for name, _, _ in _NAMES))
+
+
+def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
+    """The settings, and the versions of the labelled documents. UsageError for datasets that are not to be had here."""
+    from eval_runners import _tasks
+
+    versions = {}
+    for name in config.dataset_names:
+        if not _tasks.is_ours(name):
+            raise UsageError(f"{NAME} reads labelled text of this package only, such as sandbox/ag_news, not {name}")
+        versions[name] = _tasks.version(name, config.train_documents, config.test_documents, config.seed)
+    return config, versions
+
+
+def kinds_of(token: str) -> list[str]:
+    """Which of `KINDS` a token's text is."""
+    text = token.strip()
+    found = {
+        "digit": any(letter.isdigit() for letter in text),
+        "punctuation": bool(text) and not any(letter.isalnum() for letter in text),
+        "capital": text[:1].isupper(),
+        "word start": token[:1].isspace() and text[:1].isalpha(),
+    }
+    return [kind for kind in KINDS if found[kind]]
+
+
+def accuracy(x_ND: Any, y_N: Any, test_x_MD: Any, test_y_M: Any, k: int) -> float:
+    """Test accuracy of a logistic probe on the k columns whose means differ most between the two sides."""
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+
+    difference = np.abs(x_ND[y_N == 1].mean(0) - x_ND[y_N == 0].mean(0))
+    columns = np.argsort(-difference, kind="stable")[:k]
+    probe = LogisticRegression(max_iter=1000).fit(x_ND[:, columns], y_N)
+    return float(probe.score(test_x_MD[:, columns], test_y_M))
+
+
+def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
+    """Accuracy per group and k, and per class as details."""
+    from eval_runners import _own
+    from sae_variants._register import latent_groups
+
+    groups = {"all": slice(None), **latent_groups(sae)}
+    rows: list[dict[str, Any]] = []
+    for what, name, label, sets in (*_topics(sae, target, config, model), *_tokens(sae, target, config, model)):
+        x, y, test_x, test_y = sets
+        row: dict[str, Any] = {"what": what, "dataset": name, "class": label}
+        for group, part in groups.items():
+            row |= {f"{group} {k}": accuracy(x[:, part], y, test_x[:, part], test_y, k) for k in KS}
+        rows.append(row)
+    values: dict[str, dict[str, Any]] = {group: dict.fromkeys((n for n, _, _ in _NAMES)) for group in GROUPS}
+    for group in groups:
+        for what in ("topic", "token"):
+            for k in KS:
+                found = [row[f"{group} {k}"] for row in rows if row["what"] == what]
+                values[group][f"{what}_{k}"] = fmean(found) if found else None
+    known = [v for v in values["all"].values() if v is not None]
+    failures = [] if any(abs(v - 0.5) > 0.02 for v in known) else ["at chance: no probe tells anything apart"]
+    return Evaluation(_own.output(NAME, config, values, sae, target), {"by_class": rows}, failures)
+
+
+Sets = tuple[Any, Any, Any, Any]
+
+
+def _topics(sae: Any, target: Any, config: EvalConfig, model: Any) -> Iterator[tuple[str, str, str, Sets]]:
+    import numpy as np
+
+    from eval_runners import _saebench, _tasks
+
+    generator = np.random.default_rng(config.seed)
+    for name in _saebench.progress(config.dataset_names, "topics"):
+        split = _tasks.split(name, config.train_documents, config.test_documents, config.seed)
+        train, test = (
+            {label: _document_means(sae, target, config, model, texts) for label, texts in part.items()}
+            for part in split
+        )
+        for label in train:
+            sides = []
+            for part in (train, test):
+                others = np.concatenate([means for other, means in part.items() if other != label])
+                chosen = generator.permutation(len(others))[: len(part[label])]
+                sides += [np.concatenate([part[label], others[chosen]]), np.repeat([1, 0], len(part[label]))]
+            yield "topic", name, label, (sides[0], sides[1], sides[2], sides[3])
+
+
+def _document_means(sae: Any, target: Any, config: EvalConfig, model: Any, texts: list[str]) -> Any:
+    """Latents [documents, S], mean over a document's own tokens."""
+    import numpy as np
+    import torch
+    from sae_lens.util import get_special_token_ids
+
+    from sae_variants import _models
+
+    activations = _models.hook_activations(model, target.hook_name)
+    special = torch.tensor(get_special_token_ids(model.tokenizer))
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(texts), 32):
+            tokens = model.tokenizer(
+                texts[start : start + 32], padding="max_length", truncation=True, max_length=config.context_size,
+                return_tensors="pt",
+            )["input_ids"]  # fmt: skip
+            own = ~torch.isin(tokens, special)
+            x = activations(tokens)
+            latents = sae.encode(x).float() * own.to(x.device)[..., None]
+            found.append((latents.sum(1) / own.sum(1).clamp(min=1).to(x.device)[:, None]).cpu().numpy())
+    return np.concatenate(found)
+
+
+def _tokens(sae: Any, target: Any, config: EvalConfig, model: Any) -> Iterator[tuple[str, str, str, Sets]]:
+    from itertools import islice
+
+    import numpy as np
+    import torch
+    from sae_lens.util import get_special_token_ids
+
+    from eval_runners import _saebench
+    from sae_variants import _models, _targets
+
+    activations = _models.hook_activations(model, target.hook_name)
+    special = torch.tensor(get_special_token_ids(model.tokenizer))
+    contexts = list(islice(_targets.contexts(target, model, config.context_size, "heldout"), config.n_contexts))
+    ids = torch.stack(contexts)
+    own = ~torch.isin(ids, special)
+    flat = ids[own]
+    text_of = {token: model.tokenizer.decode([token]) for token in flat.unique().tolist()}
+    kinds = [kinds_of(text_of[token]) for token in flat.tolist()]
+    generator = np.random.default_rng(config.seed)
+    wanted: dict[str, Any] = {}
+    for kind in KINDS:
+        is_kind = np.array([kind in found for found in kinds])
+        half = min(config.tokens_per_kind, is_kind.sum(), (~is_kind).sum())
+        if half < FEWEST:
+            continue  # the text has none of that kind, or nothing else
+        sides = [generator.permutation(np.flatnonzero(mask))[:half] for mask in (is_kind, ~is_kind)]
+        wanted[kind] = sides
+    if not wanted:
+        return
+    needed = np.unique(np.concatenate([side for sides in wanted.values() for side in sides]))
+    latents = []
+    with torch.no_grad():
+        first = 0
+        for part, keep in _saebench.progress(list(zip(ids.split(16), own.split(16), strict=True)), "tokens"):
+            rows = needed[(needed >= first) & (needed < first + int(keep.sum()))] - first
+            first += int(keep.sum())
+            latents.append(
+                sae.encode(activations(part)[keep.to(model.cfg.device)][torch.from_numpy(rows)]).float().cpu()
+            )
+    found = torch.cat(latents).numpy()
+    place = {int(token): row for row, token in enumerate(needed)}
+    for kind, sides in wanted.items():
+        parts = []
+        for train in (True, False):
+            cuts = [side[: len(side) * 3 // 4] if train else side[len(side) * 3 // 4 :] for side in sides]
+            parts += [
+                found[[place[int(i)] for cut in cuts for i in cut]],
+                np.repeat([1, 0], [len(cut) for cut in cuts]),
+            ]
+        yield "token", "heldout", kind, (parts[0], parts[1], parts[2], parts[3])
+
+
+def details(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row per class."""
+    yield from result["eval_result_unstructured"]["by_class"]
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    from eval_runners._run import run
+
+    run(Path(__file__).stem)

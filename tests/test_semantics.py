@@ -1,0 +1,72 @@
+"""Topics and kinds of tokens: what a token is, by hand; a planted latent is found; slow and fast apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import linear_sae
+
+from eval_runners import _tasks, semantics
+from sae_variants import _register, _targets
+from sae_variants._errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("token", "kinds"),
+    [
+        (" the", ["word start"]), ("ing", []), (" The", ["capital", "word start"]), (" 42", ["digit"]), ("x7", ["digit"]),
+        (",", ["punctuation"]), (" (", ["punctuation"]), ("\n", []), ("", []), ("A", ["capital"]),
+    ],
+)  # fmt: skip
+def test_kinds_of_tokens(token, kinds):
+    assert semantics.kinds_of(token) == kinds
+
+
+def test_the_column_that_differs_most_is_probed():
+    generator = np.random.default_rng(0)
+    y = np.repeat([1, 0], 100)
+    x = generator.normal(size=(200, 6))
+    x[:, 4] += 5 * y
+    assert semantics.accuracy(x, y, x, y, 1) > 0.97
+    assert semantics.accuracy(np.delete(x, 4, 1), y, generator.normal(size=(200, 5)), y, 1) == pytest.approx(
+        0.5, abs=0.1
+    )
+
+
+@pytest.fixture
+def config(target, tasks_file):
+    asked = semantics.EvalConfig(
+        dataset_names=(_tasks.register_file(str(tasks_file)),), train_documents=40, test_documents=20, n_contexts=8,
+        context_size=32,
+    )  # fmt: skip
+    return semantics.prepare(target, asked)[0]
+
+
+def test_latents_that_are_the_topics_words_know_the_topic(model_folder, text_file, config, model):
+    target = _targets.choose("sandbox", str(model_folder), "blocks.0.hook_resid_pre", str(text_file))
+    words = torch.tensor([model.tokenizer(f" {word}")["input_ids"][-1] for word in ("red", "rain", "walls")])
+    directions = torch.linalg.pinv(model.W_E[words].detach())
+    sae = linear_sae(target, directions, model.W_E[words].detach())
+    others = torch.tensor([i for i in range(model.cfg.d_vocab) if i not in words])
+    sae.b_enc.data = -(model.W_E[others] @ directions).max(0).values.detach()
+    evaluation = semantics.evaluate(sae, target, config, model=model, device="cpu")
+    found = evaluation.output["eval_result_metrics"]
+    assert found["all"]["topic_1"] == 1
+    assert found["slow"]["topic_1"] is None
+    assert evaluation.failures == []
+
+
+def test_slow_and_fast_are_probed_apart(target, config, model, monkeypatch):
+    eye = torch.eye(32)
+    sae = linear_sae(target, torch.cat([eye, torch.zeros(32, 32)], 1), torch.cat([eye, eye], 0))
+    monkeypatch.setattr(_register, "latent_groups", lambda sae: {"slow": slice(0, 32), "fast": slice(32, 64)})
+    found = semantics.evaluate(sae, target, config, model=model, device="cpu").output["eval_result_metrics"]
+    assert found["slow"]["topic_20"] == found["all"]["topic_20"] != 0.5
+    assert found["fast"]["topic_20"] == 0.5
+    assert found["fast"]["token_20"] in (None, 0.5)
+
+
+def test_datasets_of_the_hub_are_refused(target):
+    with pytest.raises(UsageError, match="labelled text of this package only"):
+        semantics.prepare(target, semantics.EvalConfig(dataset_names=("fancyzhx/ag_news",)))
