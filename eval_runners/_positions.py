@@ -207,6 +207,8 @@ class Statistics:
         """The numbers of `positional_consistency` over the latents of a mask."""
         curve = weighted_mean(self.lagged.correlation_LS()[:, keep_S], self.fires_S[keep_S]).tolist()
         counted, null = self.profile.information_S()[keep_S], self.null.information_S()[keep_S]
+        p = (self.fires_S[keep_S] / max(self.tokens, 1)).clamp(EPSILON, 1 - EPSILON)
+        entropy = -(p * p.log2() + (1 - p) * (1 - p).log2())
         per_token = (self.fires_S[keep_S].sum() / max(self.tokens, 1)).item()
         per_sequence = (self.distinct_S[keep_S].sum() / max(self.contexts, 1)).item()
         return {
@@ -215,6 +217,7 @@ class Statistics:
             "smoothness": self.smoothness.value(keep_S),
             "smoothness_scale_free": self.smoothness.value(keep_S, self.scale_S()),
             "position_information": (counted - null).mean().item(),
+            "position_share": ((counted - null) / entropy).mean().item(),
             "sequence_l0": per_sequence / per_token if per_token else float("nan"),
             "l0": per_token,
         }

@@ -8,7 +8,7 @@ linear direction that tells documents apart best (fitted on the first half of th
 Autocorrelation: Pearson, of a latent with itself some tokens on, mean over latents weighted by how often they fire.
 Smoothness: T-SAE's (arXiv 2511.05541), max |a_t - a_t-1| / |x_t - x_t-1| of a sequence; scale-free: each latent divided
 by its root mean square where it fires. Position information: bits between firing and a bin of positions, less
-the same with positions shuffled.
+the same with positions shuffled; a latent that fires more has more to tell, so its share of the bits of firing, too.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ _NAMES: tuple[tuple[str, str, Direction], ...] = (
     ("smoothness", "smoothness, T-SAE's", "lower"),
     ("smoothness_scale_free", "smoothness, scale-free", "lower"),
     ("position_information", "position information, bits", "lower"),
+    ("position_share", "position information / entropy of firing", "lower"),
     ("redundancy", "redundant across positions", "lower"),
     ("sequence_l0", "latents of a sequence / of a token", "lower"),
     ("l0", "L0", "neither"),

@@ -84,7 +84,7 @@ def _typed(annotation: str) -> Any:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number")
         if kind == "bool" and not isinstance(value, bool):
             raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-        return text if kind == "str" else value
+        return text if kind == "str" else float(value) if kind == "float" else value
 
     return convert
 

@@ -137,7 +137,10 @@ def config(name: str, *, d_in: int, d_sae: int, **overrides: Any) -> Any:
         raise UsageError(f"d_in and d_sae must be at least 1, not {d_in} and {d_sae}")
     hints = get_type_hints(variant.config_class)
     for field, value in overrides.items():
-        _check_type(f"{field} of {name}", value, hints.get(field, Any))
+        hint = hints.get(field, Any)
+        _check_type(f"{field} of {name}", value, hint)
+        if type(value) is int and float in (hint, *get_args(hint)) and int not in get_args(hint):
+            overrides[field] = float(value)  # 3 and 3.0 are one SAE
     if (k := overrides.get("k")) is not None and not 0 < k <= d_sae:
         raise UsageError(f"k must be above 0 and at most d_sae = {d_sae}, not {k}")
     if "matryoshka_widths" in variant.field_names:

@@ -73,7 +73,9 @@ def test_token_index_below_8_has_the_information_of_that_partition():
     counted = statistics(acts).profile.information_S()
     share = 8 / T
     assert counted.item() == pytest.approx(-share * math.log2(share) - (1 - share) * math.log2(1 - share), abs=1e-6)
-    assert statistics(acts).metrics(everything(acts))["position_information"] == pytest.approx(counted.item(), abs=2e-3)
+    found = statistics(acts).metrics(everything(acts))
+    assert found["position_information"] == pytest.approx(counted.item(), abs=2e-3)
+    assert found["position_share"] == pytest.approx(1, abs=5e-3)  # position says all there is to say
 
 
 def test_scaling_latents_leaves_every_scale_free_number():
@@ -90,7 +92,7 @@ def test_the_order_of_contexts_counts_for_nothing_that_of_tokens_for_all():
     here, there = statistics(acts, x), statistics(acts[contexts], x[contexts])
     one, other = (found.metrics(everything(acts)) for found in (here, there))
     for found in (one, other):
-        del found["position_information"]  # its null is another draw
+        del found["position_information"], found["position_share"]  # its null is another draw
     assert other == pytest.approx(one)
     tokens = torch.rand(C, T).argsort(1)
     shuffled = statistics(acts[torch.arange(C)[:, None], tokens]).metrics(everything(acts))
@@ -238,8 +240,22 @@ def test_numbers_do_not_depend_on_the_size_of_a_batch(target, model):
 
     one, other = (score(identity(target), target, model, replace(SMALL, batch_contexts=size)) for size in (4, 12))
     first, second = (found.output["eval_result_metrics"]["all"] for found in (one, other))
-    for name in ("position_information", "smoothness", "smoothness_scale_free"):
+    for name in ("position_information", "position_share", "smoothness", "smoothness_scale_free"):
         del first[name], second[name]  # another draw of the null; slopes of almost equal tokens
     assert {k: v for k, v in first.items() if v is not None} == pytest.approx(
         {k: v for k, v in second.items() if v is not None}, rel=1e-4
     )
+
+
+@pytest.mark.slow
+def test_65536_latents_stay_under_2_gib(target, model):
+    import resource
+
+    generator = torch.Generator().manual_seed(0)
+    decoder = torch.nn.functional.normalize(torch.randn(65_536, 32, generator=generator), dim=-1)
+    sae = linear_sae(target, decoder.T.contiguous(), decoder)
+    sae.b_enc.data = torch.full((65_536,), -3.0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wide = evaluator.EvalConfig(n_contexts=8, context_size=128, batch_contexts=4, n_min=3)
+    assert score(sae, target, model, wide).output["eval_result_metrics"]["all"]["latents"] > 1000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 * 1024**2  # KiB

@@ -248,3 +248,12 @@ def test_a_latent_is_dead_by_tokens_not_steps(target, tmp_path):
     made = plan("stock:topk", target, tmp_path, dead_after_tokens=2048, batch_tokens=256)
     trainer = _train._trainer(made, 32, "cpu")
     assert trainer.cfg.dead_feature_window == 8
+
+
+def test_a_whole_number_and_the_same_as_a_fraction_are_one_sae(target, tmp_path):
+    one, other = (
+        _plan.plan("temporal", target, tiny("temporal") | {"consistency_coefficient": value, "k": k}, tmp_path)
+        for value, k in ((3, 4), (3.0, 4.0))
+    )
+    assert one.folder == other.folder
+    assert _plan.plan("stock:topk", target, tiny("stock:topk"), tmp_path).resolved["k"] == 4
