@@ -1,9 +1,11 @@
 """temporal: features that do not depend on where the token stands.
 
-Latents are split. The first `slow_fraction` of them must change little from one token to the next and must
-reconstruct on their own as well; the rest are free:
+Latents are split. The first `slow_fraction` of them must change little from one token to the next, the rest are free:
 
-    L = |x - x̂|² + ν · |x - x̂_slow|² + λ · L_consistency(f_slow) + AuxK
+    L = |x - x̂|² + λ · L_consistency(f_slow) + ν · |x - x̂_slow|² + AuxK
+
+With ν > 0 the slow latents reconstruct on their own as well. T-SAE has ν = 1; here it is 0, since it makes slow latents
+do most of the work and change as fast as it does, and without it they do not become constant at λ = 1.
 
 `L_consistency` looks at windows of W consecutive tokens of one context and is one of
 
@@ -46,11 +48,11 @@ class TemporalTrainingSAEConfig(BatchTopKTrainingSAEConfig):
     """Latents that fire, per token, averaged over the batch."""
     slow_fraction: float = 0.2
     """Share of latents, the first ones, that carry the consistency term."""
-    nested_coefficient: float = 0.25
+    nested_coefficient: float = 0.0
     """Weight of the reconstruction by the slow latents alone; 0 switches it off, 1 is T-SAE's."""
     consistency: Literal["contrastive", "variance", "similarity"] = "contrastive"
     """Form of the consistency term."""
-    consistency_coefficient: float = 0.1
+    consistency_coefficient: float = 1.0
     """λ, the weight of the consistency term; 0 switches it off."""
     window: int = 8
     """W, tokens in a window; at least 2. The training stream's windows must be a multiple of it."""

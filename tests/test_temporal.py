@@ -67,7 +67,7 @@ def losses(sae, acts, special=None):
 
 def test_each_term_is_switched_off_by_one_field():
     acts = torch.randn(32, 6)
-    assert {"slow_mse_loss", "consistency_loss"} <= set(losses(build(), acts))
+    assert {"slow_mse_loss", "consistency_loss"} <= set(losses(build(nested_coefficient=0.25), acts))
     assert "slow_mse_loss" not in losses(build(nested_coefficient=0.0), acts)
     assert "consistency_loss" not in losses(build(consistency_coefficient=0.0), acts)
 
