@@ -28,7 +28,7 @@ MANIFEST, PARTIAL = "key.json", ".partial"
 
 
 def root() -> Path:
-    return Path(os.environ.get(ROOT) or Path.home() / ".cache" / "sae_variants" / "made")
+    return Path(os.environ.get(ROOT) or Path.home() / ".cache" / "sae_variants" / "made").absolute()
 
 
 def capacity() -> float:

@@ -57,6 +57,12 @@ def test_a_damaged_file_is_made_again_with_a_warning(harm, capsys):
     assert torch.load(folder / "x.pt", weights_only=True).equal(torch.arange(1000))
 
 
+def test_a_relative_root_is_where_the_command_stands(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(_cache.ROOT, "here")
+    assert _cache.stored({"k": 1}, maker([])).parent == tmp_path / "here"
+
+
 def test_what_fails_leaves_nothing(root):
     def broken(folder) -> None:
         (folder / "half.pt").write_bytes(b"x")
