@@ -141,10 +141,9 @@ class Related:
 
 
 def files(
-    latents: Statistics, keep_S: Tensor, groups: dict[str, slice], profiles: Described, related: Related,
-    residual: Statistics, direction: Statistics,
+    latents: Statistics, keep_S: Tensor, profiles: Described, related: Related, curves: dict[str, dict[str, float]]
 ) -> dict[str, bytes]:  # fmt: skip
-    """Arrays as `npz` and pictures as `png`, by the end of their file's name."""
+    """Arrays as `npz` and pictures as `png`, by the end of their file's name. `curves`: name -> its metrics."""
     fires_BS, tokens_B = latents.profile.binned()
     arrays = {
         "fires_BS": fires_BS, "tokens_B": tokens_B, "rate_BS": profiles.rate_BS, "counts_S": keep_S,
@@ -154,14 +153,6 @@ def files(
     }  # fmt: skip
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in arrays.items()})
-    curves = {}
-    for group, part in groups.items():
-        mask_S = torch.zeros_like(keep_S)
-        mask_S[part] = keep_S[part]
-        if mask_S.any():
-            curves[f"{group} latents"] = latents.metrics(mask_S)
-    if residual.contexts:
-        curves |= {"residual stream": residual.linear_metrics(), "document direction": direction.linear_metrics()}
     return {
         "npz": buffer.getvalue(),
         "autocorrelation.png": _curves(latents.lags, curves),

@@ -102,21 +102,26 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     profiles = _profiles.describe(latents.profile, keep_S, config.seed)
     redundant_S = _profiles.redundant(sae.W_dec, profiles.band_S, keep_S)
     values: dict[str, dict[str, Any]] = {category: {name: None for name, _, _ in _NAMES} for category in CATEGORIES}
+    curves: dict[str, dict[str, float]] = {}
     for group, part in groups.items():
         mask_S = torch.zeros_like(keep_S)
         mask_S[part] = keep_S[part]
         if mask_S.any():
-            values[group] |= latents.metrics(mask_S) | {
+            curves[f"{group} latents"] = latents.metrics(mask_S)
+            values[group] |= curves[f"{group} latents"] | {
                 "latents": float(mask_S.sum()),
                 "redundancy": redundant_S[mask_S].double().mean().item(),
                 **profiles.shares(mask_S),
             }
-    for category, statistics in (("residual", residual), ("document_direction", direction)):
+    for category, title, statistics in (
+        ("residual", "residual stream", residual),
+        ("document_direction", "document direction", direction),
+    ):
         if statistics.contexts:
-            values[category] |= statistics.linear_metrics()
+            curves[title] = statistics.linear_metrics()
+            values[category] |= curves[title]
     failures = [] if keep_S.any() else [f"no latent fires on {config.n_min} tokens or more"]
-    made = (latents, keep_S, groups, profiles, related, residual, direction)
-    files = _profiles.files(*made) if keep_S.any() else {}
+    files = _profiles.files(latents, keep_S, profiles, related, curves) if keep_S.any() else {}
     output = _own.output(NAME, config, _finite(values), sae, target)
     return Evaluation(output, {"tokens": latents.tokens}, failures, files)
 
