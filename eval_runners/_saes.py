@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from sae_variants import _grid, _plan, _register, _train
 from sae_variants._errors import UsageError, one_of
 from sae_variants._models import content_hash
+from sae_variants._plan import Plan
 from sae_variants._targets import Target
 
 
@@ -59,7 +61,7 @@ def is_folder(name: str) -> bool:
 
 def plans(
     names: list[str], target: Target, overrides: _grid.Cell, cells: list[_grid.Cell], seeds: list[int], root: Any
-) -> list[_grid.Labelled]:
+) -> list[Plan]:
     """Training plans of those names that are variants. UsageError for a name that is nothing we know."""
     known = _register.names()
     variants = [name for name in names if name in known]
@@ -79,26 +81,25 @@ def find(
     device: str,
 ) -> list[Found]:  # fmt: skip
     """The SAEs asked for, in that order. A variant that is not trained yet for this target is trained first."""
-    planned: dict[str, list[_grid.Labelled]] = {}
-    for made in plans(names, target, overrides, cells, seeds, root):
-        planned.setdefault(made.plan.name, []).append(made)
+    planned: dict[str, list[Plan]] = {}
+    for plan in plans(names, target, overrides, cells, seeds, root):
+        planned.setdefault(plan.name, []).append(plan)
     placed = {name: _from_place(name) for name in names if name not in planned}
-    missing = [made for of_name in planned.values() for made in of_name if not made.plan.is_trained]
-    for made in missing:
-        seed = made.plan.settings.seed
-        print(f"{made.label} is not trained on {target.name} with seed {seed} yet: training it first")
-    _train.train([made.plan for made in missing], device)
+    missing = [plan for of_name in planned.values() for plan in of_name if not plan.is_trained]
+    for plan in missing:
+        print(f"{plan.label} is not trained on {target.name} with seed {plan.settings.seed} yet: training it first")
+    _train.train(missing, device)
     found: list[Found] = []
     for name in names:
-        found += [_from_plan(made) for made in planned[name]] if name in planned else [placed[name]]
+        found += [_from_plan(plan, cells[0]) for plan in planned[name]] if name in planned else [placed[name]]
     return found
 
 
-def _from_plan(made: _grid.Labelled) -> Found:
-    plan = made.plan
+def _from_plan(plan: Plan, axes: Iterable[str]) -> Found:
     record = json.loads((plan.folder / _plan.RECORD).read_text())
     learns = _learns(_register.resolve(plan.name).config_class)
-    return Found(made.label, plan.folder, plan.settings.seed, record["trained_tokens"], learns, made.cell)
+    cell = {field: plan.values[field] for field in axes if field in plan.values}
+    return Found(plan.label, plan.folder, plan.settings.seed, record["trained_tokens"], learns, cell)
 
 
 def _learns(config_class: type | None) -> bool:

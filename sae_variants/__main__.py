@@ -51,11 +51,11 @@ def _train_command(args, extra: list[str]) -> int:
             print(f"{name} has no {field}; it is trained without", file=sys.stderr)
     cells = _grid.parse(args.grid)
     found = _grid.plans(args.names, target, overrides, cells, seeds, args.output or args.trained)
-    before = {made.plan.folder for made in found if made.plan.is_trained and not args.force}
-    _train.train([made.plan for made in found], device, args.force)
+    before = {made.folder for made in found if made.is_trained and not args.force}
+    _train.train(found, device, args.force)
     for made in found:
-        was = " (was trained)" if made.plan.folder in before else ""
-        print(f"{made.label} seed {made.plan.settings.seed}: {made.plan.folder}{was}")
+        was = " (was trained)" if made.folder in before else ""
+        print(f"{made.label} seed {made.settings.seed}: {made.folder}{was}")
     return 0
 
 

@@ -7,23 +7,14 @@ found again: a grid that was interrupted, or grows by a value, goes on with what
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import Any
 
-from sae_variants import _plan, _register
+from sae_variants import _plan
 from sae_variants._errors import UsageError
 from sae_variants._plan import Plan
 from sae_variants._targets import Target
 
 Cell = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Labelled:
-    label: str
-    """Name, with the cell's fields where there is a grid: `temporal[window=4]`."""
-    cell: Cell
-    plan: Plan
 
 
 def parse(options: list[str]) -> list[Cell]:
@@ -45,7 +36,7 @@ def parse(options: list[str]) -> list[Cell]:
 
 def plans(
     names: list[str], target: Target, overrides: Cell, cells: list[Cell], seeds: list[int], root: Any = None
-) -> list[Labelled]:
+) -> list[Plan]:
     """One plan per name, cell and seed. An SAE that lacks a field of the grid stands once for all its values.
 
     Raises:
@@ -57,15 +48,10 @@ def plans(
             raise UsageError(f"{field} is given twice: in --grid and by itself")
         if field == "seed":
             raise UsageError("seeds are not part of the grid: give --seeds")
-    made: dict[tuple[str, int], Labelled] = {}
-    for name in names:
-        known = _register.resolve(name).field_names | _plan.SETTING_NAMES
-        fixed = {field: value for field, value in overrides.items() if field in known}
-        for cell in cells:
-            own = {field: value for field, value in cell.items() if field in known}
-            label = name + (f"[{' '.join(f'{field}={value}' for field, value in own.items())}]" if own else "")
-            for seed in seeds:
-                if (label, seed) not in made:
-                    plan = _plan.plan(name, target, {**fixed, **own, "seed": seed}, root)
-                    made[label, seed] = Labelled(label, own, plan)
-    return list(made.values())
+    made = [
+        _plan.plan(name, target, {**_plan.applying(name, {**overrides, **cell}), "seed": seed}, root)
+        for name in names
+        for cell in cells
+        for seed in seeds
+    ]
+    return list({plan.folder: plan for plan in made}.values())

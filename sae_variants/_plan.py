@@ -101,6 +101,21 @@ class Plan:
     settings: TrainSettings
     fields: dict[str, Any]
     root: Path
+    given: tuple[str, ...] = ()
+    """Fields that were set beside the recipe."""
+
+    @cached_property
+    def label(self) -> str:
+        """The name and what differs from the target's recipe, but for the seed: `temporal[k=16 window=4]`."""
+        recipe = plan(self.name, self.target).values
+        changed = {f: self.values[f] for f in sorted(self.given) if f != "seed" and self.values[f] != recipe[f]}
+        shown = " ".join(f"{f}={v:g}" if isinstance(v, float) else f"{f}={v}" for f, v in changed.items())
+        return f"{self.name}[{shown}]" if changed else self.name
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """Every setting and every field of the config."""
+        return {**asdict(self.settings), **self.resolved}
 
     @cached_property
     def key(self) -> dict[str, Any]:
@@ -152,7 +167,7 @@ def plan(name: str, target: Target, overrides: dict[str, Any] | None = None, roo
     wanted = {**target.train, **target.variants.get(name, {}), **overrides}
     settings = TrainSettings(**{k: v for k, v in wanted.items() if k in SETTING_NAMES})
     chosen = {k: v for k, v in wanted.items() if k in known and k not in SETTING_NAMES}
-    made = Plan(name, target, settings, chosen, trained_root(root))
+    made = Plan(name, target, settings, chosen, trained_root(root), tuple(overrides))
     window = getattr(_register.config(name, d_in=1, **made.sized), "window", 1)
     if settings.stream_window % window == 0:
         return made

@@ -21,6 +21,7 @@ from sae_variants._register import register
 @dataclass
 class RandomTrainingSAEConfig(BatchTopKTrainingSAEConfig):
     learns: ClassVar[bool] = False
+    learns_by_gradient: ClassVar[bool] = False
 
     k: float = 32  # type: ignore[assignment]
     """Latents that fire, per token, averaged over the batch."""

@@ -16,8 +16,8 @@ do most of the work and change as fast as it does, and without it they do not be
 With `pairs = "earlier"` the first and the last take every earlier token of the window in place of t-1.
 
 Windows with a special token count for reconstruction only. Sources: the split, the nested loss and the contrast are
-those of T-SAE (arXiv 2511.05541); the base is BatchTopK (arXiv 2412.06410). It changes training only, so it saves as
-a stock SAELens `jumprelu`. `k` is per token, averaged over the batch.
+those of T-SAE (arXiv 2511.05541); the base is BatchTopK (arXiv 2412.06410), or ReLU with L1 (arXiv 2309.08600). It
+changes training only, so it saves as a stock SAELens `jumprelu`. `k` is per token, averaged over the batch.
 
 Shapes: N rows = n windows x W tokens, D = d_in, S = d_sae, L = slow latents.
 """
@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.saes.topk_sae import act_times_W_dec
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_variants._ops import BatchTopK, split_windows
@@ -46,6 +46,10 @@ EPSILON = 1e-6
 class TemporalTrainingSAEConfig(BatchTopKTrainingSAEConfig):
     k: float = 32  # type: ignore[assignment]
     """Latents that fire, per token, averaged over the batch."""
+    base: Literal["batchtopk", "relu"] = "batchtopk"
+    """What makes codes sparse: BatchTopK, or ReLU with an L1 penalty."""
+    l1_coefficient: float = 1.0
+    """Weight of the L1 penalty of base relu, which sets its L0 in place of k."""
     slow_fraction: float = 0.2
     """Share of latents, the first ones, that carry the consistency term."""
     nested_coefficient: float = 0.0
@@ -83,16 +87,19 @@ class TemporalTrainingSAEConfig(BatchTopKTrainingSAEConfig):
             raise ValueError(f"window must be at least 2 tokens, not {self.window}: one token has no neighbour")
         if not 0 < self.slow_fraction <= 1 or self.n_slow < 1:
             raise ValueError(f"slow_fraction must leave between 1 and d_sae slow latents, not {self.slow_fraction}")
+        if self.base not in ("batchtopk", "relu"):
+            raise ValueError(f"base must be batchtopk or relu, not {self.base!r}")
         if self.consistency not in CONSISTENCY:
             raise ValueError(f"consistency must be one of {', '.join(CONSISTENCY)}, not {self.consistency!r}")
         if self.pairs not in ("adjacent", "earlier"):
             raise ValueError(f"pairs must be adjacent or earlier, not {self.pairs!r}")
         if self.contrast not in ("cosine", "dot"):
             raise ValueError(f"contrast must be cosine or dot, not {self.contrast!r}")
-        if min(self.consistency_coefficient, self.nested_coefficient) < 0 or self.temperature <= 0:
-            raise ValueError(
-                "consistency_coefficient and nested_coefficient must not be negative, and temperature must be positive"
-            )
+        for field in ("consistency_coefficient", "nested_coefficient", "l1_coefficient"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field} must not be negative, it is {getattr(self, field)}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, not {self.temperature}")
 
 
 def paired(codes_nWL: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
@@ -142,14 +149,25 @@ class TemporalTrainingSAE(BatchTopKTrainingSAE):
     """Mask of the rows of the coming batch that are special tokens; whoever feeds windows sets it before each step."""
 
     @override
-    def get_activation_fn(self) -> BatchTopK:
-        return BatchTopK(self.cfg.k)
+    def get_activation_fn(self) -> nn.Module:
+        return BatchTopK(self.cfg.k) if self.cfg.base == "batchtopk" else nn.ReLU()
+
+    @override
+    def update_topk_threshold(self, acts_topk: Tensor) -> None:
+        """A JumpReLU with threshold 0, as which a ReLU is saved, is that ReLU."""
+        if self.cfg.base == "batchtopk":
+            super().update_topk_threshold(acts_topk)
 
     @override
     def calculate_aux_loss(
         self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
     ) -> dict[str, Tensor]:
         losses = super().calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out)
+        if self.cfg.base == "relu":
+            written_NS = (
+                feature_acts if self.cfg.rescale_acts_by_decoder_norm else feature_acts * self.W_dec.norm(dim=1)
+            )
+            losses["l1_loss"] = self.cfg.l1_coefficient * written_NS.sum(-1).mean()
         slow_NL = feature_acts[:, : self.cfg.n_slow]
         if self.cfg.nested_coefficient:
             W_slow = self.W_dec[: self.cfg.n_slow]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
-from conftest import TINY, tiny
+from conftest import TINY
 
 from eval_runners import _run
 from sae_variants import __main__ as variants_main
@@ -29,21 +31,30 @@ def test_what_is_no_grid_is_refused(option):
 
 
 def labels(target, names, overrides, options, seeds=(0,)):
-    return [
-        (m.label, m.plan.settings.seed)
-        for m in _grid.plans(names, target, overrides, _grid.parse(options), list(seeds))
-    ]
+    plans = _grid.plans(names, target, overrides, _grid.parse(options), list(seeds))
+    return [(plan.label, plan.settings.seed) for plan in plans]
 
 
-def test_labels_say_the_cell_and_saes_without_the_field_stand_once(target):
-    found = labels(
-        target, ["temporal", "stock:batchtopk"], tiny("temporal") | {"window": 4}, ["nested_coefficient=0,1"], (0, 1)
-    )
+def test_labels_say_what_differs_from_the_recipe_and_saes_without_the_field_stand_once(target):
+    found = labels(target, ["temporal", "stock:batchtopk"], {}, ["nested_coefficient=0,0.5"], (0, 1))
     assert found == [
-        ("temporal[nested_coefficient=0]", 0), ("temporal[nested_coefficient=0]", 1),
-        ("temporal[nested_coefficient=1]", 0), ("temporal[nested_coefficient=1]", 1),
+        ("temporal", 0), ("temporal", 1),
+        ("temporal[nested_coefficient=0.5]", 0), ("temporal[nested_coefficient=0.5]", 1),
         ("stock:batchtopk", 0), ("stock:batchtopk", 1),
     ]  # fmt: skip
+
+
+def test_one_sae_has_one_label_however_it_is_asked_for(target):
+    asked = [
+        labels(target, ["temporal"], overrides, options, [3])
+        for overrides, options in (
+            ({"k": 2}, []),
+            ({"k": 2.0, "window": 8}, []),
+            ({}, ["k=2"]),
+            ({"window": 8}, ["k=2.0"]),
+        )
+    ]
+    assert asked == [[("temporal[k=2]", 3)]] * 4
 
 
 @pytest.mark.parametrize(
@@ -73,7 +84,7 @@ def test_a_grid_trains_in_one_stream_per_seed_and_is_found_again(
     argv = words(target, tmp_path / "trained", model_folder, text_file, "")
     assert variants_main.main(["train", "temporal", *argv]) == 0
     assert groups == [2, 2]
-    assert capsys.readouterr().out.count("temporal[k=2]") == 2
+    assert len(re.findall(r"^temporal\[.* k=2 .*\] seed [01]: ", capsys.readouterr().out, re.MULTILINE)) == 2
     assert variants_main.main(["train", "temporal", *argv]) == 0
     assert groups == [2, 2]
     assert capsys.readouterr().out.count("(was trained)") == 4
@@ -95,7 +106,7 @@ def test_an_evaluation_of_a_grid_is_a_table_and_a_csv(target, tmp_path, model_fo
     ]
     _run.main("positional_consistency", ["--sae", "temporal", *argv])
     shown = capsys.readouterr().out
-    assert "[4/4] temporal[k=4] (seed 1)" in shown
+    assert re.search(r"\[4/4\] temporal\[.* k=4 .*\] \(seed 1\)", shown)
     table = pd.read_csv(tmp_path / "t.csv")
     assert table[["sae", "seed", "k"]].values.tolist() == [["temporal", s, k] for k in (2, 4) for s in (0, 1)]
     assert table[table.k == 4]["all.l0"].mean() > table[table.k == 2]["all.l0"].mean()

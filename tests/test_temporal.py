@@ -111,6 +111,8 @@ def test_fed_by_someone_who_knows_no_windows_it_warns():
     ("field", "value", "says"),
     [
         ("window", 1, "at least 2"),
+        ("base", "topk", "base"),
+        ("l1_coefficient", -1.0, "l1_coefficient"),
         ("slow_fraction", 0.0, "slow_fraction"),
         ("slow_fraction", 1.5, "slow_fraction"),
         ("consistency", "contrastiv", "consistency"),
@@ -123,3 +125,22 @@ def test_fed_by_someone_who_knows_no_windows_it_warns():
 def test_contradictions_are_refused(field, value, says):
     with pytest.raises(sae_variants.UsageError, match=says):
         sae_variants.build("temporal", d_in=6, d_sae=20, **{"k": 4, field: value})
+
+
+def test_relu_base_by_hand():
+    sae = build(base="relu", l1_coefficient=0.5, consistency_coefficient=0.0)
+    x = torch.randn(8, 6)
+    output = sae.training_forward_pass(TrainStepInput(x, {}, None, 0, False))
+    rows = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+    l1 = (rows.relu() * sae.W_dec.norm(dim=1)).sum(-1).mean()
+    assert output.losses["l1_loss"].item() == pytest.approx(0.5 * l1.item(), rel=1e-5)
+    assert (output.feature_acts > 0).float().sum(-1).mean() > 4  # k has no say
+
+
+def test_relu_base_is_saved_as_the_relu_it_is(tmp_path):
+    sae = build(base="relu", consistency_coefficient=0.0)
+    x = torch.randn(8, 6)
+    for _ in range(3):
+        output = sae.training_forward_pass(TrainStepInput(x, {}, None, 0, False))
+    sae.save_inference_model(tmp_path)
+    assert torch.allclose(sae_variants.load(tmp_path)(x), output.sae_out, atol=1e-5)

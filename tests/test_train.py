@@ -11,8 +11,9 @@ from conftest import tiny
 from safetensors.torch import load_file
 
 import sae_variants
-from sae_variants import _plan, _train
+from sae_variants import _job, _plan, _train
 from sae_variants._errors import UsageError
+from sae_variants._job import Job
 
 
 def plan(name, target, root, **overrides):
@@ -45,7 +46,7 @@ class Killed(Exception):
 
 def killed_at(monkeypatch, step_number: int, plans, checkpoint_steps: int) -> None:
     """Trains until that many SAE steps are done, then dies; training works again afterwards."""
-    step, count = _train._step, iter(range(1000))
+    step, count = Job.step, iter(range(1000))
 
     def dies(job, batch):
         if next(count) == step_number:
@@ -53,7 +54,7 @@ def killed_at(monkeypatch, step_number: int, plans, checkpoint_steps: int) -> No
         step(job, batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(_train, "_step", dies)
+        patched.setattr(Job, "step", dies)
         with pytest.raises(Killed):
             _train.train(plans, checkpoint_steps=checkpoint_steps)
 
@@ -194,9 +195,25 @@ def test_random_learns_nothing_but_its_threshold(target, tmp_path):
 
 def test_divergence_ends_with_a_name_and_no_result(target, tmp_path):
     made = plan("stock:standard", target, tmp_path, learning_rate=1e30)
-    with pytest.raises(UsageError, match=r"stock:standard diverged at step \d+.*--learning-rate"):
+    with pytest.raises(UsageError, match=r"stock:standard\[.*diverged at step \d+.*--learning-rate"):
         _train.train([made])
     assert not made.is_trained
+
+
+def test_one_that_diverges_does_not_hold_up_the_others(target, tmp_path):
+    lost, made = plan("stock:standard", target, tmp_path, learning_rate=1e30), plan("temporal", target, tmp_path)
+    with pytest.raises(_train.TrainingFailed) as failed:
+        _train.train([lost, made])
+    assert list(failed.value.failures) == [lost.folder]
+    assert made.is_trained
+
+
+def test_as_many_train_at_once_as_half_of_the_free_memory_holds(target, tmp_path, monkeypatch):
+    plans = [plan("temporal", target, tmp_path, seed=0, k=k) for k in (2, 3, 4)]
+    one = 4 * 2 * 32 * 64 * 4  # four copies of two matrices 32 x 64 of 4 bytes
+    for room, parts in ((2 * one, [1, 1, 1]), (4 * one, [2, 1]), (1, [1, 1, 1]), (1e12, [3])):
+        monkeypatch.setattr(_train, "_free_memory", lambda device, room=room: room)
+        assert [len(part) for part in _train._fitting(plans, 32, "cpu")] == parts
 
 
 def test_force_trains_anew(target, tmp_path):
@@ -246,8 +263,7 @@ def test_sae_lens_own_runner_trains_a_variant(target, tmp_path):
 
 def test_a_latent_is_dead_by_tokens_not_steps(target, tmp_path):
     made = plan("stock:topk", target, tmp_path, dead_after_tokens=2048, batch_tokens=256)
-    trainer = _train._trainer(made, 32, "cpu")
-    assert trainer.cfg.dead_feature_window == 8
+    assert _job.trainer(made, 32, "cpu").cfg.dead_feature_window == 8
 
 
 def test_a_whole_number_and_the_same_as_a_fraction_are_one_sae(target, tmp_path):

@@ -64,7 +64,7 @@ def test_a_step_is_finite_and_reaches_every_parameter(name):
     output = sae.training_forward_pass(step_input(sae, torch.randn(32, D_IN)))
     assert torch.isfinite(output.loss)
     output.loss.backward()
-    if not getattr(sae.cfg, "learns", True):
+    if not getattr(sae.cfg, "learns_by_gradient", True):
         assert all(p.grad is None or not p.grad.any() for p in sae.parameters())
         return
     for parameter_name, parameter in sae.named_parameters():

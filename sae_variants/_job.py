@@ -1,0 +1,185 @@
+"""One SAE in training: SAELens' trainer around it, its steps, its checkpoints, and the SAE that remains.
+
+A finished SAE appears in its folder at once and whole; until then only its checkpoint exists (see `_plan`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sae_variants import _register
+from sae_variants._errors import UsageError
+from sae_variants._plan import RECORD, Plan
+
+STEPS_BETWEEN_REPORTS = 10
+
+
+@dataclass
+class Job:
+    plan: Plan
+    trainer: Any
+    shown: str = ""
+    """Loss, L0, explained variance and dead latents of the last report."""
+    failure: str = ""
+    """Why it trains no longer."""
+    started: float = field(default_factory=time.time)
+
+    @property
+    def at(self) -> int:
+        """Steps taken."""
+        return self.trainer.n_training_steps
+
+    @property
+    def is_done(self) -> bool:
+        return self.at >= self.plan.settings.steps
+
+    @property
+    def runs(self) -> bool:
+        return not self.is_done and not self.failure
+
+    @property
+    def title(self) -> str:
+        return f"{self.plan.label} (seed {self.plan.settings.seed})"
+
+    def step(self, batch: Any) -> None:
+        trainer = self.trainer
+        trainer.maybe_reset_sparsity()
+        if hasattr(trainer.sae, "special_N"):
+            trainer.sae.special_N = batch.special_N
+        try:
+            output = trainer.step(batch.acts_ND)
+        except ValueError as error:
+            raise UsageError(f"{self.plan.name} cannot be trained with these settings: {error}") from error
+        trainer.n_training_steps += 1
+        if trainer.n_training_steps % STEPS_BETWEEN_REPORTS == 1 or self.is_done:
+            self._report(output)
+
+    def _report(self, output: Any) -> None:
+        import torch
+
+        with torch.no_grad():
+            loss = output.loss.item()
+            if loss != loss or loss in (float("inf"), float("-inf")):
+                self.failure = f"training {self.title} diverged at step {self.at} (loss {loss}): lower --learning-rate"
+            x, error = output.sae_in, (output.sae_in - output.sae_out).pow(2).sum()
+            explained = 1 - (error / (x - x.mean(0)).pow(2).sum().clamp(min=1e-12)).item()
+            l0 = output.feature_acts.bool().sum(-1).float().mean().item()
+            dead = self.trainer.dead_neurons.float().mean().item()
+        self.shown = f"{self.plan.name}: loss {loss:.2f} L0 {l0:.1f} EV {explained:.3f} dead {dead:.0%}"
+
+    def save_checkpoint(self) -> None:
+        partial = self.plan.checkpoint.with_suffix(".partial")
+        with _writing(partial):
+            self.trainer.save_checkpoint("state", base_path=partial)
+        old = self.plan.checkpoint
+        replaced = old.with_suffix(".old")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if old.exists():
+            old.rename(replaced)
+        partial.rename(old)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def resume(self) -> None:
+        """Goes on from the last whole checkpoint, if there is one."""
+        replaced = self.plan.checkpoint.with_suffix(".old")
+        if not self.plan.checkpoint.exists() and replaced.exists():
+            replaced.rename(self.plan.checkpoint)
+        state = self.plan.checkpoint / "state"
+        if not state.is_dir():
+            return
+        try:
+            self.trainer.load_trainer_state(state)
+            self.trainer.sae.load_weights_from_checkpoint(state)
+        except Exception as error:
+            where = self.plan.checkpoint
+            raise UsageError(
+                f"the checkpoint {where} cannot be read ({type(error).__name__}): remove it to start anew"
+            ) from error
+
+    def finish(self) -> None:
+        """Folds the input scale into the weights, saves in SAELens' layout, removes the checkpoint."""
+        from importlib.metadata import version
+
+        from safetensors.torch import save_file
+
+        trainer, made = self.trainer, self.plan
+        if trainer.activation_scaler.scaling_factor is not None:
+            trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+        trainer.set_final_sae_metadata()
+        partial = made.folder.with_name(made.folder.name + ".partial")
+        record = {
+            **made.key,
+            "trained_tokens": trainer.sae.cfg.metadata.training_tokens,
+            "seconds_of_the_last_run": round(time.time() - self.started, 1),
+            "last_report": self.shown,
+            "versions": {package: version(package) for package in ("sae-lens", "transformer-lens", "torch")},
+        }
+        with _writing(partial):
+            trainer.sae.save_inference_model(partial)
+            save_file({"sparsity": trainer.log_feature_sparsity}, partial / "sparsity.safetensors")
+            (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        if made.folder.exists():
+            shutil.rmtree(made.folder)
+        partial.rename(made.folder)
+        shutil.rmtree(made.checkpoint, ignore_errors=True)
+
+
+def trainer(made: Plan, d_in: int, device: str) -> Any:
+    """SAELens' trainer around a fresh SAE."""
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    settings = made.settings
+    sae = _register.build(
+        made.name,
+        d_in=d_in,
+        seed=settings.seed,
+        device=device,
+        dtype=settings.dtype,
+        normalize_activations=settings.normalize_activations,
+        **made.sized,
+    )
+    sae.cfg.metadata.model_name = made.target.model_name
+    sae.cfg.metadata.hook_name = made.target.hook_name
+    sae.cfg.metadata.context_size = settings.context_size
+    sae.cfg.metadata.prepend_bos = True
+    sae.cfg.metadata.dataset_path = made.key["text"]
+    sae.cfg.metadata.training_tokens = (
+        0 if not getattr(sae.cfg, "learns", True) else settings.steps * settings.batch_tokens
+    )
+    sae.cfg.metadata.seed = settings.seed
+    cfg = SAETrainerConfig(
+        total_training_samples=settings.steps * settings.batch_tokens,
+        train_batch_size_samples=settings.batch_tokens,
+        lr=settings.learning_rate,
+        lr_end=settings.learning_rate / 10,
+        lr_warm_up_steps=round(settings.warm_up_share * settings.steps),
+        lr_decay_steps=round(settings.decay_share * settings.steps),
+        device=device,
+        autocast=settings.autocast,
+        dead_feature_window=max(1, settings.dead_after_tokens // settings.batch_tokens),
+        feature_sampling_window=max(2, settings.steps // 4),
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    return SAETrainer(cfg, sae.to(device), iter(()))
+
+
+@contextlib.contextmanager
+def _writing(partial: Path) -> Iterator[None]:
+    """A fresh folder to write to; if that fails (a full disk, no permission) it is removed and the place is named."""
+    from safetensors import SafetensorError
+
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UsageError(f"cannot write the SAE to {partial.parent}: {error}; give another --trained") from error

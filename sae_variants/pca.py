@@ -1,0 +1,103 @@
+"""pca: the first k principal components as latents, what a linear map of that rank explains.
+
+No gradient: mean and covariance of the stream are summed up, and when the SAE is saved its directions are the
+eigenvectors of the largest eigenvalues. A ReLU SAE has no negative latents, so a component v is the pair
+relu(v·(x - μ)), relu(-v·(x - μ)), of which one fires: L0 is k. The latents beyond those 2k never fire. Saves as a stock
+SAELens `standard`. `k` is per token. SAEBench (arXiv 2503.09532) has such a row to say how much of a score a few
+directions give.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from sae_lens.saes.sae import SAEConfig, TrainStepInput, TrainStepOutput
+from sae_lens.saes.standard_sae import StandardSAEConfig, StandardTrainingSAE, StandardTrainingSAEConfig
+from torch import Tensor
+from typing_extensions import override
+
+from sae_variants._register import register
+
+
+@dataclass
+class PcaTrainingSAEConfig(StandardTrainingSAEConfig):
+    learns_by_gradient: ClassVar[bool] = False
+
+    k: int = 32
+    """Components, each a pair of latents: at most d_in, and at most half of d_sae."""
+    l1_coefficient: float = 0.0
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "pca_baseline"
+
+    @override
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        return StandardSAEConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.k <= self.d_sae // 2:
+            raise ValueError(f"k = {self.k} components need {2 * self.k} latents, d_sae is {self.d_sae}")
+
+
+@register(PcaTrainingSAEConfig)
+class PcaTrainingSAE(StandardTrainingSAE):
+    cfg: PcaTrainingSAEConfig  # type: ignore[assignment]
+    rows: Tensor
+    sum_D: Tensor
+    products_DD: Tensor
+
+    def __init__(self, cfg: PcaTrainingSAEConfig, use_error_term: bool = False) -> None:
+        super().__init__(cfg, use_error_term)
+        if cfg.k > cfg.d_in:
+            raise ValueError(f"there are no {cfg.k} components of {cfg.d_in} dimensions")
+        options: dict[str, Any] = {"dtype": torch.float64, "device": self.W_dec.device}
+        self.register_buffer("rows", torch.zeros((), **options))
+        self.register_buffer("sum_D", torch.zeros(cfg.d_in, **options))
+        self.register_buffer("products_DD", torch.zeros(cfg.d_in, cfg.d_in, **options))
+
+    @override
+    def calculate_aux_loss(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return {}
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        x_ND = step_input.sae_in.detach().to(self.sum_D)
+        self.rows += len(x_ND)
+        self.sum_D += x_ND.sum(0)
+        self.products_DD += x_ND.T @ x_ND
+        output = super().training_forward_pass(step_input)
+        output.loss = output.loss.detach() + 0.0 * self.b_dec.sum()
+        return output
+
+    @override
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+        self.sum_D /= scaling_factor
+        self.products_DD /= scaling_factor**2
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        for statistic in ("rows", "sum_D", "products_DD"):
+            del state_dict[statistic]
+        mean_D, components_kD = self.components()
+        signed = torch.cat([components_kD, -components_kD])
+        W_dec, W_enc, b_enc = (state_dict[name].clone() for name in ("W_dec", "W_enc", "b_enc"))
+        W_dec /= W_dec.norm(dim=1, keepdim=True)
+        W_enc[:], b_enc[:] = 0.0, -1.0
+        W_dec[: len(signed)] = signed.to(W_dec)
+        W_enc[:, : len(signed)] = signed.T.to(W_enc)
+        b_enc[: len(signed)] = 0.0 if self.cfg.apply_b_dec_to_input else -(signed @ mean_D).to(b_enc)
+        state_dict |= {"W_dec": W_dec, "W_enc": W_enc, "b_enc": b_enc, "b_dec": mean_D.to(state_dict["b_dec"])}
+
+    def components(self) -> tuple[Tensor, Tensor]:
+        """Mean [D] and the first k principal directions [k, D] of the rows seen, float64."""
+        mean_D = self.sum_D / self.rows.clamp(min=1)
+        covariance_DD = self.products_DD / self.rows.clamp(min=1) - torch.outer(mean_D, mean_D)
+        return mean_D, torch.linalg.eigh(covariance_DD).eigenvectors.flip(1).T[: self.cfg.k].contiguous()
