@@ -1,8 +1,9 @@
-"""python -m eval_runners list"""
+"""python -m eval_runners list | suite | leaderboard"""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from eval_runners import _contract
@@ -10,11 +11,21 @@ from sae_variants import _cli, _register
 from sae_variants.__main__ import main as sae_variants_main
 from sae_variants._errors import run_command
 
+COMMANDS = {
+    "list": "evaluations, variants and targets",
+    "suite": "several SAEs, seeds and evaluations in one go",
+    "leaderboard": "results of ours and of others, ranked where they may be",
+}
+"""Each but `list` lies in a module of its name with an underscore."""
+
 
 def main(argv: list[str]) -> int:
+    if argv and argv[0] in COMMANDS and argv[0] != "list":
+        return import_module(f"eval_runners._{argv[0]}").main(argv[1:])
     parser = _cli.Parser(prog="python -m eval_runners", description="Evaluations of sparse autoencoders.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="evaluations, variants and targets")
+    for name, line in COMMANDS.items():
+        commands.add_parser(name, help=line)
     parser.parse_args(argv)
     print("evaluations")
     for name in _contract.names():

@@ -7,9 +7,11 @@
 
 may define
 
+    EVAL_TYPE                         what SAEBench calls its results, where that is not the name
     prepare(target, config)           -> the settings as they will be used, and versions of what else it reads;
                                       called before anything is trained, refuses what cannot be
     details(result)                   -> rows, as dicts, of the table that --details prints
+    untrained(result)                 -> what in a result, of anyone's, says that the SAE is not trained
 
 and ends with a call of `_run.run`. `_run` does everything else: it finds the SAEs, reuses finished
 results, writes files, prints the table.
@@ -33,6 +35,12 @@ class Metric:
     better: Direction
     path: str
     """Where the number stands in the result file, keys joined by dots."""
+    short: str = ""
+    """Head of its column on the leaderboard; without one it stands in CSV, JSON and the command's own table only."""
+    references: tuple[tuple[str, str], ...] = ()
+    """(what, path): numbers of the same kind in the same result that no SAE has, such as the residual stream's."""
+    against_l0: bool = False
+    """Whether more L0 is expected to buy it, so that its Pareto front over L0 is of interest."""
 
 
 class Untrained(Exception):
@@ -61,6 +69,11 @@ class Evaluator(Protocol):
 def names() -> list[str]:
     """Every evaluation: the files beside this one without an underscore. Imports nothing."""
     return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+
+
+def eval_type(module: Any) -> str:
+    """What results of an evaluation call themselves: its name, where the module does not say otherwise."""
+    return getattr(module, "EVAL_TYPE", module.__name__.rpartition(".")[2])
 
 
 def at(result: dict[str, Any], path: str) -> Any:

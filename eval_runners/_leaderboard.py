@@ -1,127 +1,234 @@
-"""Result files -> rows and differences, of what may be compared. Pure: imports no torch, writes nothing."""
+"""python -m eval_runners leaderboard: results of ours, of SAEBench and of others, ranked where they may be.
+
+Reads results/published, results/runs and results/baselines. Without options it prints; --markdown, --csv and --json
+write files; --readme fills the tables between `<!-- leaderboard OPTIONS -->` and `<!-- /leaderboard -->` from versioned
+results alone, so that everyone gets the same, and with --check only says whether they are up to date. `why A B` names
+what separates two rows.
+"""
 
 from __future__ import annotations
 
 import json
-from math import sqrt
+import re
+import shlex
+import sys
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-from eval_runners import _contract
-from sae_variants._errors import UsageError
+from eval_runners import _boards, _read, _render, _rows, _table
+from eval_runners._boards import Board
+from eval_runners._read import Result
+from eval_runners._rows import Row
+from sae_variants import _cli
+from sae_variants._errors import UsageError, one_of
 
-Result = dict[str, Any]
-
-IMMATERIAL = {
-    "llm_batch_size", "sae_batch_size", "lower_vram_usage", "verbose", "random_seed", "results_path",
-    "model_cache_path", "compute_featurewise_density_statistics", "compute_featurewise_weight_based_metrics",
-}  # fmt: skip
-"""Settings of SAEBench's that may differ between two results that are compared."""
-
-
-def load(path: Path) -> Result:
-    """A result of SAEBench, of any version, or of ours. UsageError if the file is none."""
-    try:
-        result = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"it is not JSON: {error}"
-        raise UsageError(f"cannot read the result {path}: {reason}") from error
-    needed = ("eval_type_id", "eval_config", "eval_result_metrics")
-    missing = [key for key in needed if not isinstance(result, dict) or key not in result]
-    if missing:
-        raise UsageError(f"{path} is not a result of SAEBench: it has no {', '.join(missing)}")
-    for key in ("eval_config", "eval_result_metrics", "sae_cfg_dict", "eval_result_unstructured"):
-        if not isinstance(result.get(key) or {}, dict):
-            raise UsageError(f"{path} is not a result of SAEBench: its {key} holds no names")
-    return result
+PUBLISHED, BASELINES, RUNS = (Path("results") / name for name in ("published", "baselines", "runs"))
+BLOCK = re.compile(r"(<!-- leaderboard(?P<options>[^>]*)-->\n).*?(<!-- /leaderboard -->)", re.DOTALL)
 
 
-def value(metric: _contract.Metric, result: Result) -> float | None:
-    """The metric's number in a result; None where it is absent or stands for "not a number"."""
-    ours = result.get("eval_result_unstructured") or {}
-    if any(metric.path.endswith("." + name) for name in ours.get("not_a_number", [])):
-        return None
-    found = _contract.at(result, metric.path)
-    return found if isinstance(found, int | float) else None
+def main(argv: list[str]) -> int:
+    if argv[:1] == ["why"]:
+        return _why(argv[1:])
+    parser = _cli.Parser(prog="python -m eval_runners leaderboard", description=__doc__)
+    _add_folders(parser)
+    _add_filters(parser)
+    parser.add_argument("--markdown", metavar="FILE")
+    parser.add_argument("--csv", metavar="FILE")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument(
+        "--readme", metavar="FILE", action="append", default=[], help="fill the tables in it; may be repeated"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="with --readme: write nothing, exit 1 if it is out of date"
+    )
+    parser.add_argument("--baseline", metavar="FILE", help="a result, to print the differences of every row to")
+    parser.add_argument("--keep", metavar="FOLDER", help="copy the results of these rows, without details per latent")
+    args = parser.parse_args(argv)
+    if args.check and not args.readme:
+        raise UsageError("--check goes with --readme FILE")
+    folders = [Path(folder) for folder in args.results] or [PUBLISHED, BASELINES, *([] if args.readme else [RUNS])]
+    results, broken = _all(folders, bool(args.results))
+    if args.readme:
+        return max(fill(Path(file), results, args.check) for file in args.readme)
+    boards = _filtered(results, args)
+    if not boards:
+        raise UsageError(f"no results of that kind in {', '.join(map(str, folders))}")
+    for file, option, text in (
+        (args.markdown, "--markdown", _render.as_markdown), (args.csv, "--csv", _render.as_csv),
+        (args.json, "--json", _render.as_json),
+    ):  # fmt: skip
+        if file:
+            write(Path(file), text(boards), option)
+    if args.baseline:
+        _differences(boards, _read.load(Path(args.baseline)), Path(args.baseline).stem)
+    elif args.keep:
+        _keep(boards, Path(args.keep))
+    elif not (args.markdown or args.csv or args.json):
+        _render.show(boards)
+    return 1 if broken else 0
 
 
-def mean_and_error(metric: _contract.Metric, results: list[Result]) -> tuple[float, float | None] | None:
-    """Mean and standard error over the seeds; no error where they all agree, nothing if one has no number."""
-    values = [value(metric, result) for result in results]
-    numbers = [v for v in values if v is not None]
-    if not numbers or len(numbers) < len(values):
-        return None
-    if len(set(numbers)) == 1:  # one seed, or a number that does not depend on it
-        return numbers[0], None
-    return fmean(numbers), stdev(numbers) / sqrt(len(numbers))
+def _add_folders(parser: Any) -> None:
+    parser.add_argument(
+        "--results", action="append", default=[], metavar="FOLDER",
+        help="where results lie; may be repeated (default: results/published, results/baselines, results/runs)",
+    )  # fmt: skip
 
 
-def conditions(result: Result) -> dict[str, Any]:
-    """What must be equal in two results whose numbers are subtracted or ranked."""
-    found = {key: value for key, value in (result["eval_config"] or {}).items() if key not in IMMATERIAL}
-    cfg = result.get("sae_cfg_dict") or {}
-    metadata = cfg.get("metadata")  # SAEBench's sae-probes writes it as a text
-    hook_name = cfg.get("hook_name") or (metadata.get("hook_name") if isinstance(metadata, dict) else None)
-    documents = ((result.get("eval_result_unstructured") or {}).get("provenance") or {}).get("read") or None
-    return {"evaluation": result["eval_type_id"], "hook_name": hook_name, "documents": documents, **found}
+def _add_filters(parser: Any) -> None:
+    parser.add_argument("--model", metavar="NAME", help="only results on this language model, e.g. sandbox")
+    parser.add_argument("--evals", metavar="NAME,...", help="only these evaluations, their columns in this order")
+    parser.add_argument("--sae", metavar="NAME,...", help="only these SAEs, whatever their fields")
+    parser.add_argument("--l0", type=float, metavar="X", help="only rows within 15 %% of this L0")
+    parser.add_argument(
+        "--recipe", action="store_true", help="only SAEs that are as their target's recipe has them, but for L0"
+    )
 
 
-def _plain(key: str, value: Any) -> Any:
-    """`google/gemma-2-2b` and `gemma-2-2b` are one model, and the order of datasets or of k counts for nothing."""
-    if key == "model_name":
-        return str(value).rpartition("/")[2]
-    return sorted(value, key=str) if isinstance(value, list | tuple) else value
+def _all(folders: list[Path], asked: bool) -> tuple[list[Result], list[str]]:
+    """Every result in the folders; files that are none are named and counted."""
+    for folder in folders:
+        if asked and not folder.is_dir():
+            raise UsageError(f"no folder {str(folder)!r}")
+    results, broken = _read.tree(folders)
+    for reason in broken:
+        print(f"left out: {reason}", file=sys.stderr)
+    if broken:
+        print(f"{len(broken)} of {len(results) + len(broken)} are no results", file=sys.stderr)
+    return results, broken
 
 
-def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """What separates two sets of conditions, in words; a condition that either does not name separates nothing."""
-    return [
-        f"{key} is {one[key]!r} here and {other[key]!r} there"
-        for key in one
-        if one[key] is not None and other.get(key) is not None and _plain(key, one[key]) != _plain(key, other[key])
-    ]
-
-
-def comparable(root: Path, target: str, evaluation: str, like: list[Result]) -> dict[str, list[Result]]:
-    """SAE -> its newest results on that target that were trained and evaluated like `like`, one per seed.
-
-    That is: same evaluation settings, hook and width and, where they are known, number of training tokens; and a seed
-    for each of `like`'s.
-    """
-    found: dict[str, dict[Any, Result]] = {}
-    seeds = {_provenance(result)["seed"] for result in like}
-    first = like[0]
-    for path in sorted((root / target / evaluation).glob("*/*.json")):
-        try:
-            result = json.loads(path.read_text())
-            label, seed, when = result["sae_lens_id"], _provenance(result)["seed"], result["datetime_epoch_millis"]
-            same = _kind(result) == _kind(first)
-            tokens = _provenance(first)["training_tokens"]
-            same = same and (not tokens or _provenance(result)["training_tokens"] in (0, tokens))
-            same = same and (seeds == {None} or seed in seeds)
-        except (ValueError, KeyError, TypeError):
-            print(f"{path} is not a result of {evaluation}; left out of the table")
+def _filtered(results: list[Result], args: Any) -> list[Board]:
+    evaluations = [name.strip() for name in args.evals.split(",")] if args.evals else None
+    types = {name: _rows.eval_type_of(name) for name in evaluations or ()}
+    boards = _boards.boards(results, [types[name] for name in evaluations] if evaluations else None)
+    found = []
+    for board in boards:
+        if args.model and board.model != args.model:
             continue
-        of_label = found.setdefault(label, {})
-        if same and (seed not in of_label or of_label[seed]["datetime_epoch_millis"] < when):
-            of_label[seed] = result
-    return {
-        label: [results[seed] for seed in sorted(results, key=str)]
-        for label, results in found.items()
-        if results and (seeds == {None} or set(results) == seeds)
-    }
+        rows = [row for row in board.rows if not row.results or _is_wanted(row, args)]
+        if any(row.results for row in rows):
+            found.append(replace(board, rows=rows))
+    return found
 
 
-def _provenance(result: Result) -> dict[str, Any]:
-    return result["eval_result_unstructured"]["provenance"]
+def _is_wanted(row: Row, args: Any) -> bool:
+    if args.sae and row.name not in [name.strip() for name in args.sae.split(",")]:
+        return False
+    if args.recipe and set(row.changed) - {"k", "l1_coefficient", "l0_coefficient"}:
+        return False
+    return args.l0 is None or (row.l0 is not None and abs(row.l0 - args.l0) <= 0.15 * args.l0)
 
 
-def weights(result: Result) -> str:
-    """Hash of the weights that a result belongs to."""
-    return _provenance(result)["weight_hash"]
+def fill(file: Path, results: list[Result], check: bool) -> int:
+    """The tables of a file between its markers made anew; with `check`, 1 if that would change them."""
+    try:
+        text = file.read_text()
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from error
+    if not BLOCK.search(text):
+        raise UsageError(f"{file} has no table: it has no <!-- leaderboard --> ... <!-- /leaderboard -->")
+    parser = _cli.Parser(prog=f"leaderboard in {file}")
+    _add_filters(parser)
+    parser.add_argument("--legend", action="store_true", help="say what bold and marks mean")
+
+    def made(match: re.Match[str]) -> str:
+        args = parser.parse_args(shlex.split(match["options"]))
+        table = _render.as_markdown(_filtered(results, args), args.legend)
+        return f"{match[1]}\n{table}\n{match[3]}"
+
+    new = BLOCK.sub(made, text)
+    if check:
+        print(f"{file}: {'up to date' if new == text else 'out of date: run make leaderboard'}")
+        return int(new != text)
+    if new != text:
+        write(file, new, "--readme")
+    return 0
 
 
-def _kind(result: Result) -> tuple[Any, ...]:
-    provenance = _provenance(result)
-    return result["eval_config"], result["sae_cfg_dict"]["d_sae"], provenance["hook_name"], provenance.get("read", {})
+def write(path: Path, text: str, option: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror}; give another {option}") from error
+
+
+def _differences(boards: list[Board], baseline: Result, name: str) -> None:
+    """Every row against the baseline, where they were made under the same conditions; else what separates them."""
+    there = _read.conditions(baseline)
+    evaluation = baseline["eval_type_id"]
+    for board in boards:
+        for row in board.rows:
+            results = row.results.get(evaluation, [])
+            if results and (separate := _read.differing(_read.conditions(results[0]), there)):
+                print(f"{row.label} cannot be compared with {name}: {'; '.join(separate)}")
+            elif results:
+                _table.print_differences(_rows.module(evaluation).METRICS, row.label, results, name, baseline)
+
+
+def _keep(boards: list[Board], folder: Path) -> None:
+    """Copies of the results, at their place in the tree, without what there is of every latent and every task."""
+    for result in (result for board in boards for row in board.rows for result in row.all_results):
+        said = _read.provenance(result)
+        if not said:
+            continue
+        slim = {**result, "eval_result_details": []}
+        name = str(result["sae_lens_id"]).partition("[")[0].replace(":", "_").replace("/", "_")
+        digest = f"{said['weight_hash']}-{result['eval_id'][:8]}"
+        place = folder / said["target"] / result["eval_type_id"] / name / f"{digest}.json"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write(place, json.dumps(slim) + "\n", "--keep")
+
+
+def _why(argv: list[str]) -> int:
+    parser = _cli.Parser(prog="python -m eval_runners leaderboard why", description="What separates two rows.")
+    _add_folders(parser)
+    parser.add_argument("one", help="an SAE as the table names it; with its model, MODEL/SAE, if several have it")
+    parser.add_argument("other")
+    args = parser.parse_args(argv)
+    folders = [Path(folder) for folder in args.results] or [PUBLISHED, BASELINES, RUNS]
+    boards = _boards.boards(_all(folders, bool(args.results))[0])
+    one, other = (_places(boards, name) for name in (args.one, args.other))
+    here, there = next(((a, b) for a in one for b in other if a[0] is b[0] and a[1] is not b[1]), (one[0], other[-1]))
+    for line in separating(*here, *there) or ["nothing: they are ranked together"]:
+        print(line)
+    return 0
+
+
+def _places(boards: list[Board], name: str) -> list[tuple[Board, Row]]:
+    found = [
+        (b, row) for b in boards for row in b.rows if row.results and name in (row.label, f"{b.model}/{row.label}")
+    ]
+    if not found:
+        one_of("row", name, {row.label for board in boards for row in board.rows if row.results})
+    return found
+
+
+def separating(board: Board, row: Row, other_board: Board, other: Row) -> list[str]:
+    """In words, why two rows are not ranked together, or are only in part."""
+    lines = [
+        f"{what} is {a} for {row.label} and {b} for {other.label}"
+        for what, a, b in (
+            ("language model", board.model, other_board.model),
+            ("hook", board.hook_name, other_board.hook_name),
+            ("d_sae", row.d_sae, other.d_sae),
+            ("number of training tokens", row.training_tokens, other.training_tokens),
+        )
+        if a != b
+    ]
+    if row.l0 and other.l0 and max(row.l0, other.l0) > _boards.SAME_L0 * min(row.l0, other.l0):
+        lines.append(f"L0 is {row.l0:.1f} for {row.label} and {other.l0:.1f} for {other.label}")
+    lines += [f"{one.label} is untrained: {'; '.join(one.untrained)}" for one in (row, other) if one.untrained]
+    for evaluation in dict.fromkeys([*row.results, *other.results]):
+        missing = [one.label for one in (row, other) if evaluation not in one.results]
+        if missing:
+            lines.append(f"{evaluation} was not run for {', '.join(missing)}")
+            continue
+        here, there = (_read.conditions(one.results[evaluation][0]) for one in (row, other))
+        lines += [f"{evaluation}: {difference}" for difference in _read.differing(here, there)]
+    lines += [f"{one.label} has one seed, so no interval" for one in (row, other) if len(one.seeds) < 2]
+    return lines

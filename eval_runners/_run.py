@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eval_runners import _contract, _leaderboard, _result, _table
+from eval_runners import _contract, _read, _result, _table
+from eval_runners._read import Result
 from sae_variants import _cli, _grid
 from sae_variants._errors import UsageError, run_command
 from sae_variants._targets import Target
+
+if TYPE_CHECKING:
+    from eval_runners._saes import Found
 
 TRAIN_PREFIX = "train."
 NEEDED = ("dataset_names", "k_values", "ks", "context_length", "context_size")
@@ -25,8 +31,41 @@ def run(name: str) -> None:
 
 
 def main(name: str, argv: list[str]) -> int:
+    from eval_runners import _saes
+
     evaluator: Any = import_module(f"eval_runners.{name}")
     parser = _cli.Parser(prog=f"python -m eval_runners.{name}", description=evaluator.__doc__)
+    parser.add_argument("--baseline", metavar="FILE", help="a result of SAEBench's, to print the differences to")
+    if hasattr(evaluator, "details"):
+        parser.add_argument("--details", action="store_true", help="print a row for every task")
+    parser.add_argument("--csv", metavar="FILE", help="write a row per SAE and seed, a column per metric")
+    add_common(parser)
+    _cli.add_fields(parser, evaluator.EvalConfig, "evaluation (defaults are the target's where it has its own)")
+    words, extra = _cli.split_unknown(parser, argv)
+    args = parser.parse_args(words)
+    overrides = _cli.extra_options(extra, prefix=TRAIN_PREFIX)
+    _cli.quiet()
+    target, device = _cli.target_of(args), _cli.device_of(args)
+    scoring = prepared(name, target, _cli.given(args, evaluator.EvalConfig), Path(args.output), device, argv)
+    baseline = _baseline(args.baseline, scoring) if args.baseline is not None else None
+    _result.writable(Path(args.output))
+    cells = _grid.parse(args.grid)
+    wanted = _saes.asked(list(dict.fromkeys(args.saes)), target, overrides, cells, args.seeds, args.trained)
+    found, failures = _saes.ready(wanted, cells[0], device)
+    model = loader(target, device)
+    results: list[tuple[Found, Result]] = []
+    for title, sae_found in titled(found):
+        try:
+            results.append((sae_found, score(scoring, sae_found, title, model, args.force)))
+        except _contract.Untrained as error:
+            failures.append(f"{title}: untrained: {error}; there is no result")
+    if results:
+        _show(scoring, results, args, baseline)
+    return verdict_code(results, failures)
+
+
+def add_common(parser: Any) -> None:
+    """The options of every command that scores SAEs."""
     parser.add_argument(
         "--sae", action="append", required=True, metavar="NAME", dest="saes",
         help="a variant, stock:ARCHITECTURE, random, a folder, or user/repo:sae_id on the Hub; may be repeated",
@@ -39,32 +78,32 @@ def main(name: str, argv: list[str]) -> int:
         "--output", default="results/runs", metavar="FOLDER", help="root of results (default: %(default)s)"
     )
     parser.add_argument("--force", action="store_true", help="evaluate again what has a result already")
-    parser.add_argument("--baseline", metavar="FILE", help="a result of SAEBench's, to print the differences to")
-    if hasattr(evaluator, "details"):
-        parser.add_argument("--details", action="store_true", help="print a row for every task")
-    parser.add_argument("--csv", metavar="FILE", help="write a row per SAE and seed, a column per metric")
     _cli.add_grid(parser)
     _cli.add_target(parser)
-    _cli.add_fields(parser, evaluator.EvalConfig, "evaluation (defaults are the target's where it has its own)")
     parser.epilog = (
         "A variant that must be trained first takes --train.FIELD VALUE, e.g. --train.k 16 --train.d-sae 4096."
     )
-    words, extra = _cli.split_unknown(parser, argv)
-    args = parser.parse_args(words)
-    overrides = _cli.extra_options(extra, prefix=TRAIN_PREFIX)
-    return _evaluate_all(name, evaluator, args, overrides, argv)
 
 
-def _evaluate_all(
-    name: str, evaluator: _contract.Evaluator, args: Any, overrides: dict[str, Any], argv: list[str]
-) -> int:
-    from eval_runners import _saes
-    from sae_variants import _models
+@dataclass(frozen=True)
+class Scoring:
+    """One evaluation with its settings, on one target, ready for any SAE."""
 
-    _cli.quiet()
-    target, device = _cli.target_of(args), _cli.device_of(args)
+    evaluator: Any
+    config: Any
+    target: Target
+    place: _result.Place
+
+    @property
+    def name(self) -> str:
+        return self.place.evaluation
+
+
+def prepared(name: str, target: Target, given: dict[str, Any], output: Path, device: str, argv: list[str]) -> Scoring:
+    """An evaluation with the target's settings and those given. UsageError, before any work, if they cannot be."""
+    evaluator: Any = import_module(f"eval_runners.{name}")
     own = {k: tuple(v) if isinstance(v, list) else v for k, v in target.evaluations.get(name, {}).items()}
-    config = evaluator.EvalConfig(**{**own, **_cli.given(args, evaluator.EvalConfig)})
+    config = evaluator.EvalConfig(**{**own, **given})
     for f in fields(config):
         number, least = getattr(config, f.name), 0 if f.name.endswith("seed") else 1
         if str(f.type).startswith("int") and number is not None and number < least:
@@ -72,63 +111,69 @@ def _evaluate_all(
     versions: dict[str, str] = {}
     if prepare := getattr(evaluator, "prepare", None):
         config, versions = prepare(target, config)
-    baseline = _baseline(args.baseline, evaluator, target, config, versions) if args.baseline is not None else None
-    root = _result.writable(Path(args.output))
-    place = _result.Place(root, name, target, asdict(config), versions, device, argv)
-    found = _saes.find(
-        list(dict.fromkeys(args.saes)), target, overrides, _grid.parse(args.grid), args.seeds, args.trained, device
+    return Scoring(
+        evaluator, config, target, _result.Place(output, name, target, asdict(config), versions, device, argv)
     )
-    model, results, without = None, [], []
-    for number, sae_found in enumerate(found, start=1):
-        weight_hash = sae_found.weight_hash()
-        path = place.path(sae_found.path_name, weight_hash)
-        title = sae_found.label if len(args.seeds) == 1 else f"{sae_found.label} (seed {sae_found.seed})"
-        title = f"[{number}/{len(found)}] {title}" if len(found) > 1 else title
-        if path.exists() and not args.force:
-            try:
-                results.append((sae_found, _leaderboard.load(path)))
-                print(f"{title}: {path} (reused: same weights, same settings; --force makes it again)")
-                continue
-            except UsageError as error:
-                print(f"warning: {error}; it is made again", file=sys.stderr)
-        if model is None:
-            model = _models.load_model(target.model_name, device, target.dtype)
-        sae = sae_found.load(device)
-        check_fits(sae, sae_found.label, target, model)
-        if hasattr(config, "context_size"):
-            check_text(config.context_size, target, model)
-        print(f"{title}: evaluating {name} on {target.name}")
-        started = time.time()
+
+
+def loader(target: Target, device: str) -> Callable[[], Any]:
+    """The target's language model, loaded when it is first asked for."""
+    from sae_variants import _models
+
+    return cache(lambda: _models.load_model(target.model_name, device, target.dtype))
+
+
+def titled(found: list[Found]) -> Iterator[tuple[str, Found]]:
+    for number, one in enumerate(found, start=1):
+        title = one.label if len({other.seed for other in found}) == 1 else f"{one.label} (seed {one.seed})"
+        yield (f"[{number}/{len(found)}] {title}" if len(found) > 1 else title), one
+
+
+def score(scoring: Scoring, found: Found, title: str, model_of: Callable[[], Any], force: bool) -> Result:
+    """The result of one SAE: the one that lies there, unless forced, or a new one, written.
+
+    Raises:
+        UsageError: the SAE does not fit the target, or the evaluation refuses it.
+        Untrained: there can be no result.
+    """
+    evaluator, config, target, place = scoring.evaluator, scoring.config, scoring.target, scoring.place
+    weight_hash = found.weight_hash()
+    path = place.path(found.path_name, weight_hash)
+    if path.exists() and not force:
         try:
-            evaluation = evaluator.evaluate(sae, target, config, model=model, device=device)
-        except _contract.Untrained as error:
-            print(f"{title}: untrained: {error}; there is no result")
-            without.append(title)
-            continue
-        result = place.envelope(evaluation, sae_found, weight_hash, time.time() - started)
-        _result.validate(evaluator.output_class(), result)
-        _result.write(path, result, evaluation.files)
-        print(f"{title}: {path}")
-        results.append((sae_found, result))
-    if results:
-        _show(evaluator, root, place, results, args, baseline)
-    return 1 if without else verdict_code(results)
+            result = _read.load(path)
+            print(f"{title}: {path} (reused: same weights, same settings; --force makes it again)")
+            return result
+        except UsageError as error:
+            print(f"warning: {error}; it is made again", file=sys.stderr)
+    model = model_of()
+    sae = found.load(place.device)
+    check_fits(sae, found.label, target, model)
+    if hasattr(config, "context_size"):
+        check_text(config.context_size, target, model)
+    print(f"{title}: evaluating {scoring.name} on {target.name}")
+    started = time.time()
+    evaluation = evaluator.evaluate(sae, target, config, model=model, device=place.device)
+    result = place.envelope(evaluation, found, weight_hash, time.time() - started)
+    _result.validate(evaluator.output_class(), result)
+    _result.write(path, result, evaluation.files)
+    print(f"{title}: {path}")
+    return result
 
 
-def _show(
-    evaluator: Any, root: Path, place: _result.Place, results: list[tuple[Any, Any]], args: Any, baseline: Any
-) -> None:
+def _show(scoring: Scoring, results: list[tuple[Found, Result]], args: Any, baseline: Any) -> None:
     """The table of what was asked for, beside what lies there already and was made under the same conditions."""
-    columns: dict[str, list[dict[str, Any]]] = {}
+    evaluator, place = scoring.evaluator, scoring.place
+    columns: dict[str, list[Result]] = {}
     for found, result in results:
         columns.setdefault(found.label, []).append(result)
     learnt = [result for found, result in results if found.learns] or [result for _, result in results]
-    others = _leaderboard.comparable(root, place.target.name, place.evaluation, learnt)
-    shown = {_leaderboard.weights(result) for _, result in results}
-    others = {k: v for k, v in others.items() if k not in columns and not shown & {*map(_leaderboard.weights, v)}}
+    others = _read.comparable(place.root, place.target.name, place.evaluation, learnt)
+    shown = {_read.weights(result) for _, result in results}
+    others = {k: v for k, v in others.items() if k not in columns and not shown & {*map(_read.weights, v)}}
     _table.print_metrics(evaluator.METRICS, {**columns, **others})
     if args.csv:
-        _table.write_csv(Path(args.csv), evaluator.METRICS, results)
+        _table.write_csv(Path(args.csv), results)
     for label, same in columns.items():
         if getattr(args, "details", False):
             for result in same:
@@ -138,25 +183,23 @@ def _show(
             _table.print_differences(evaluator.METRICS, label, same, Path(args.baseline).stem, baseline)
 
 
-def _baseline(
-    file: str, evaluator: _contract.Evaluator, target: Target, config: Any, versions: dict[str, str]
-) -> dict[str, Any]:
+def _baseline(file: str, scoring: Scoring) -> Result:
     """A result to compare with. UsageError, before any work, if it was made under other conditions."""
     from eval_runners._saebench import text_name
 
-    baseline = _leaderboard.load(Path(file))
-    own = next(f.default for f in fields(evaluator.output_class()) if f.name == "eval_type_id")
+    baseline, target = _read.load(Path(file)), scoring.target
+    own = next(f.default for f in fields(scoring.evaluator.output_class()) if f.name == "eval_type_id")
     planned = {
         "evaluation": getattr(own, "default", own),  # a value, or pydantic's field with it
         "model_name": target.model_name,
         "hook_name": target.hook_name,
         "llm_dtype": target.dtype,
         "dataset": text_name(target),
-        "documents": versions or None,
-        **asdict(config),
+        "documents": scoring.place.versions or None,
+        **asdict(scoring.config),
     }
-    there = _leaderboard.conditions(baseline)
-    if separate := _leaderboard.differing(planned, there):
+    there = _read.conditions(baseline)
+    if separate := _read.differing(planned, there):
         raise UsageError(f"cannot compare with {file}: {'; '.join(separate)}")
     if unnamed := [key for key in ("model_name", *NEEDED) if key in planned and there.get(key) is None]:
         raise UsageError(f"cannot compare with {file}: it does not say its {', '.join(unnamed)}")
@@ -190,9 +233,12 @@ def check_text(context_size: int, target: Target, model: Any) -> None:
         raise UsageError(f"the held-out text of {target.title} is shorter than one context of {context_size} tokens")
 
 
-def verdict_code(results: list[tuple[Any, dict[str, Any]]]) -> int:
-    """0 if every SAE is trained; `random` is not, and may be asked for."""
+def verdict_code(results: list[tuple[Found, Result]], failures: list[str]) -> int:
+    """0 if every SAE is trained; `random` is not, and may be asked for. Says what is not."""
     code = 0
+    for failure in failures:
+        print(failure)
+        code = 1
     for found, result in results:
         ours = result["eval_result_unstructured"]
         if not ours["trained"]:

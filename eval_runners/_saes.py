@@ -59,12 +59,15 @@ def is_folder(name: str) -> bool:
         return False
 
 
-def plans(
+def asked(
     names: list[str], target: Target, overrides: _grid.Cell, cells: list[_grid.Cell], seeds: list[int], root: Any
-) -> list[Plan]:
-    """Training plans of those names that are variants. UsageError for a name that is nothing we know."""
+) -> list[Plan | str]:
+    """What the names stand for, in their order: plans of variants, or the name of a folder or of an SAE on the Hub.
+
+    Raises:
+        UsageError: a name that is nothing we know, or a field that none of the variants has.
+    """
     known = _register.names()
-    variants = [name for name in names if name in known]
     for name in names:
         if name in known or is_folder(name) or is_hub_id(name):
             continue
@@ -73,26 +76,36 @@ def plans(
         one_of("SAE", name, known)
     if "seed" in overrides:
         raise UsageError("--train.seed is written --seeds")
-    return _grid.plans(variants, target, overrides, cells, seeds, root) if variants else []
-
-
-def find(
-    names: list[str], target: Target, overrides: _grid.Cell, cells: list[_grid.Cell], seeds: list[int], root: Any,
-    device: str,
-) -> list[Found]:  # fmt: skip
-    """The SAEs asked for, in that order. A variant that is not trained yet for this target is trained first."""
-    planned: dict[str, list[Plan]] = {}
-    for plan in plans(names, target, overrides, cells, seeds, root):
-        planned.setdefault(plan.name, []).append(plan)
-    placed = {name: _from_place(name) for name in names if name not in planned}
-    missing = [plan for of_name in planned.values() for plan in of_name if not plan.is_trained]
-    for plan in missing:
-        print(f"{plan.label} is not trained on {target.name} with seed {plan.settings.seed} yet: training it first")
-    _train.train(missing, device)
-    found: list[Found] = []
+    variants = [name for name in names if name in known]
+    plans = _grid.plans(variants, target, overrides, cells, seeds, root) if variants else []
+    found: list[Plan | str] = []
     for name in names:
-        found += [_from_plan(plan, cells[0]) for plan in planned[name]] if name in planned else [placed[name]]
+        found += [plan for plan in plans if plan.name == name] if name in known else [name]
     return found
+
+
+def ready(wanted: list[Plan | str], axes: Iterable[str], device: str) -> tuple[list[Found], list[str]]:
+    """The SAEs, those that are missing trained first, and what went wrong with those that cannot be.
+
+    Args:
+        axes: fields of a grid, whose values are kept beside each SAE.
+    """
+    placed = {name: _from_place(name) for name in wanted if isinstance(name, str)}
+    missing = [plan for plan in wanted if isinstance(plan, Plan) and not plan.is_trained]
+    for plan in missing:
+        seed = plan.settings.seed
+        print(f"{plan.label} is not trained on {plan.target.name} with seed {seed} yet: training it first")
+    failures: dict[Path, str] = {}
+    try:
+        _train.train(missing, device)
+    except _train.TrainingFailed as failed:
+        failures = failed.failures
+    found = [
+        placed[one] if isinstance(one, str) else _from_plan(one, axes)
+        for one in wanted
+        if isinstance(one, str) or one.folder not in failures
+    ]
+    return found, list(failures.values())
 
 
 def _from_plan(plan: Plan, axes: Iterable[str]) -> Found:

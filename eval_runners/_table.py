@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from eval_runners import _contract, _leaderboard
-from eval_runners._leaderboard import Result
+from eval_runners import _contract, _read, _rows
+from eval_runners._read import Result
 from sae_variants._errors import UsageError
 
 
@@ -36,22 +36,32 @@ def print_metrics(metrics: Iterable[_contract.Metric], columns: dict[str, list[R
         table.add_column(f"{label}{seeds}" if trained else f"{label}{seeds} (untrained)", justify="right")
     for metric in metrics:
         if any(_contract.at(result, metric.path) is not None for results in columns.values() for result in results):
-            found = [_leaderboard.mean_and_error(metric, results) for results in columns.values()]
+            found = [_read.mean_and_error(metric, results) for results in columns.values()]
             table.add_row(metric.title, _contract.ARROWS[metric.better], *map(_number, found))
     _print(table)
 
 
-def write_csv(path: Path, metrics: Iterable[_contract.Metric], results: list[tuple[Any, Result]]) -> None:
-    """One row per SAE and seed: what it is, the fields of its grid's cell, every metric that any of them has."""
+def as_frame(results: list[tuple[Any, Result]]) -> Any:
+    """One row per SAE and seed: what it is, the fields of its grid's cell, every metric that any of them has.
+
+    Metrics are columns named `evaluation.metric`.
+    """
     import pandas as pd
 
-    rows = []
+    rows: dict[tuple[str, int | None], dict[str, Any]] = {}
     for found, result in results:
-        values = {metric.name: _leaderboard.value(metric, result) for metric in metrics}
-        rows.append({"sae": found.label.partition("[")[0], "seed": found.seed, **found.cell, **values})
+        new = {"sae": found.label.partition("[")[0], "label": found.label, "seed": found.seed, **found.cell}
+        row = rows.setdefault((found.label, found.seed), new)
+        evaluation = result["eval_type_id"]
+        for metric in _rows.module(evaluation).METRICS:
+            row[_rows.key((evaluation, metric))] = _read.value(metric, result)
+    return pd.DataFrame(list(rows.values())).dropna(axis="columns", how="all")
+
+
+def write_csv(path: Path, results: list[tuple[Any, Result]]) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
-        pd.DataFrame(rows).dropna(axis="columns", how="all").to_csv(partial, index=False)
+        as_frame(results).to_csv(partial, index=False)
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -78,7 +88,7 @@ def print_differences(
 
     table = Table("metric", label, name, "difference", "")
     for metric in metrics:
-        ours, theirs = _leaderboard.mean_and_error(metric, results), _leaderboard.value(metric, baseline)
+        ours, theirs = _read.mean_and_error(metric, results), _read.value(metric, baseline)
         if ours is None or theirs is None:
             continue
         difference = ours[0] - theirs

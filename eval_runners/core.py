@@ -16,6 +16,7 @@ from eval_runners._contract import Evaluation, Metric
 _R = "eval_result_metrics."
 _QUALITY = _R + "reconstruction_quality."
 CORRECTED = "explained_variance_corrected"
+DENSITY_DECADES, BINS_PER_DECADE = 6, 6
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,18 @@ class EvalConfig:
 
 
 METRICS = (
-    Metric("ce_loss_score", "CE loss score", "higher", _R + "model_performance_preservation.ce_loss_score"),
+    Metric("ce_loss_score", "CE loss score", "higher", _R + "model_performance_preservation.ce_loss_score",
+           "CE score", against_l0=True),
     Metric("kl_div_score", "KL score", "higher", _R + "model_behavior_preservation.kl_div_score"),
-    Metric(CORRECTED, "explained variance, corrected", "higher", f"eval_result_unstructured.{CORRECTED}"),
+    Metric(CORRECTED, "explained variance, corrected", "higher", f"eval_result_unstructured.{CORRECTED}",
+           "explained variance", against_l0=True),
     Metric("explained_variance", "explained variance, SAEBench's", "higher", _QUALITY + "explained_variance"),
     Metric("explained_variance_legacy", "explained variance, legacy", "higher", _QUALITY + "explained_variance_legacy"),
     Metric("cossim", "cosine similarity", "higher", _QUALITY + "cossim"),
     Metric("mse", "mean squared error", "lower", _QUALITY + "mse"),
     Metric("l0", "L0", "neither", _R + "sparsity.l0"),
     Metric("l2_ratio", "norm out / norm in", "neither", _R + "shrinkage.l2_ratio"),
-    Metric("frac_alive", "alive latents", "higher", _R + "misc_metrics.frac_alive"),
+    Metric("frac_alive", "alive latents", "higher", _R + "misc_metrics.frac_alive", "alive"),
 )  # fmt: skip
 
 
@@ -57,15 +60,35 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     from eval_runners import _core
 
     output, corrected, missing = _core.score(sae, model, target, asdict(config), device, target.dtype)
-    failures = [f"{name} is not a number" for name in missing]
-    l0 = output["eval_result_metrics"]["sparsity"]["l0"]
-    if l0 == 0:
-        failures.append("L0 is 0: no latent ever fires")
+    failures = [f"{name} is not a number" for name in missing] + untrained(output)
     if not math.isfinite(corrected) or corrected < 0:
         failures.append(f"explained variance is {corrected:.3f}: worse than the mean activation")
     if not math.isfinite(corrected):
         missing.append(CORRECTED)
-    return Evaluation(output, {CORRECTED: corrected, "not_a_number": missing}, failures)
+    ours = {CORRECTED: corrected, "not_a_number": missing, "densities": _densities(output["eval_result_details"])}
+    return Evaluation(output, ours, failures)
+
+
+def untrained(result: dict[str, Any]) -> list[str]:
+    """What in a core result says that the SAE is not trained."""
+    sparsity = (result["eval_result_metrics"] or {}).get("sparsity") or {}
+    return ["L0 is 0: no latent ever fires"] if sparsity.get("l0") == 0 else []
+
+
+def _densities(latents: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many latents fire how often: counts over equal steps of log10 of the share of tokens, and those never."""
+    fire = [latent["feature_density"] for latent in latents]
+    counts = [0] * (DENSITY_DECADES * BINS_PER_DECADE)
+    for density in fire:
+        if density > 0:
+            at = math.floor((math.log10(density) + DENSITY_DECADES) * BINS_PER_DECADE)
+            counts[min(max(at, 0), len(counts) - 1)] += 1
+    return {
+        "log10_from": -DENSITY_DECADES,
+        "bins_per_decade": BINS_PER_DECADE,
+        "counts": counts,
+        "never": fire.count(0),
+    }
 
 
 if __name__ == "__main__":

@@ -58,13 +58,24 @@ _NAMES: tuple[tuple[str, str, Direction], ...] = (
     ("late", "late", "neither"),
     ("periodic", "periodic", "neither"),
 )
-METRICS = tuple(
-    Metric(
-        f"{category}.{name}", f"{category.replace('_', ' ')}: {title}", better, f"eval_result_metrics.{category}.{name}"
-    )
-    for category in CATEGORIES
-    for name, title, better in _NAMES
-)
+_SHORT = {
+    "autocorrelation_8": "autocorrelation 8", "smoothness_scale_free": "smoothness",
+    "position_information": "position bits",
+}  # fmt: skip
+
+
+def _metric(category: str, name: str, title: str, better: Direction) -> Metric:
+    short = f"{category}: {_SHORT[name]}" if name in _SHORT and category in ("slow", "all") else ""
+    linear = (("residual stream", "residual"), ("direction of documents", "document_direction"))
+    references = tuple((what, f"eval_result_metrics.{where}.{name}") for what, where in linear)
+    return Metric(
+        f"{category}.{name}", f"{category.replace('_', ' ')}: {title}", better,
+        f"eval_result_metrics.{category}.{name}", short,
+        references if short.startswith("all") else (),
+    )  # fmt: skip
+
+
+METRICS = tuple(_metric(category, *described) for category in CATEGORIES for described in _NAMES)
 
 
 def output_class() -> type:

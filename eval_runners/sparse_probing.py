@@ -18,6 +18,7 @@ from sae_variants._errors import UsageError
 
 KS = (1, 2, 5, 10, 20, 50, 100)
 """The numbers of latents that SAEBench's result has fields for."""
+ON_THE_BOARD = (1, 5)
 PROTOCOL = "activations of all datasets collected first, from the seed each; every SAE scored on them (warm)"
 
 
@@ -53,9 +54,13 @@ def _metrics() -> Iterator[Metric]:
         for who, shown in (("sae", "SAE"), ("llm", "LLM")):
             name = f"{who}_{part}test"
             better = "higher" if who == "sae" else "neither"
-            path = f"eval_result_metrics.{who}.{name}_accuracy"
-            yield Metric(f"{name}_accuracy", f"{shown} accuracy, {title}", better, path)
-            yield Metric(f"{name}_f1", f"{shown} F1, {title}", better, f"eval_result_unstructured.f1.{name}_f1")
+            for score, where in (("accuracy", f"eval_result_metrics.{who}"), ("f1", "eval_result_unstructured.f1")):
+                word = "F1" if score == "f1" else score
+                short = f"{word}, {title}" if who == "sae" and k in ON_THE_BOARD else ""
+                residual = (("residual stream", f"{where}.{name}_{score}".replace("sae", "llm")),) if short else ()
+                yield Metric(
+                    f"{name}_{score}", f"{shown} {word}, {title}", better, f"{where}.{name}_{score}", short, residual
+                )
 
 
 METRICS = tuple(_metrics())
@@ -127,6 +132,15 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
         for accuracy in scores.values()
     ]
     return Evaluation(output, ours, _saebench.at_chance(probes))
+
+
+def untrained(result: dict[str, Any]) -> list[str]:
+    """What in a sparse probing result says that the SAE is not trained."""
+    from eval_runners import _saebench
+
+    scores = (result["eval_result_metrics"] or {}).get("sae") or {}
+    accuracies = [value for name, value in scores.items() if name.startswith("sae_top_") and value is not None]
+    return _saebench.at_chance(accuracies) if accuracies else []
 
 
 def details(result: dict[str, Any]) -> Iterator[dict[str, Any]]:

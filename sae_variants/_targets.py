@@ -34,6 +34,8 @@ class Target:
     """Fields of `_plan.TrainSettings` and of variants' configs, for every SAE on this target."""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The same for single SAEs, by name."""
+    l0: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """Of SAEs without k, by name: the field that sets L0, and its value for some L0."""
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Settings of evaluations on this target, by their name."""
 
@@ -82,6 +84,7 @@ def local(model: str, hook_name: str, dataset: str) -> Target:
         dataset=dataset,
         train=settings.train,
         variants=settings.variants,
+        l0=settings.l0,
         evaluations=settings.evaluations,
     )
 

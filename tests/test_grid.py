@@ -109,4 +109,7 @@ def test_an_evaluation_of_a_grid_is_a_table_and_a_csv(target, tmp_path, model_fo
     assert re.search(r"\[4/4\] temporal\[.* k=4 .*\] \(seed 1\)", shown)
     table = pd.read_csv(tmp_path / "t.csv")
     assert table[["sae", "seed", "k"]].values.tolist() == [["temporal", s, k] for k in (2, 4) for s in (0, 1)]
-    assert table[table.k == 4]["all.l0"].mean() > table[table.k == 2]["all.l0"].mean()
+    assert (
+        table[table.k == 4]["positional_consistency.all.l0"].mean()
+        > table[table.k == 2]["positional_consistency.all.l0"].mean()
+    )

@@ -1,124 +1,274 @@
-"""Reading results: what loads, what may be compared, means over seeds."""
+"""The leaderboard: what stands side by side, what is ranked, and what a table must not hide."""
 
 from __future__ import annotations
 
+import csv
 import json
-from dataclasses import asdict
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from eval_runners import _leaderboard, _run, core, sparse_probing
-from eval_runners._contract import Metric
-from sae_variants import _targets
+from eval_runners import _boards, _leaderboard, _read, _render, _rows, core
+from eval_runners.__main__ import main
 from sae_variants._errors import UsageError
 
 BASELINES = Path(__file__).parent.parent / "results" / "baselines"
-ACCURACY = next(metric for metric in sparse_probing.METRICS if metric.name == "sae_top_1_test_accuracy")
+CE, EV = ((("core", metric)) for metric in core.METRICS if metric.short in ("CE score", "explained variance"))
 
 
-@pytest.mark.parametrize("path", sorted(BASELINES.glob("*.json")), ids=lambda path: path.stem)
-def test_every_baseline_loads_and_is_named_in_the_readme(path):
-    result = _leaderboard.load(path)
-    evaluator = {"core": core, "sparse_probing": sparse_probing}[result["eval_type_id"]]
-    found = {m.name: _leaderboard.value(m, result) for m in evaluator.METRICS}
-    assert sum(v is not None for v in found.values()) >= 5
-    assert path.name in (BASELINES.parent / "README.md").read_text()
-
-
-def test_mean_and_standard_error_by_hand():
-    metric = Metric("x", "x", "higher", "a.x")
-    results = [{"a": {"x": value}} for value in (1.0, 2.0, 6.0)]
-    mean, error = _leaderboard.mean_and_error(metric, results)
-    assert mean == 3
-    assert error == pytest.approx((7 / 3) ** 0.5)  # variance 7, of three
-    assert _leaderboard.mean_and_error(metric, results[:1]) == (1.0, None)
-    assert _leaderboard.mean_and_error(metric, results[:1] * 3) == (1.0, None)
-    assert _leaderboard.value(metric, {"a": {"x": "high"}}) is None
-    assert _leaderboard.mean_and_error(metric, [*results, {"a": {}}]) is None
-
-
-def test_what_stands_for_not_a_number_is_none():
-    metric = Metric("cossim", "x", "higher", "m.a.cossim")
-    result = {"m": {"a": {"cossim": -1}}, "eval_result_unstructured": {"not_a_number": ["a.cossim"]}}
-    assert _leaderboard.value(metric, result) is None
-
-
-GEMMA = {
-    "evaluation": "sparse_probing", "model_name": "google/gemma-2-2b", "hook_name": "blocks.5.hook_resid_post",
-    "llm_dtype": "bfloat16", **asdict(sparse_probing.EvalConfig(probe_train_set_size=4000, probe_test_set_size=1000)),
-}  # fmt: skip
-
-
-def separate(**changes) -> list[str]:
-    baseline = _leaderboard.load(BASELINES / "sparse_probing_gemma-2-2b_layer_5.json")
-    return _leaderboard.differing({**GEMMA, **changes}, _leaderboard.conditions(baseline))
-
-
-def test_equal_conditions_are_compared():
-    assert separate() == []
-    assert separate(model_name="gemma-2-2b", sae_batch_size=7, llm_batch_size=1, random_seed=3) == []
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"model_name": "gpt2"}, {"hook_name": "blocks.6.hook_resid_post"}, {"k_values": (1, 2)}, {"context_length": 64},
-        {"dataset_names": ("sandbox/code",)}, {"probe_train_set_size": 400}, {"probe_test_set_size": 100},
-        {"llm_dtype": "float32"}, {"evaluation": "core"},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_what_matters_separates_and_is_named(changes):
-    (name,) = changes
-    (line,) = separate(**changes)
-    assert line.startswith(f"{name} is ")
-
-
-def test_the_gemma_targets_are_compared_with_the_baselines_out_of_the_box():
-    for target_name, module in (("gemma-2-2b-l5", sparse_probing), ("gemma-2-2b-l19", core)):
-        target = _targets.load(target_name)
-        config = module.EvalConfig(**target.evaluations.get(module.__name__.rpartition(".")[2], {}))
-        if module is sparse_probing:
-            config, _ = sparse_probing.prepare(target, config)
-        (file,) = BASELINES.glob(f"{module.__name__.rpartition('.')[2]}_*.json")
-        assert _run._baseline(str(file), module, target, config, {})
-
-
-@pytest.mark.parametrize(
-    ("text", "says"), [("{", "not JSON"), ("[]", "not a result"), ('{"eval_type_id": "core"}', "no eval_config")]
-)
-def test_files_that_are_no_results(tmp_path, text, says):
-    path = tmp_path / "x.json"
-    path.write_text(text)
-    with pytest.raises(UsageError, match=says):
-        _leaderboard.load(path)
-
-
-def make(
-    root: Path, label: str, seed: int | None, value: float, when: int = 0, d_sae: int = 8, tokens: int = 5
-) -> dict:
-    result = {
-        "sae_lens_id": label, "datetime_epoch_millis": when, "eval_type_id": "e", "eval_config": {},
-        "sae_cfg_dict": {"d_sae": d_sae}, "eval_result_metrics": {"x": value},
-        "eval_result_unstructured": {"provenance": {"seed": seed, "training_tokens": tokens, "hook_name": "h"}},
+def made(label, seed=0, ce=0.9, ev=0.8, l0=30.0, d_sae=64, tokens=1000, trained=True, when=1, **config):
+    """A core result of ours."""
+    return {
+        "eval_type_id": "core",
+        "eval_config": {"model_name": "tiny", "dataset": "text", "context_size": 32, **config},
+        "eval_id": f"{label}-{seed}-{when}",
+        "datetime_epoch_millis": when,
+        "eval_result_metrics": {
+            "model_performance_preservation": {"ce_loss_score": ce}, "sparsity": {"l0": l0}, "misc_metrics": {"frac_alive": 1.0},
+        },
+        "eval_result_details": [{"index": 0}],
+        "sae_lens_id": label,
+        "sae_cfg_dict": {"d_sae": d_sae, "architecture": "jumprelu", "metadata": {"hook_name": "blocks.0.hook_resid_post", "seed": seed}},
+        "eval_result_unstructured": {
+            "explained_variance_corrected": ev,
+            "trained": trained,
+            "not_trained_because": [] if trained else ["trained on 0 tokens"],
+            "provenance": {"seed": seed, "training_tokens": tokens, "weight_hash": f"{label}{seed}{when}", "target": "tiny",
+                           "commit": "abc", "command": "python -m eval_runners.core", "hook_name": "blocks.0.hook_resid_post"},
+        },
     }  # fmt: skip
-    path = root / "t" / "e" / label / f"{seed}-{when}-{d_sae}-{tokens}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result))
-    return result
 
 
-def test_only_whole_sets_of_seeds_of_one_kind_stand_in_the_table(tmp_path, capsys):
-    like = [make(tmp_path, "mine", seed, 1.0) for seed in (0, 1)]
-    for seed in (0, 1, 2):
-        make(tmp_path, "whole", seed, 0.5)
-    make(tmp_path, "whole", 1, 0.9, when=7)
-    make(tmp_path, "half", 0, 0.5)
-    make(tmp_path, "wide", 0, 0.5, d_sae=9)
-    make(tmp_path, "long", 0, 0.5, tokens=6)
-    (tmp_path / "t" / "e" / "mine" / "broken.json").write_text("{")
-    found = _leaderboard.comparable(tmp_path, "t", "e", like)
-    assert set(found) == {"mine", "whole"}
-    assert [result["eval_result_metrics"]["x"] for result in found["whole"]] == [0.5, 0.9]
-    assert "broken.json is not a result" in capsys.readouterr().out
+def over_seeds(label, values, **same):
+    return [made(label, seed, value, **same) for seed, value in enumerate(values)]
+
+
+def board_of(*results):
+    (board,) = _boards.boards([result for one in results for result in (one if isinstance(one, list) else [one])])
+    return board
+
+
+def row_of(board, label):
+    return next(row for row in board.rows if row.label == label)
+
+
+def test_a_row_is_the_mean_over_seeds_with_its_standard_error():
+    board = board_of(over_seeds("a", [0.8, 0.9, 1.0]))
+    (row,) = board.rows
+    assert row.number(CE) == pytest.approx((0.9, 0.1 / 3**0.5))
+    assert row.seeds == [0, 1, 2]
+
+
+def test_ranks_are_given_only_where_intervals_part():
+    # errors 0.005 each: a and b overlap, c does not
+    board = board_of(over_seeds("a", [0.90, 0.91]), over_seeds("b", [0.895, 0.905]), over_seeds("c", [0.80, 0.81]))
+    assert [board.rank(row_of(board, label), CE) for label in "abc"] == [1, 1, 3]
+    assert [row.label for row in board.rows] == ["a", "b", "c"]
+    alone = board_of(over_seeds("a", [0.90, 0.91]), made("b", 0, 0.5))
+    assert alone.rank(row_of(alone, "b"), CE) is None, "one seed has no interval"
+
+
+@pytest.mark.parametrize("differs", [{"l0": 60.0}, {"d_sae": 128}, {"tokens": 2000}, {"trained": False}])
+def test_rows_that_are_not_matched_are_not_ranked_together(differs):
+    board = board_of(over_seeds("a", [0.9, 0.91]), over_seeds("b", [0.5, 0.51], **differs))
+    assert board.rank(row_of(board, "b"), CE) is None
+
+
+def test_l0_within_ten_per_cent_is_matched():
+    board = board_of(over_seeds("a", [0.9, 0.91], l0=30.0), over_seeds("b", [0.5, 0.51], l0=32.9))
+    assert board.rank(row_of(board, "b"), CE) == 2
+
+
+def test_pareto_over_l0():
+    board = board_of(
+        made("sparse", ce=0.8, l0=10.0), made("dense", ce=0.9, l0=40.0), made("beaten", ce=0.7, l0=20.0),
+        made("random", ce=0.99, l0=5.0, trained=False, tokens=0),
+    )  # fmt: skip
+    assert {row.label for row in board.rows if board.on_front(row, CE)} == {"sparse", "dense"}
+
+
+@pytest.mark.parametrize("differs", [{"context_size": 64}, {"dataset": "other"}, {"llm_dtype": "bfloat16"}])
+def test_results_made_under_other_conditions_are_on_another_board(differs):
+    both = {"llm_dtype": "float32"}
+    boards = _boards.boards([made("a", **both), made("b", **both), made("a", **{**both, **differs})])
+    assert [[row.label for row in board.rows] for board in boards] == [["a", "b"], ["a"]]
+
+
+def test_the_newest_of_two_results_of_one_sae_and_seed_counts():
+    assert board_of(made("a", ce=0.1, when=1), made("a", ce=0.2, when=2)).rows[0].number(CE) == (0.2, None)
+
+
+def test_one_label_for_two_kinds_of_sae_is_told_apart():
+    old, new = made("a", ce=0.1, when=1), made("a", ce=0.2, when=2)
+    old["sae_cfg_dict"]["metadata"]["training_architecture_details"] = {"coefficient": 0.1}
+    board = board_of(old, new)
+    assert {row.label: row.number(CE) for row in board.rows} == {"a": (0.2, None), "a #2": (0.1, None)}
+
+
+def test_untrained_rows_stand_last_with_the_reason():
+    board = board_of(made("random", ce=0.99, trained=False), made("a", ce=0.1))
+    assert [row.label for row in board.rows] == ["a", "random"]
+    text = _render.as_markdown([board])
+    assert "| *random* (untrained) |" in text
+    assert "`random` is untrained: trained on 0 tokens." in text
+
+
+def test_the_users_baselines_are_untrained_and_say_why():
+    results, broken = _read.tree([BASELINES])
+    assert not broken
+    rows = {row.label: row for board in _boards.boards(results) for row in board.rows}
+    assert rows["google/gemma-2-2b_layer_19_sae/custom_sae"].untrained == ["L0 is 0: no latent ever fires"]
+    probing = rows["google/gemma-2-2b_layer_5_sae/custom_sae"].untrained
+    assert probing == ["at chance: every SAE probe is within 0.02 of 0.5", "0 training steps"]
+
+
+def test_saebench_s_minus_one_is_no_number():
+    result = made("x", ce=-1)
+    del result["eval_result_unstructured"]
+    (row,) = board_of(result).rows
+    assert row.number(CE) is None
+    assert "-1" in row.why_not(CE)
+    assert row.why_not(EV) == "not among its numbers"
+
+
+def test_published_rows_are_ranked_with_their_like_and_name_their_source():
+    results, _ = _read.tree([BASELINES])
+    board = next(b for b in _boards.boards(results) if b.model == "pythia-160m-deduped")
+    assert len(board.rows) == 126
+    assert "SAEBench-Reliability" in (board.rows[0].source or "")
+    assert all(row.training_tokens == 500_000_000 for row in board.rows)
+    assert any(board.on_front(row, CE) for row in board.rows)
+
+
+def test_old_results_without_newer_fields_load():
+    result = made("old")
+    for key in ("eval_result_unstructured", "sae_cfg_dict", "datetime_epoch_millis"):
+        del result[key]
+    (row,) = board_of(result).rows
+    assert row.number(CE) == (0.9, None)
+    assert row.d_sae is None
+
+
+def write(root, results):
+    for number, result in enumerate(results):
+        path = root / "tiny" / "core" / "x" / f"{number}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result))
+    return root
+
+
+def test_broken_files_are_named_and_counted(tmp_path, capsys):
+    write(tmp_path, [made("a")])
+    (tmp_path / "cut.json").write_text('{"eval_type_id": "co')
+    (tmp_path / "lines.jsonl").write_text(json.dumps(made("b")) + "\n[]\n")
+    assert main(["leaderboard", "--results", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "cut.json: it is not JSON" in said.err
+    assert "lines.jsonl, line 2 is not a result" in said.err
+    assert "2 of 4 are no results" in said.err
+    assert "│ a " in said.out
+    assert "│ b " in said.out
+
+
+def test_csv_and_json_say_everything(tmp_path):
+    write(tmp_path / "r", [*over_seeds("a", [0.9, 0.91]), *over_seeds("b[k=4]", [0.8, 0.81])])
+    argv = ["leaderboard", "--results", str(tmp_path / "r"), "--csv", str(tmp_path / "t.csv"), "--json", str(tmp_path / "t.json")]  # fmt: skip
+    assert main(argv) == 0
+    one, other = csv.DictReader((tmp_path / "t.csv").read_text().splitlines())
+    assert float(one["core.ce_loss_score"]) == pytest.approx(0.905)
+    assert (one["core.ce_loss_score rank"], other["core.ce_loss_score rank"]) == ("1", "2")
+    assert (one["seeds"], one["commits"], one["commands"]) == ("0; 1", "abc", "python -m eval_runners.core")
+    (board,) = json.loads((tmp_path / "t.json").read_text())
+    assert board["conditions"]["core"]["context_size"] == 32
+    metrics = [row["metrics"] for row in board["rows"]]
+    assert metrics[0]["core.ce_loss_score"]["rank"] == 1
+    assert metrics[0]["core.ce_loss_score"]["front"] is True
+
+
+README = "before\n<!-- leaderboard --sae a,b -->\nold\n<!-- /leaderboard -->\nafter\n"
+
+
+def test_tables_in_a_file_are_made_anew_and_checked(tmp_path, capsys):
+    results = [*over_seeds("a", [0.9, 0.91]), *over_seeds("c", [0.8, 0.81])]
+    file = tmp_path / "README.md"
+    file.write_text(README)
+    assert _leaderboard.fill(file, results, check=True) == 1
+    assert file.read_text() == README
+    assert _leaderboard.fill(file, results, check=False) == 0
+    text = file.read_text()
+    assert text.startswith("before\n<!-- leaderboard --sae a,b -->\n")
+    assert text.endswith("<!-- /leaderboard -->\nafter\n")
+    assert "| `a` | 30.0 | 64 | 1000 | 2 | 0.905 ± 0.005 ◆ |" in text
+    assert "`c`" not in text
+    assert _leaderboard.fill(file, results, check=True) == 0
+    assert "up to date" in capsys.readouterr().out
+
+
+def test_why(tmp_path, capsys):
+    write(
+        tmp_path,
+        [*over_seeds("a", [0.9, 0.91]), *over_seeds("b", [0.8, 0.81]), made("c", context_size=64, l0=60.0, d_sae=8)],
+    )
+    why = ["leaderboard", "why", "--results", str(tmp_path)]
+    assert main([*why, "a", "b"]) == 0
+    assert capsys.readouterr().out == "nothing: they are ranked together\n"
+    assert main([*why, "a", "c"]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "d_sae is 64 for a and 8 for c",
+        "L0 is 30.0 for a and 60.0",
+        "context_size is 32 here and 64 there",
+        "c has one seed",
+    ):
+        assert part in said
+    with pytest.raises(UsageError, match="did you mean 'a'"):
+        main([*why, "aa", "b"])
+
+
+def test_keep_copies_what_the_table_needs(tmp_path, capsys):
+    write(tmp_path / "r", [*over_seeds("a", [0.9, 0.91]), made("b")])
+    assert main(["leaderboard", "--results", str(tmp_path / "r"), "--sae", "a", "--keep", str(tmp_path / "kept")]) == 0
+    files = list((tmp_path / "kept").rglob("*.json"))
+    assert {file.parent.relative_to(tmp_path / "kept").as_posix() for file in files} == {"tiny/core/a"}
+    assert len(files) == 2
+    assert all(json.loads(file.read_text())["eval_result_details"] == [] for file in files)
+    assert main(["leaderboard", "--results", str(tmp_path / "kept"), "--sae", "a"]) == 0
+
+
+def test_differences_to_a_baseline(tmp_path, capsys):
+    write(tmp_path / "r", [*over_seeds("a", [0.9, 0.91]), made("b", context_size=64)])
+    (tmp_path / "base.json").write_text(json.dumps(made("base", ce=0.8)))
+    main(["leaderboard", "--results", str(tmp_path / "r"), "--baseline", str(tmp_path / "base.json")])
+    said = capsys.readouterr().out
+    assert "+0.105" in said
+    assert "better" in said
+    assert "b cannot be compared with base: context_size is 64 here and 32 there" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--results", "nowhere"], "no folder 'nowhere'"),
+        (["--evals", "corre"], "did you mean 'core'"),
+        (["--check"], "--check goes with --readme"),
+        (["--readme", "nowhere.md"], "cannot read nowhere.md"),
+        (["--model", "no-such-model"], "no results of that kind"),
+    ],
+)
+def test_bad_options(argv, says):
+    with pytest.raises(UsageError, match=says):
+        main(["leaderboard", *argv])
+
+
+def test_no_torch():
+    script = "import sys\nfrom eval_runners.__main__ import main\nmain(['leaderboard', '--csv', '/dev/null'])\nassert 'torch' not in sys.modules"
+    script = script.replace("'--csv', '/dev/null'", "'--results', 'results/baselines'")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=BASELINES.parent.parent, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_two_columns_have_one_head():
+    heads = [metric.short for name in ("core", "sparse_probing", "positional_consistency") for metric in _rows.module(name).METRICS if metric.short]  # fmt: skip
+    assert len(heads) == len(set(heads))

@@ -1,0 +1,217 @@
+"""Results -> boards: rows whose numbers may stand side by side, what is best among them, and why not.
+
+A board holds the results of one language model and hook. Of each evaluation it holds those made under the same
+conditions (text, context, tokens, settings, data type); results under other conditions go to another board. Ranks are
+given among trained rows of equal width, training tokens and, within 10 %, L0, and only where intervals of one standard
+error part. Pure: imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from eval_runners import _read, _rows
+from eval_runners._read import Result
+from eval_runners._rows import Column, Number, Row
+
+SAME_L0 = 1.1
+
+
+@dataclass(frozen=True)
+class Board:
+    model: str
+    hook_name: str | None
+    conditions: dict[str, dict[str, Any]]
+    """Evaluation -> what all its results on this board have in common."""
+    rows: list[Row]
+    """Trained ones, group by group, then what is no SAE, then the untrained."""
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        every = [(evaluation, metric) for evaluation in self.conditions for metric in _rows.module(evaluation).METRICS]
+        return [column for column in every if any(row.number(column) is not None for row in self.rows)]
+
+    @property
+    def shown(self) -> list[Column]:
+        """The columns with a short head."""
+        return [column for column in self.columns if column[1].short]
+
+    def group(self, row: Row) -> list[Row]:
+        """The rows that it may be ranked with, itself among them; none for what is untrained or no SAE."""
+        return next((group for group in self.groups if row in group), [])
+
+    @cached_property
+    def groups(self) -> list[list[Row]]:
+        trained = [row for row in self.rows if row.results and not row.untrained]
+        return list(_groups(trained))
+
+    def rank(self, row: Row, column: Column) -> int | None:
+        """1 and how many of the group are better with an interval that parts; None without an interval."""
+        own = row.number(column)
+        if own is None or own[1] is None or column[1].better == "neither" or len(self.group(row)) < 2:
+            return None
+        sign = 1 if column[1].better == "higher" else -1
+        others = [number for other in self.group(row) if (number := other.number(column)) and number[1] is not None]
+        return 1 + sum(sign * (mean - own[0]) > (error or 0) + (own[1] or 0) for mean, error in others)
+
+    def on_front(self, row: Row, column: Column) -> bool:
+        """Whether no trained row of the board has as much with as little L0 (Pareto)."""
+        own, l0 = row.number(column), row.l0
+        if not column[1].against_l0 or own is None or l0 is None or not self.group(row):
+            return False
+        rivals = [
+            (other.l0, number[0])
+            for group in self.groups
+            for other in group
+            if other is not row and other.l0 is not None and (number := other.number(column))
+        ]
+        return not any(a <= l0 and b >= own[0] and (a, b) != (l0, own[0]) for a, b in rivals)
+
+
+def _groups(rows: list[Row]) -> Iterable[list[Row]]:
+    """Rows of one width, number of training tokens and, within 10 % of the least, L0."""
+    group: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row.d_sae or 0, row.training_tokens or 0, row.l0 or 0, row.label)):
+        first = group[0] if group else row
+        same = (row.d_sae, row.training_tokens) == (first.d_sae, first.training_tokens)
+        if group and not (same and (row.l0 or 0) <= SAME_L0 * (first.l0 or 0)):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def boards(results: list[Result], evaluations: list[str] | None = None) -> list[Board]:
+    """Every result on a board; of several of the same SAE, seed and conditions, the newest.
+
+    Args:
+        evaluations: only these, in this order.
+    """
+    places: dict[tuple[str, str | None], dict[str, list[_Unit]]] = {}
+    for unit in _units(results):
+        if not evaluations or unit.evaluation in evaluations:
+            places.setdefault((unit.model, unit.hook_name), {}).setdefault(unit.evaluation, []).append(unit)
+    found: list[Board] = []
+    for (model, hook_name), by_evaluation in sorted(places.items(), key=str):
+        order = sorted(by_evaluation, key=lambda name: _place(name, evaluations))
+        clusters = {name: _clusters(by_evaluation[name]) for name in order}
+        for number in range(max(map(len, clusters.values()))):
+            chosen = {name: parts[number] for name, parts in clusters.items() if number < len(parts)}
+            found.append(_board(model, hook_name, chosen))
+    return found
+
+
+def _place(evaluation: str, wanted: list[str] | None) -> tuple[int, str]:
+    usual = wanted or ["core", "sparse_probing", "positional_consistency"]
+    return (usual.index(evaluation) if evaluation in usual else len(usual)), evaluation
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Results of one evaluation, under the same conditions, of one kind of SAE: one per seed."""
+
+    model: str
+    hook_name: str | None
+    evaluation: str
+    conditions: dict[str, Any]
+    identity: tuple[Any, ...]
+    row: Row
+
+
+def _units(results: list[Result]) -> list[_Unit]:
+    found: dict[tuple[Any, ...], dict[Any, Result]] = {}
+    about: dict[tuple[Any, ...], tuple[str, str | None, str, dict[str, Any]]] = {}
+    for result in results:
+        conditions = _read.conditions(result)
+        evaluation = conditions.pop("evaluation")
+        model = str(conditions.pop("model_name", None) or "unknown model").rpartition("/")[2]
+        hook_name = conditions.pop("hook_name")
+        at = (model, hook_name, evaluation, _rows.text(conditions), _rows.identity(result))
+        about[at] = (model, hook_name, evaluation, conditions)
+        seed = _read.provenance(result).get("seed")
+        of_seed = found.setdefault(at, {})
+        if seed not in of_seed or _rows.when(of_seed[seed]) < _rows.when(result):
+            of_seed[seed] = result
+    units = []
+    for at, by_seed in found.items():
+        one = [by_seed[seed] for seed in sorted(by_seed, key=str)]
+        label, d_sae, tokens, _ = at[-1]
+        units.append(_Unit(*about[at], at[-1], Row(label, d_sae, tokens, {at[2]: one})))
+    return units
+
+
+def _clusters(units: list[_Unit]) -> list[list[_Unit]]:
+    """Units under the same conditions, the largest cluster first; what one does not say separates nothing."""
+    clusters: list[list[_Unit]] = []
+    for unit in sorted(
+        units, key=lambda unit: (-sum(v is not None for v in unit.conditions.values()), unit.identity[0])
+    ):
+        for cluster in clusters:
+            if not _read.differing(cluster[0].conditions, unit.conditions):
+                cluster.append(unit)
+                break
+        else:
+            clusters.append([unit])
+    return sorted(clusters, key=lambda cluster: (-len(cluster), _rows.text(cluster[0].conditions)))
+
+
+def _said(conditions: dict[str, Any]) -> int:
+    return sum(value is not None for value in conditions.values())
+
+
+def _board(model: str, hook_name: str | None, chosen: dict[str, list[_Unit]]) -> Board:
+    rows: dict[tuple[Any, ...], Row] = {}
+    for units in chosen.values():
+        for unit in units:
+            row = rows.get(unit.identity, replace(unit.row, results={}))
+            rows[unit.identity] = replace(row, results={**row.results, **unit.row.results})
+    named = _told_apart(list(rows.values()))
+    trained = [row for row in named if not row.untrained]
+    untrained = sorted((row for row in named if row.untrained), key=lambda row: row.label)
+    conditions = {name: units[0].conditions for name, units in chosen.items()}
+    board = Board(model, hook_name, conditions, trained)
+    ordered = [row for group in board.groups for row in _best_first(group, board.shown)]
+    return Board(model, hook_name, conditions, [*ordered, *_references(chosen), *untrained])
+
+
+def _told_apart(rows: list[Row]) -> list[Row]:
+    """Rows of one label that are different SAEs, trained by different versions of a recipe: the older ones numbered."""
+    newest_first = sorted(rows, key=lambda row: -max(map(_rows.when, row.all_results)))
+    seen: dict[tuple[Any, ...], int] = {}
+    named = []
+    for row in newest_first:
+        at = (row.label, row.d_sae, row.training_tokens)
+        seen[at] = seen.get(at, 0) + 1
+        named.append(replace(row, label=f"{row.label} #{seen[at]}") if seen[at] > 1 else row)
+    return named
+
+
+def _best_first(group: list[Row], columns: list[Column]) -> list[Row]:
+    if not columns:
+        return group
+    sign = -1 if columns[0][1].better == "higher" else 1
+
+    def place(row: Row) -> tuple[bool, float]:
+        number = row.number(columns[0])
+        return (number is None, sign * number[0] if number else 0.0)
+
+    return sorted(group, key=place)
+
+
+def _references(chosen: dict[str, list[_Unit]]) -> list[Row]:
+    """Rows of what is no SAE, such as the residual stream, from the results themselves."""
+    numbers: dict[str, dict[str, Number]] = {}
+    for evaluation, units in chosen.items():
+        results = [result for unit in units for result in unit.row.all_results]
+        for metric in _rows.module(evaluation).METRICS:
+            for what, path in metric.references:
+                as_metric = replace(metric, path=path)
+                found = [value for result in results if (value := _read.value(as_metric, result)) is not None]
+                if found:
+                    mean = sum(found) / len(found)
+                    numbers.setdefault(what, {})[_rows.key((evaluation, metric))] = (mean, None)
+    return [Row(what, None, None, numbers=found) for what, found in numbers.items()]

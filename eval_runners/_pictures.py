@@ -1,0 +1,74 @@
+"""The picture of a grid: the leaderboard's metrics over the first field, a line per value of the others."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+from eval_runners import _rows, _table
+from eval_runners._read import Result
+from sae_variants._errors import UsageError
+
+COLUMNS = 3
+
+
+def grid(path: Path, results: list[tuple[Any, Result]], axes: list[str]) -> None:
+    """Mean and standard error over seeds, one panel per metric.
+
+    Raises:
+        UsageError: there is no grid, or the file cannot be written.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    if not axes:
+        raise UsageError("--picture draws a --grid: give one")
+    table = _table.as_frame(results)
+    evaluations = dict.fromkeys(result["eval_type_id"] for _, result in results)
+    every = [(evaluation, metric) for evaluation in evaluations for metric in _rows.module(evaluation).METRICS]
+    panels = [column for column in every if column[1].short and _rows.key(column) in table]
+    first, others = axes[0], axes[1:]
+    table = table.assign(line=table.apply(lambda row: _line(row, others), axis="columns"))
+    values = list(dict.fromkeys(table[first].dropna()))
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    places = values if numeric else list(range(len(values)))
+    with matplotlib.rc_context({"font.size": 9}):
+        rows = math.ceil(len(panels) / COLUMNS)
+        figure = Figure(figsize=(4 * COLUMNS, 2.8 * rows), layout="constrained")
+        grid_of_axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+        for panel, (evaluation, metric) in zip(grid_of_axes, panels, strict=False):
+            for line, part in table.groupby("line", sort=False):
+                found = part.groupby(first, sort=False, dropna=False)[_rows.key((evaluation, metric))]
+                mean, error = found.mean(), found.sem().fillna(0.0)
+                if part[first].isna().all():
+                    panel.axhline(mean.iloc[0], linestyle="--", color="0.5", label=line)
+                    panel.axhspan(mean.iloc[0] - error.iloc[0], mean.iloc[0] + error.iloc[0], color="0.5", alpha=0.2)
+                    continue
+                at = [places[values.index(value)] for value in mean.index]
+                panel.errorbar(at, mean, error, marker="o", capsize=2, label=line)
+            panel.set_title(f"{metric.short} ({evaluation})", fontsize=9)
+            panel.set_xlabel(first)
+            if numeric and min(places) > 0 and max(places) / min(places) >= 8:
+                panel.set_xscale("log")
+            panel.set_xticks(places, labels=[f"{v:g}" if isinstance(v, float) else str(v) for v in values])
+            panel.minorticks_off()
+        for empty in grid_of_axes[len(panels) :]:
+            empty.set_axis_off()
+        handles, labels = grid_of_axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=110, format=path.suffix.lstrip(".") or "png")
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(buffer.getvalue())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror}; give another --picture") from error
+
+
+def _line(row: Any, fields: list[str]) -> str:
+    own = [f"{field}={row[field]}" for field in fields if row[field] == row[field]]
+    return row["sae"] + (f" {' '.join(own)}" if own else "")

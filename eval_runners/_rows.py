@@ -1,0 +1,147 @@
+"""A row of the leaderboard: one kind of SAE, its results of every evaluation over its seeds, and what they say.
+
+Pure: imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from eval_runners import _contract, _read
+from eval_runners._contract import Metric
+from eval_runners._read import Result
+from sae_variants._errors import one_of
+
+Number = tuple[float, float | None]
+Column = tuple[str, Metric]
+"""Evaluation and metric."""
+NOT_THE_KIND = {
+    "metadata", "device", "dtype", "sae_lens_training_version", "neuronpedia_id", "dataset_path", "model_name",
+}  # fmt: skip
+"""What the config of an SAE says beside what kind of SAE it is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    label: str
+    d_sae: int | None
+    training_tokens: int | None
+    results: dict[str, list[Result]] = field(default_factory=dict)
+    """Evaluation -> its results, one per seed."""
+    numbers: dict[str, Number] = field(default_factory=dict)
+    """Of a row that is no SAE: column -> number."""
+
+    @property
+    def name(self) -> str:
+        return self.label.partition("[")[0]
+
+    @property
+    def changed(self) -> list[str]:
+        """Fields in which it differs from its target's recipe."""
+        inside = self.label.partition("[")[2].rstrip("]")
+        return [word.partition("=")[0] for word in inside.split(" ") if "=" in word]
+
+    def number(self, column: Column) -> Number | None:
+        evaluation, metric = column
+        if not self.results:
+            return self.numbers.get(key(column))
+        return _read.mean_and_error(metric, self.results.get(evaluation, []))
+
+    def why_not(self, column: Column) -> str:
+        """Why there is no number."""
+        evaluation, metric = column
+        results = self.results.get(evaluation, [])
+        if not results:
+            return "no SAE" if not self.results else f"{evaluation} was not run"
+        reasons = dict.fromkeys(filter(None, (_read.why_no_value(metric, result) for result in results)))
+        return "; ".join(reasons) or "not among its numbers"
+
+    @cached_property
+    def all_results(self) -> list[Result]:
+        return [result for results in self.results.values() for result in results]
+
+    @cached_property
+    def l0(self) -> float | None:
+        for evaluation, results in self.results.items():
+            for metric in module(evaluation).METRICS:
+                if metric.name in ("l0", "all.l0") and (found := _read.mean_and_error(metric, results)):
+                    return found[0]
+        return None
+
+    @property
+    def seeds(self) -> list[int]:
+        found = {_read.provenance(result).get("seed") for result in self.all_results}
+        return sorted(seed for seed in found if seed is not None)
+
+    @cached_property
+    def untrained(self) -> list[str]:
+        """Why it counts as untrained; nothing if it does not."""
+        reasons: list[str] = []
+        for evaluation, results in self.results.items():
+            for result in results:
+                ours = result.get("eval_result_unstructured") or {}
+                reasons += ours.get("not_trained_because", [])
+                if hasattr(module(evaluation), "untrained"):
+                    reasons += module(evaluation).untrained(result)
+                if result.get("training_steps") == 0:
+                    reasons.append("0 training steps")
+        return list(dict.fromkeys(reasons))
+
+    def said(self, what: str) -> list[str]:
+        """What the results say of their origin, such as their `command` and `commit`."""
+        found = (_read.provenance(result).get(what) for result in self.all_results)
+        return list(dict.fromkeys(str(one) for one in found if one is not None))
+
+    @cached_property
+    def source(self) -> str | None:
+        """Where numbers of others come from."""
+        return next((result["source"] for result in self.all_results if result.get("source")), None)
+
+
+@cache
+def module(eval_type: str) -> Any:
+    """The module whose results say they are of that type; an empty one where there is none."""
+    unknown: Any = ModuleType(eval_type)
+    unknown.METRICS = ()
+    modules = (import_module(f"eval_runners.{name}") for name in _contract.names())
+    return next((one for one in modules if _contract.eval_type(one) == eval_type), unknown)
+
+
+def eval_type_of(name: str) -> str:
+    """What the results of an evaluation call themselves. UsageError for a name that is none."""
+    one_of("evaluation", name, _contract.names())
+    return _contract.eval_type(import_module(f"eval_runners.{name}"))
+
+
+def key(column: Column) -> str:
+    return f"{column[0]}.{column[1].name}"
+
+
+def identity(result: Result) -> tuple[Any, ...]:
+    """What two results of one kind of SAE agree on: all but seed and weights."""
+    provenance, cfg = _read.provenance(result), result.get("sae_cfg_dict") or {}
+    metadata: Any = cfg.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    label = str(result.get("sae_lens_id") or "unnamed")
+    if not provenance:
+        label = f"{result.get('sae_lens_release_id')}/{label}"
+    tokens = provenance.get("training_tokens", cfg.get("training_tokens"))
+    details = {k: v for k, v in cfg.items() if k not in NOT_THE_KIND} | {
+        "trained_as": metadata.get("training_architecture_details"),
+        "as": metadata.get("training_architecture"),
+    }
+    known_tokens = tokens if isinstance(tokens, int) and tokens >= 0 else None  # SAEBench writes -100000 for unknown
+    return label, cfg.get("d_sae"), known_tokens, text(details)
+
+
+def text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def when(result: Result) -> float:
+    return result.get("datetime_epoch_millis") or 0

@@ -1,0 +1,122 @@
+"""Reading results: what loads, what may be compared, means over seeds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from eval_runners import _read, _run, core, sparse_probing
+from eval_runners._contract import Metric
+from sae_variants import _targets
+from sae_variants._errors import UsageError
+
+BASELINES = Path(__file__).parent.parent / "results" / "baselines"
+ACCURACY = next(metric for metric in sparse_probing.METRICS if metric.name == "sae_top_1_test_accuracy")
+
+
+@pytest.mark.parametrize("path", sorted(BASELINES.glob("*.json")), ids=lambda path: path.stem)
+def test_every_baseline_loads_and_is_named_in_the_readme(path):
+    result = _read.load(path)
+    evaluator = {"core": core, "sparse_probing": sparse_probing}[result["eval_type_id"]]
+    found = {m.name: _read.value(m, result) for m in evaluator.METRICS}
+    assert sum(v is not None for v in found.values()) >= 5
+    assert path.name in (BASELINES.parent / "README.md").read_text()
+
+
+def test_mean_and_standard_error_by_hand():
+    metric = Metric("x", "x", "higher", "a.x")
+    results = [{"a": {"x": value}} for value in (1.0, 2.0, 6.0)]
+    mean, error = _read.mean_and_error(metric, results)
+    assert mean == 3
+    assert error == pytest.approx((7 / 3) ** 0.5)  # variance 7, of three
+    assert _read.mean_and_error(metric, results[:1]) == (1.0, None)
+    assert _read.mean_and_error(metric, results[:1] * 3) == (1.0, None)
+    assert _read.value(metric, {"a": {"x": "high"}}) is None
+    assert _read.mean_and_error(metric, [*results, {"a": {}}]) is None
+
+
+def test_what_stands_for_not_a_number_is_none():
+    metric = Metric("cossim", "x", "higher", "m.a.cossim")
+    result = {"m": {"a": {"cossim": -1}}, "eval_result_unstructured": {"not_a_number": ["a.cossim"]}}
+    assert _read.value(metric, result) is None
+
+
+GEMMA = {
+    "evaluation": "sparse_probing", "model_name": "google/gemma-2-2b", "hook_name": "blocks.5.hook_resid_post",
+    "llm_dtype": "bfloat16", **asdict(sparse_probing.EvalConfig(probe_train_set_size=4000, probe_test_set_size=1000)),
+}  # fmt: skip
+
+
+def separate(**changes) -> list[str]:
+    baseline = _read.load(BASELINES / "sparse_probing_gemma-2-2b_layer_5.json")
+    return _read.differing({**GEMMA, **changes}, _read.conditions(baseline))
+
+
+def test_equal_conditions_are_compared():
+    assert separate() == []
+    assert separate(model_name="gemma-2-2b", sae_batch_size=7, llm_batch_size=1, random_seed=3) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_name": "gpt2"}, {"hook_name": "blocks.6.hook_resid_post"}, {"k_values": (1, 2)}, {"context_length": 64},
+        {"dataset_names": ("sandbox/code",)}, {"probe_train_set_size": 400}, {"probe_test_set_size": 100},
+        {"llm_dtype": "float32"}, {"evaluation": "core"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_matters_separates_and_is_named(changes):
+    (name,) = changes
+    (line,) = separate(**changes)
+    assert line.startswith(f"{name} is ")
+
+
+def test_the_gemma_targets_are_compared_with_the_baselines_out_of_the_box():
+    for target_name, module in (("gemma-2-2b-l5", sparse_probing), ("gemma-2-2b-l19", core)):
+        target = _targets.load(target_name)
+        (file,) = BASELINES.glob(f"{module.__name__.rpartition('.')[2]}_*.json")
+        scoring = _run.prepared(module.__name__.rpartition(".")[2], target, {}, Path("x"), "cpu", [])
+        assert _run._baseline(str(file), scoring)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("{", "not JSON"), ("[]", "not a result"), ('{"eval_type_id": "core"}', "no eval_config")]
+)
+def test_files_that_are_no_results(tmp_path, text, says):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=says):
+        _read.load(path)
+
+
+def make(
+    root: Path, label: str, seed: int | None, value: float, when: int = 0, d_sae: int = 8, tokens: int = 5
+) -> dict:
+    result = {
+        "sae_lens_id": label, "datetime_epoch_millis": when, "eval_type_id": "e", "eval_config": {},
+        "sae_cfg_dict": {"d_sae": d_sae}, "eval_result_metrics": {"x": value},
+        "eval_result_unstructured": {"provenance": {"seed": seed, "training_tokens": tokens, "hook_name": "h"}},
+    }  # fmt: skip
+    path = root / "t" / "e" / label / f"{seed}-{when}-{d_sae}-{tokens}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result))
+    return result
+
+
+def test_only_whole_sets_of_seeds_of_one_kind_stand_in_the_table(tmp_path, capsys):
+    like = [make(tmp_path, "mine", seed, 1.0) for seed in (0, 1)]
+    for seed in (0, 1, 2):
+        make(tmp_path, "whole", seed, 0.5)
+    make(tmp_path, "whole", 1, 0.9, when=7)
+    make(tmp_path, "half", 0, 0.5)
+    make(tmp_path, "wide", 0, 0.5, d_sae=9)
+    make(tmp_path, "long", 0, 0.5, tokens=6)
+    (tmp_path / "t" / "e" / "mine" / "broken.json").write_text("{")
+    found = _read.comparable(tmp_path, "t", "e", like)
+    assert set(found) == {"mine", "whole"}
+    assert [result["eval_result_metrics"]["x"] for result in found["whole"]] == [0.5, 0.9]
+    assert "broken.json is not a result" in capsys.readouterr().out

@@ -1,0 +1,127 @@
+"""The suite: every cell, found again, failing ones named at the end, its options sent where they belong."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from conftest import TINY
+
+from eval_runners import _run, _suite, core
+from eval_runners.__main__ import main
+from sae_variants import _targets
+from sae_variants._errors import UsageError
+
+SETTINGS = ["--core.batch-size-prompts", "4", "--core.n-eval-reconstruction-batches", "1",
+            "--core.n-eval-sparsity-variance-batches", "2", "--core.context-size=32",
+            "--positional-consistency.n-contexts", "8", "--positional-consistency.context-size", "32",
+            "--positional-consistency.n-min", "1"]  # fmt: skip
+
+
+def words(target, root, model_folder, text_file) -> list[str]:
+    train = {key: value for key, value in TINY.items() if key != "k"} | {"training_tokens": 1024}
+    options = [word for key, value in train.items() for word in (f"--train.{key.replace('_', '-')}", str(value))]
+    where = ["--model", str(model_folder), "--hook-name", target.hook_name, "--dataset", str(text_file)]
+    return ["suite", *where, "--trained", str(root / "trained"), "--output", str(root / "out"), *options, *SETTINGS]
+
+
+def test_every_cell_is_scored_once_and_found_again(target, tmp_path, model_folder, text_file, capsys, monkeypatch):
+    argv = [*words(target, tmp_path, model_folder, text_file), "--sae", "temporal", "--sae", "stock:standard",
+            "--evals", "core,positional_consistency", "--grid", "k=2,4", "--seeds", "0,1",
+            "--csv", str(tmp_path / "t.csv"), "--picture", str(tmp_path / "t.png")]  # fmt: skip
+    main(argv)
+    said = capsys.readouterr().out
+    assert said.count("evaluating core on") == 6, "two cells of temporal and one of standard, two seeds"
+    assert said.count("evaluating positional_consistency on") == 6
+    table = pd.read_csv(tmp_path / "t.csv")
+    assert table.groupby("sae").size().to_dict() == {"temporal": 4, "stock:standard": 2}
+    assert {"core.l0", "positional_consistency.all.l0", "k"} <= set(table.columns)
+    assert (tmp_path / "t.png").read_bytes()[:4] == b"\x89PNG"
+    main(argv)
+    again = capsys.readouterr().out
+    assert again.count("(reused:") == 12
+    assert "evaluating" not in again
+
+
+def test_a_cell_that_fails_is_named_and_the_others_finish(
+    target, tmp_path, model_folder, text_file, capsys, monkeypatch
+):
+    evaluate = core.evaluate
+
+    def fails_once(sae, *args, **kwargs):
+        if sae.cfg.metadata.seed == 0:
+            raise RuntimeError("out of luck\nat length")
+        return evaluate(sae, *args, **kwargs)
+
+    monkeypatch.setattr(core, "evaluate", fails_once)
+    argv = [*words(target, tmp_path, model_folder, text_file), "--sae", "temporal", "--evals", "core", "--seeds", "0,1"]
+    assert main(argv_without(argv)) == 1
+    said = capsys.readouterr().out
+    assert "core of [1/2] temporal" in said
+    assert "RuntimeError: out of luck" in said
+    assert said.count("evaluating core on") == 2
+    assert len(list((tmp_path / "out").rglob("*.json"))) == 1
+
+
+def argv_without(argv):
+    """The words without settings of evaluations that are not asked for."""
+    kept, skip = [], False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word.startswith("--positional-consistency."):
+            skip = True
+        else:
+            kept.append(word)
+    return kept
+
+
+def test_options_go_where_they_belong():
+    extra = ["--train.k", "4", "--core.context-size=64", "--sparse-probing.k-values", "1,5"]
+    overrides, settings = _suite._sorted_options(extra, ["core", "sparse_probing"])
+    assert overrides == {"k": 4}
+    assert settings == {"core": {"context_size": 64}, "sparse_probing": {"k_values": (1, 5)}}
+
+
+def l0_settings(name, l0):
+    return _suite._setting(name, l0, _targets.load("sandbox"))
+
+
+def test_l0_is_k_or_the_coefficient_that_the_target_knows():
+    assert l0_settings("temporal", 15.0) == {"k": 15}
+    assert l0_settings("temporal", 0.5) == {"k": 0.5}
+    assert l0_settings("stock:standard", 30.0) == {"l1_coefficient": 1.36}
+    with pytest.raises(
+        UsageError,
+        match=r"stock:standard has no k, and the target sandbox knows its coefficient for L0 .* only, not 31",
+    ):
+        l0_settings("stock:standard", 31.0)
+    with pytest.raises(UsageError, match="for no L0"):
+        l0_settings("stock:gated", 30.0)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--evals", "corre"], "did you mean 'core'"),
+        (["--evals", ","], "names no evaluation"),
+        (["--l0", "many"], "list of numbers"),
+        (["--l0", "0"], "must be positive"),
+        (["--picture", "x.png"], "draws a --grid"),
+        (["--corre.context-size", "4"], "unknown option or argument '--corre.context-size'"),
+        (["--core.contextsize", "4"], "contextsize"),
+        (["--grid", "windov=2"], "did you mean 'window'"),
+        (["--train.windov", "2"], "did you mean 'window'"),
+        (["--sae", "temporall"], "did you mean 'temporal'"),
+        (["--l0", "16", "--grid", "k=4"], "k is given twice"),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(argv, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=says):
+        main(["suite", "--sae", "temporal", *argv])
+    assert not list(tmp_path.iterdir())
+
+
+def test_scoring_is_prepared_with_the_targets_settings():
+    scoring = _run.prepared("core", _targets.load("sandbox"), {"context_size": 64}, None, "cpu", [])
+    assert (scoring.config.context_size, scoring.config.n_eval_reconstruction_batches) == (64, 16)
