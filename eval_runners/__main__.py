@@ -1,12 +1,11 @@
-"""python -m eval_runners list | suite | leaderboard"""
+"""python -m eval_runners list | suite | leaderboard | report | publish"""
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
-from pathlib import Path
 
-from eval_runners import _contract
+from eval_runners import _contract, _run
 from sae_variants import _cli, _register
 from sae_variants.__main__ import main as sae_variants_main
 from sae_variants._errors import run_command
@@ -15,6 +14,8 @@ COMMANDS = {
     "list": "evaluations, variants and targets",
     "suite": "several SAEs, seeds and evaluations in one go",
     "leaderboard": "results of ours and of others, ranked where they may be",
+    "report": "the leaderboard as one HTML page",
+    "publish": "an SAE, its results and a card, on the Hugging Face Hub",
 }
 """Each but `list` lies in a module of its name with an underscore."""
 
@@ -22,14 +23,20 @@ COMMANDS = {
 def main(argv: list[str]) -> int:
     if argv and argv[0] in COMMANDS and argv[0] != "list":
         return import_module(f"eval_runners._{argv[0]}").main(argv[1:])
-    parser = _cli.Parser(prog="python -m eval_runners", description="Evaluations of sparse autoencoders.")
+    if argv and argv[0] in _contract.names():
+        return _run.main(argv[0], argv[1:])
+    parser = _cli.Parser(
+        prog="python -m eval_runners",
+        description="Evaluations of sparse autoencoders.",
+        epilog="`python -m eval_runners EVALUATION --sae NAME` runs one, as `python -m eval_runners.core` does.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, line in COMMANDS.items():
         commands.add_parser(name, help=line)
     parser.parse_args(argv)
     print("evaluations")
-    for name in _contract.names():
-        print(f"  {name:28} {_register.first_line(Path(__file__).parent / f'{name}.py')}")
+    for name, module in _contract.places().items():
+        print(f"  {name:28} {_register.first_line(module)}")
     return sae_variants_main(["list"])
 
 

@@ -24,6 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from sae_variants._errors import one_of
+from sae_variants._register import import_place, with_plugins
+
 Direction = Literal["higher", "lower", "neither"]
 ARROWS: dict[str, str] = {"higher": "↑", "lower": "↓", "neither": ""}
 
@@ -39,6 +42,8 @@ class Metric:
     """Head of its column on the leaderboard; without one it stands in CSV, JSON and the command's own table only."""
     references: tuple[tuple[str, str], ...] = ()
     """(what, path): numbers of the same kind in the same result that no SAE has, such as the residual stream's."""
+    curve: tuple[str, str, float] | None = None
+    """(title, what x is, x): the curve whose point at x this number is, such as autocorrelation over the lag."""
     against_l0: bool = False
     """Whether more L0 is expected to buy it, so that its Pareto front over L0 is of interest."""
 
@@ -66,9 +71,23 @@ class Evaluator(Protocol):
     evaluate: Callable[..., Evaluation]
 
 
+def places() -> dict[str, str]:
+    """Every evaluation with its module: the files beside this one without an underscore, and those of other packages.
+
+    Another package names its own in the entry-point group `eval_runners`. Imports nothing.
+    """
+    files = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+    return with_plugins("eval_runners", {stem: f"eval_runners.{stem}" for stem in files})
+
+
 def names() -> list[str]:
-    """Every evaluation: the files beside this one without an underscore. Imports nothing."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+    return list(places())
+
+
+def module(name: str) -> Any:
+    """The module of an evaluation. UsageError for a name that is none, or a module that cannot be imported."""
+    one_of("evaluation", name, names())
+    return import_place(places()[name])
 
 
 def eval_type(module: Any) -> str:

@@ -31,8 +31,8 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["why"]:
         return _why(argv[1:])
     parser = _cli.Parser(prog="python -m eval_runners leaderboard", description=__doc__)
-    _add_folders(parser)
-    _add_filters(parser)
+    add_folders(parser)
+    add_filters(parser)
     parser.add_argument("--markdown", metavar="FILE")
     parser.add_argument("--csv", metavar="FILE")
     parser.add_argument("--json", metavar="FILE")
@@ -47,13 +47,10 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.check and not args.readme:
         raise UsageError("--check goes with --readme FILE")
-    folders = [Path(folder) for folder in args.results] or [PUBLISHED, BASELINES, *([] if args.readme else [RUNS])]
-    results, broken = _all(folders, bool(args.results))
     if args.readme:
+        results, _ = _all([Path(folder) for folder in args.results] or [PUBLISHED, BASELINES], bool(args.results))
         return max(fill(Path(file), results, args.check) for file in args.readme)
-    boards = _filtered(results, args)
-    if not boards:
-        raise UsageError(f"no results of that kind in {', '.join(map(str, folders))}")
+    boards, broken = found(args)
     for file, option, text in (
         (args.markdown, "--markdown", _render.as_markdown), (args.csv, "--csv", _render.as_csv),
         (args.json, "--json", _render.as_json),
@@ -69,14 +66,28 @@ def main(argv: list[str]) -> int:
     return 1 if broken else 0
 
 
-def _add_folders(parser: Any) -> None:
+def found(args: Any) -> tuple[list[Board], list[str]]:
+    """The boards that a command's options ask for, and the files that are no results. UsageError if there is none."""
+    results, broken = read(args)
+    boards = _filtered(results, args)
+    if not boards:
+        raise UsageError("no results of that kind in " + (", ".join(args.results) or "results"))
+    return boards, broken
+
+
+def read(args: Any) -> tuple[list[Result], list[str]]:
+    """Every result that a command's options ask for, and the files that are none."""
+    return _all([Path(folder) for folder in args.results] or [PUBLISHED, BASELINES, RUNS], bool(args.results))
+
+
+def add_folders(parser: Any) -> None:
     parser.add_argument(
         "--results", action="append", default=[], metavar="FOLDER",
         help="where results lie; may be repeated (default: results/published, results/baselines, results/runs)",
     )  # fmt: skip
 
 
-def _add_filters(parser: Any) -> None:
+def add_filters(parser: Any) -> None:
     parser.add_argument("--model", metavar="NAME", help="only results on this language model, e.g. sandbox")
     parser.add_argument("--evals", metavar="NAME,...", help="only these evaluations, their columns in this order")
     parser.add_argument("--sae", metavar="NAME,...", help="only these SAEs, whatever their fields")
@@ -103,22 +114,27 @@ def _filtered(results: list[Result], args: Any) -> list[Board]:
     evaluations = [name.strip() for name in args.evals.split(",")] if args.evals else None
     types = {name: _rows.eval_type_of(name) for name in evaluations or ()}
     boards = _boards.boards(results, [types[name] for name in evaluations] if evaluations else None)
-    found = []
+    chosen = []
     for board in boards:
         if args.model and board.model != args.model:
             continue
         rows = [row for row in board.rows if not row.results or _is_wanted(row, args)]
         if any(row.results for row in rows):
-            found.append(replace(board, rows=rows))
-    return found
+            chosen.append(replace(board, rows=rows))
+    return chosen
 
 
 def _is_wanted(row: Row, args: Any) -> bool:
     if args.sae and row.name not in [name.strip() for name in args.sae.split(",")]:
         return False
-    if args.recipe and set(row.changed) - {"k", "l1_coefficient", "l0_coefficient"}:
+    if args.recipe and row.changed_kind:
         return False
-    return args.l0 is None or (row.l0 is not None and abs(row.l0 - args.l0) <= 0.15 * args.l0)
+    return args.l0 is None or is_near(row, [args.l0])
+
+
+def is_near(row: Row, levels: list[float]) -> bool:
+    """Whether a row's L0 is within 15 % of one of these."""
+    return row.l0 is not None and any(abs(row.l0 - level) <= 0.15 * level for level in levels)
 
 
 def fill(file: Path, results: list[Result], check: bool) -> int:
@@ -130,7 +146,7 @@ def fill(file: Path, results: list[Result], check: bool) -> int:
     if not BLOCK.search(text):
         raise UsageError(f"{file} has no table: it has no <!-- leaderboard --> ... <!-- /leaderboard -->")
     parser = _cli.Parser(prog=f"leaderboard in {file}")
-    _add_filters(parser)
+    add_filters(parser)
     parser.add_argument("--legend", action="store_true", help="say what bold and marks mean")
 
     def made(match: re.Match[str]) -> str:
@@ -186,12 +202,11 @@ def _keep(boards: list[Board], folder: Path) -> None:
 
 def _why(argv: list[str]) -> int:
     parser = _cli.Parser(prog="python -m eval_runners leaderboard why", description="What separates two rows.")
-    _add_folders(parser)
+    add_folders(parser)
     parser.add_argument("one", help="an SAE as the table names it; with its model, MODEL/SAE, if several have it")
     parser.add_argument("other")
     args = parser.parse_args(argv)
-    folders = [Path(folder) for folder in args.results] or [PUBLISHED, BASELINES, RUNS]
-    boards = _boards.boards(_all(folders, bool(args.results))[0])
+    boards = _boards.boards(read(args)[0])
     one, other = (_places(boards, name) for name in (args.one, args.other))
     here, there = next(((a, b) for a in one for b in other if a[0] is b[0] and a[1] is not b[1]), (one[0], other[-1]))
     for line in separating(*here, *there) or ["nothing: they are ranked together"]:
@@ -200,12 +215,11 @@ def _why(argv: list[str]) -> int:
 
 
 def _places(boards: list[Board], name: str) -> list[tuple[Board, Row]]:
-    found = [
-        (b, row) for b in boards for row in b.rows if row.results and name in (row.label, f"{b.model}/{row.label}")
-    ]
-    if not found:
-        one_of("row", name, {row.label for board in boards for row in board.rows if row.results})
-    return found
+    every = [(board, row) for board in boards for row in board.rows if row.results]
+    places = [(board, row) for board, row in every if name in (row.label, f"{board.model}/{row.label}")]
+    if not places:
+        one_of("row", name, {row.label for _, row in every})
+    return places
 
 
 def separating(board: Board, row: Row, other_board: Board, other: Row) -> list[str]:

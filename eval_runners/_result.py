@@ -35,7 +35,7 @@ class Place:
     versions: dict[str, str]
     """Of what the evaluation reads beside the target's text."""
     device: str
-    argv: list[str]
+    command: list[str]
 
     def path(self, sae: str, weight_hash: str) -> Path:
         from sae_variants._models import model_id
@@ -69,7 +69,7 @@ class Place:
             "trained": not failures,
             "not_trained_because": failures,
             "provenance": {
-                "command": shlex.join(["python", "-m", f"eval_runners.{self.evaluation}", *without_paths(self.argv)]),
+                "command": shlex.join(without_paths(self.command)),
                 "commit": commit(),
                 "versions": {
                     p: version(p) for p in ("sae-variants", "sae-lens", "sae-bench", "transformer-lens", "torch")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +19,7 @@ from sae_variants._errors import one_of
 Number = tuple[float, float | None]
 Column = tuple[str, Metric]
 """Evaluation and metric."""
+SETS_L0 = {"k", "l1_coefficient", "l0_coefficient"}
 NOT_THE_KIND = {
     "metadata", "device", "dtype", "sae_lens_training_version", "neuronpedia_id", "dataset_path", "model_name",
 }  # fmt: skip
@@ -41,10 +41,10 @@ class Row:
         return self.label.partition("[")[0]
 
     @property
-    def changed(self) -> list[str]:
-        """Fields in which it differs from its target's recipe."""
-        inside = self.label.partition("[")[2].rstrip("]")
-        return [word.partition("=")[0] for word in inside.split(" ") if "=" in word]
+    def changed_kind(self) -> bool:
+        """Whether it differs from its target's recipe in more than what sets L0."""
+        inside = self.label.partition("[")[2].partition("]")[0]
+        return bool({word.partition("=")[0] for word in inside.split(" ") if "=" in word} - SETS_L0)
 
     def number(self, column: Column) -> Number | None:
         evaluation, metric = column
@@ -108,14 +108,14 @@ def module(eval_type: str) -> Any:
     """The module whose results say they are of that type; an empty one where there is none."""
     unknown: Any = ModuleType(eval_type)
     unknown.METRICS = ()
-    modules = (import_module(f"eval_runners.{name}") for name in _contract.names())
+    modules = (_contract.module(name) for name in _contract.names())
     return next((one for one in modules if _contract.eval_type(one) == eval_type), unknown)
 
 
 def eval_type_of(name: str) -> str:
     """What the results of an evaluation call themselves. UsageError for a name that is none."""
     one_of("evaluation", name, _contract.names())
-    return _contract.eval_type(import_module(f"eval_runners.{name}"))
+    return _contract.eval_type(_contract.module(name))
 
 
 def key(column: Column) -> str:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ def run(name: str) -> None:
 def main(name: str, argv: list[str]) -> int:
     from eval_runners import _saes
 
-    evaluator: Any = import_module(f"eval_runners.{name}")
+    evaluator = _contract.module(name)
     parser = _cli.Parser(prog=f"python -m eval_runners.{name}", description=evaluator.__doc__)
     parser.add_argument("--baseline", metavar="FILE", help="a result of SAEBench's, to print the differences to")
     if hasattr(evaluator, "details"):
@@ -46,7 +45,8 @@ def main(name: str, argv: list[str]) -> int:
     overrides = _cli.extra_options(extra, prefix=TRAIN_PREFIX)
     _cli.quiet()
     target, device = _cli.target_of(args), _cli.device_of(args)
-    scoring = prepared(name, target, _cli.given(args, evaluator.EvalConfig), Path(args.output), device, argv)
+    command = ["python", "-m", f"eval_runners.{name}", *argv]
+    scoring = prepared(name, target, _cli.given(args, evaluator.EvalConfig), Path(args.output), device, command)
     baseline = _baseline(args.baseline, scoring) if args.baseline is not None else None
     _result.writable(Path(args.output))
     cells = _grid.parse(args.grid)
@@ -99,9 +99,11 @@ class Scoring:
         return self.place.evaluation
 
 
-def prepared(name: str, target: Target, given: dict[str, Any], output: Path, device: str, argv: list[str]) -> Scoring:
+def prepared(
+    name: str, target: Target, given: dict[str, Any], output: Path, device: str, command: list[str]
+) -> Scoring:
     """An evaluation with the target's settings and those given. UsageError, before any work, if they cannot be."""
-    evaluator: Any = import_module(f"eval_runners.{name}")
+    evaluator = _contract.module(name)
     own = {k: tuple(v) if isinstance(v, list) else v for k, v in target.evaluations.get(name, {}).items()}
     config = evaluator.EvalConfig(**{**own, **given})
     for f in fields(config):
@@ -112,7 +114,7 @@ def prepared(name: str, target: Target, given: dict[str, Any], output: Path, dev
     if prepare := getattr(evaluator, "prepare", None):
         config, versions = prepare(target, config)
     return Scoring(
-        evaluator, config, target, _result.Place(output, name, target, asdict(config), versions, device, argv)
+        evaluator, config, target, _result.Place(output, name, target, asdict(config), versions, device, command)
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import traceback
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,8 @@ def main(argv: list[str]) -> int:
     _cli.quiet()
     target, device = _cli.target_of(args), _cli.device_of(args)
     output = Path(args.output)
-    scorings = [_run.prepared(name, target, settings[name], output, device, ["suite", *argv]) for name in evaluations]
+    command = ["python", "-m", "eval_runners", "suite", *argv]
+    scorings = [_run.prepared(name, target, settings[name], output, device, command) for name in evaluations]
     cells = _grid.parse(args.grid)
     wanted = _asked(args, target, overrides, cells)
     _result.writable(output)
@@ -83,7 +83,7 @@ def _sorted_options(extra: list[str], evaluations: list[str]) -> tuple[dict[str,
         parts[owner] += rest
     settings = {}
     for name in evaluations:
-        config_class = import_module(f"eval_runners.{name}").EvalConfig
+        config_class = _contract.module(name).EvalConfig
         parser = _cli.Parser(prog=f"python -m eval_runners.{name}")
         _cli.add_fields(parser, config_class, "evaluation")
         settings[name] = _cli.given(parser.parse_args(parts[name]), config_class)

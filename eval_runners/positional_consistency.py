@@ -65,14 +65,19 @@ _SHORT = {
 
 
 def _metric(category: str, name: str, title: str, better: Direction) -> Metric:
-    short = f"{category}: {_SHORT[name]}" if name in _SHORT and category in ("slow", "all") else ""
+    is_lag = name.startswith("autocorrelation_")
+    curve = (f"autocorrelation, {category} latents", "lag, tokens", int(name.rpartition("_")[2])) if is_lag else None
     linear = (("residual stream", "residual"), ("direction of documents", "document_direction"))
-    references = tuple((what, f"eval_result_metrics.{where}.{name}") for what, where in linear)
+    has_references = category == "all" and (is_lag or name in _SHORT)
     return Metric(
-        f"{category}.{name}", f"{category.replace('_', ' ')}: {title}", better,
-        f"eval_result_metrics.{category}.{name}", short,
-        references if short.startswith("all") else (),
-    )  # fmt: skip
+        f"{category}.{name}",
+        f"{category.replace('_', ' ')}: {title}",
+        better,
+        f"eval_result_metrics.{category}.{name}",
+        short=f"{category}: {_SHORT[name]}" if name in _SHORT and category in ("slow", "all") else "",
+        references=tuple((what, f"eval_result_metrics.{of}.{name}") for what, of in linear) if has_references else (),
+        curve=curve if category in ("all", "slow", "fast") else None,
+    )
 
 
 METRICS = tuple(_metric(category, *described) for category in CATEGORIES for described in _NAMES)
@@ -88,7 +93,7 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     """All metrics, what they are made of as arrays, and pictures."""
     import torch
 
-    from eval_runners import _own, _positions, _profiles
+    from eval_runners import _heldout, _own, _positions, _profiles
     from sae_variants._register import latent_groups
 
     latents = _positions.Statistics(LAGS, config.position_bins, config.seed)
@@ -96,7 +101,8 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     documents = _positions.Documents()
     related = _profiles.Related(sae.W_dec)
     with torch.no_grad():
-        for number, (x_CTD, special_CT) in enumerate(_stream(target, config, model, device)):
+        contexts = _heldout.activations(target, model, config.n_contexts, config.context_size, config.batch_contexts)
+        for number, (x_CTD, special_CT) in enumerate(contexts):
             # a few contexts at a time: wide SAEs have 32 MiB of latents in each
             few = max(1, AT_ONCE // (x_CTD.shape[1] * sae.cfg.d_sae))
             for x_cTD, special_cT in zip(x_CTD.split(few), special_CT.split(few), strict=True):
@@ -142,28 +148,6 @@ def _finite(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         category: {name: v if v is not None and math.isfinite(v) else None for name, v in found.items()}
         for category, found in values.items()
     }
-
-
-def _stream(target: Any, config: EvalConfig, model: Any, device: str) -> Any:
-    """Activations [C, T, D] of held-out contexts without BOS, their first token; mask [C, T] of special tokens."""
-    from itertools import islice
-
-    import torch
-    from sae_lens.util import get_special_token_ids
-
-    from eval_runners import _saebench
-    from sae_variants import _models, _targets
-
-    activations = _models.hook_activations(model, target.hook_name, contexts_per_pass=config.batch_contexts)
-    special = torch.tensor(get_special_token_ids(model.tokenizer))
-    contexts = islice(_targets.contexts(target, model, config.context_size, "heldout"), config.n_contexts)
-    batches = range(math.ceil(config.n_contexts / config.batch_contexts))
-    for _ in _saebench.progress(batches, "contexts"):
-        batch = list(islice(contexts, config.batch_contexts))
-        if not batch:
-            return
-        tokens_CT = torch.stack(batch)
-        yield activations(tokens_CT)[:, 1:], torch.isin(tokens_CT, special)[:, 1:].to(device)
 
 
 if __name__ == "__main__":

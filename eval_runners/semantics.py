@@ -145,12 +145,11 @@ def _document_means(sae: Any, target: Any, config: EvalConfig, model: Any, texts
     """Latents [documents, S], mean over a document's own tokens."""
     import numpy as np
     import torch
-    from sae_lens.util import get_special_token_ids
 
+    from eval_runners import _heldout
     from sae_variants import _models
 
     activations = _models.hook_activations(model, target.hook_name)
-    special = torch.tensor(get_special_token_ids(model.tokenizer))
     found = []
     with torch.no_grad():
         for start in range(0, len(texts), 32):
@@ -158,7 +157,7 @@ def _document_means(sae: Any, target: Any, config: EvalConfig, model: Any, texts
                 texts[start : start + 32], padding="max_length", truncation=True, max_length=config.context_size,
                 return_tensors="pt",
             )["input_ids"]  # fmt: skip
-            own = ~torch.isin(tokens, special)
+            own = ~_heldout.special_mask(tokens, model)
             x = activations(tokens)
             latents = sae.encode(x).float() * own.to(x.device)[..., None]
             found.append((latents.sum(1) / own.sum(1).clamp(min=1).to(x.device)[:, None]).cpu().numpy())
@@ -166,20 +165,15 @@ def _document_means(sae: Any, target: Any, config: EvalConfig, model: Any, texts
 
 
 def _tokens(sae: Any, target: Any, config: EvalConfig, model: Any) -> Iterator[tuple[str, str, str, Sets]]:
-    from itertools import islice
-
     import numpy as np
     import torch
-    from sae_lens.util import get_special_token_ids
 
-    from eval_runners import _saebench
-    from sae_variants import _models, _targets
+    from eval_runners import _heldout, _saebench
+    from sae_variants import _models
 
     activations = _models.hook_activations(model, target.hook_name)
-    special = torch.tensor(get_special_token_ids(model.tokenizer))
-    contexts = list(islice(_targets.contexts(target, model, config.context_size, "heldout"), config.n_contexts))
-    ids = torch.stack(contexts)
-    own = ~torch.isin(ids, special)
+    ids = _heldout.tokens(target, model, config.n_contexts, config.context_size)
+    own = ~_heldout.special_mask(ids, model)
     flat = ids[own]
     text_of = {token: model.tokenizer.decode([token]) for token in flat.unique().tolist()}
     kinds = [kinds_of(text_of[token]) for token in flat.tolist()]

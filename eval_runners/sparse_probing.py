@@ -55,11 +55,16 @@ def _metrics() -> Iterator[Metric]:
             name = f"{who}_{part}test"
             better = "higher" if who == "sae" else "neither"
             for score, where in (("accuracy", f"eval_result_metrics.{who}"), ("f1", "eval_result_unstructured.f1")):
-                word = "F1" if score == "f1" else score
-                short = f"{word}, {title}" if who == "sae" and k in ON_THE_BOARD else ""
-                residual = (("residual stream", f"{where}.{name}_{score}".replace("sae", "llm")),) if short else ()
+                path, word = f"{where}.{name}_{score}", "F1" if score == "f1" else score
+                is_sae = who == "sae"
                 yield Metric(
-                    f"{name}_{score}", f"{shown} {word}, {title}", better, f"{where}.{name}_{score}", short, residual
+                    f"{name}_{score}",
+                    f"{shown} {word}, {title}",
+                    better,
+                    path,
+                    short=f"{word}, {title}" if is_sae and k in ON_THE_BOARD else "",
+                    references=(("residual stream", path.replace("sae", "llm")),) if is_sae else (),
+                    curve=(f"{word} of probes", "latents that a probe may use", k) if is_sae and k else None,
                 )
 
 

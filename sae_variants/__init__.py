@@ -1,6 +1,7 @@
 """Sparse autoencoder variants for SAELens.
 
-`names()` lists them, `build(name, d_in=..., d_sae=...)` makes one to train, `load(folder)` reads a trained one.
+`names()` lists them, `build(name, d_in=..., d_sae=...)` makes one to train, `load(folder)` reads a trained one;
+`@register(Config)` above a training class makes a new one, in another package, too.
 After `import sae_variants` SAELens' own runner and loader know our architectures as well.
 """
 
@@ -15,9 +16,9 @@ from typing import Any
 
 from sae_variants._errors import UsageError
 from sae_variants._models import register_sandbox
-from sae_variants._register import build, import_variants, load, names
+from sae_variants._register import build, import_variants, load, names, register
 
-__all__ = ["UsageError", "build", "load", "names"]
+__all__ = ["UsageError", "build", "load", "names", "register"]
 
 
 class _RegisterAfter(MetaPathFinder):

@@ -168,6 +168,11 @@ def name_folder(folder: Path) -> str:
     return name
 
 
+def is_transport(error: Exception) -> bool:
+    """Whether an error is of the network, whichever library huggingface_hub speaks HTTP with."""
+    return isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in HTTP_LIBRARIES
+
+
 @contextlib.contextmanager
 def hub_errors(what: str) -> Iterator[None]:
     """A model or text that cannot be had ends in one line, not in a stack of retries."""
@@ -178,15 +183,15 @@ def hub_errors(what: str) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        transport = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests")
         unreachable = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
         # transformers and datasets report an unreachable Hub as an OSError without a number
         unnumbered = isinstance(error, OSError) and error.errno is None
-        if not (transport or unnumbered or isinstance(error, unreachable)):
+        if not (is_transport(error) or unnumbered or isinstance(error, unreachable)):
             raise
         raise UsageError(f"cannot get {what} on the Hugging Face Hub ({type(error).__name__}): {_OFFLINE}") from error
 
 
+HTTP_LIBRARIES = ("httpx", "httpx2", "requests")
 _OFFLINE = "check the name and the network, or use --target sandbox or --model FOLDER, which need none"
 
 

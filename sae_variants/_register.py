@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -51,27 +53,65 @@ def register(config_class: type) -> Callable[[T], T]:
     return decorate
 
 
-def own_names() -> list[str]:
-    """Names of our variants: the files beside this one without an underscore. Imports nothing."""
+def places() -> dict[str, str]:
+    """Every variant with its module: the files beside this one without an underscore, and those of other packages.
+
+    Another package names its own in the entry-point group `sae_variants`. Imports nothing.
+    """
     folder = str(Path(__file__).parent)
-    return sorted(m.name for m in pkgutil.iter_modules([folder]) if not m.ispkg and not m.name.startswith("_"))
+    files = sorted(m.name for m in pkgutil.iter_modules([folder]) if not m.ispkg and not m.name.startswith("_"))
+    return with_plugins("sae_variants", {name: f"sae_variants.{name}" for name in files})
 
 
-def first_line(path: Path) -> str:
+def with_plugins(group: str, own: dict[str, str]) -> dict[str, str]:
+    """Names with their modules, and those that installed packages give in an entry-point group.
+
+    Raises:
+        UsageError: a name that is taken, or one that is not its module's.
+    """
+    found = dict(own)
+    for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
+        package = entry.dist.name if entry.dist else "a package"
+        if found.get(entry.name, entry.value) != entry.value:
+            raise UsageError(f"{package} names {entry.name!r} in {group}, which is {found[entry.name]} already")
+        if entry.value.rpartition(".")[2] != entry.name:
+            raise UsageError(f"{package} names {entry.name!r} in {group}, but its module is {entry.value}")
+        found[entry.name] = entry.value
+    return found
+
+
+def import_place(module: str) -> Any:
+    """Imports a variant's or an evaluation's module. UsageError for one of another package that cannot be."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if module.startswith(("sae_variants.", "eval_runners.")):
+            raise
+        raise UsageError(f"the plugin {module} cannot be imported: {error}") from error
+
+
+def own_names() -> list[str]:
+    """Names of the variants that are not SAELens' own."""
+    return list(places())
+
+
+def first_line(module: str) -> str:
     """First line of a module's docstring without the name that leads it; read, not imported."""
-    doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+    spec = importlib.util.find_spec(module)
+    source = Path(spec.origin).read_text() if spec and spec.origin else ""
+    doc = ast.get_docstring(ast.parse(source)) or ""
     return (doc.splitlines() or [""])[0].partition(": ")[2].rstrip(".")
 
 
 def summaries() -> dict[str, str]:
-    """Each of our variants with its one line."""
-    return {name: first_line(Path(__file__).parent / f"{name}.py") for name in own_names()}
+    """Each of these variants with its one line."""
+    return {name: first_line(module) for name, module in places().items()}
 
 
 def import_variants() -> None:
     """Imports every variant, which registers it."""
-    for name in own_names():
-        importlib.import_module(f"sae_variants.{name}")
+    for module in places().values():
+        import_place(module)
 
 
 def stock_names() -> list[str]:

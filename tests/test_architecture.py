@@ -129,3 +129,4 @@ def test_a_wheel_holds_the_two_packages_and_their_data(tmp_path):
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"sae_variants", "eval_runners"}
     for name in ("sandbox/model.safetensors", "sandbox/tokenizer.json", "sandbox/config.json", "targets/sandbox.toml"):
         assert f"sae_variants/{name}" in names
+    assert {"eval_runners/report.html", "eval_runners/card.md"} <= set(names)

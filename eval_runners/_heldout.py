@@ -1,0 +1,48 @@
+"""A target's held-out text as tokens, and the activations at its hook.
+
+Shapes: C contexts, T tokens, D = d_in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from eval_runners import _saebench
+from sae_variants import _models, _targets
+from sae_variants._targets import Target
+
+
+def special_mask(tokens: Any, model: Any) -> Any:
+    """Which of the tokens [...] are special ones, such as BOS."""
+    import torch
+    from sae_lens.util import get_special_token_ids
+
+    return torch.isin(tokens, torch.tensor(get_special_token_ids(model.tokenizer)))
+
+
+def tokens(target: Target, model: Any, n_contexts: int, context_size: int) -> Any:
+    """Token ids [C, T] of held-out contexts: BOS first, BOS between documents."""
+    import torch
+
+    contexts = islice(_targets.contexts(target, model, context_size, "heldout"), n_contexts)
+    return torch.stack(list(contexts))
+
+
+def activations(
+    target: Target, model: Any, n_contexts: int, context_size: int, per_batch: int = 16
+) -> Iterator[tuple[Any, Any]]:
+    """Activations [C, T, D] of held-out contexts without BOS, their first token; mask [C, T] of special tokens."""
+    import torch
+
+    at_hook = _models.hook_activations(model, target.hook_name, contexts_per_pass=per_batch)
+    contexts = islice(_targets.contexts(target, model, context_size, "heldout"), n_contexts)
+    for _ in _saebench.progress(range(math.ceil(n_contexts / per_batch)), "contexts"):
+        batch = list(islice(contexts, per_batch))
+        if not batch:
+            return
+        ids_CT = torch.stack(batch)
+        acts_CTD = at_hook(ids_CT)
+        yield acts_CTD[:, 1:], special_mask(ids_CT, model)[:, 1:].to(acts_CTD.device)

@@ -1,0 +1,255 @@
+"""python -m eval_runners publish: an SAE, its results and a card, as a repository on the Hugging Face Hub.
+
+    README.md                                     card: what it is, how to load it, its results beside the baselines
+    <id>/cfg.json, sae_weights.safetensors, sparsity.safetensors, runner_cfg.json         SAELens' layout
+    <id>/results/<evaluation>.json                its results
+
+--dry-run DIR writes that folder and uploads nothing. An SAE without results, or with one that says it is untrained, is
+refused unless --force is given, and then the card begins with that. No path of this machine is published. The token is
+that of huggingface_hub (`hf auth login`, or HF_TOKEN).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from eval_runners import _boards, _leaderboard, _read, _render, _rows, _run
+from eval_runners._boards import Board
+from eval_runners._read import Result
+from sae_variants import _cli, _models, _plan, _register
+from sae_variants._errors import UsageError
+
+TEMPLATE = Path(__file__).parent / "card.md"
+COPIED = ("sae_weights.safetensors", "sparsity.safetensors")
+ABSOLUTE_PATH = re.compile(r"(?<![\w:/.])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+([^\s/\\'\"]*)")
+SAID = {
+    401: "the Hub does not know you: log in with `hf auth login`, or set HF_TOKEN",
+    403: "your token may not write there: give it write access, or another --repo",
+    404: "there is no such repository, or you may not see it: check --repo",
+    409: "the repository has changed in the meantime: run the command again",
+    429: "the Hub asks for patience: run the command again in a few minutes",
+}
+
+
+def main(argv: list[str]) -> int:
+    from eval_runners import _saes
+
+    parser = _cli.Parser(prog="python -m eval_runners publish", description=__doc__)
+    parser.add_argument("--repo", required=True, metavar="USER/NAME", help="repository on the Hub, made if need be")
+    parser.add_argument("--private", action="store_true", help="make the repository a private one")
+    parser.add_argument("--dry-run", metavar="DIR", help="write what would be published there, and upload nothing")
+    parser.add_argument("--licence", default="mit", help="the weights' licence, in the Hub's spelling (default: mit)")
+    parser.add_argument(
+        "--sae", action="append", required=True, metavar="NAME", dest="saes",
+        help="a variant that is trained, or a folder; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=_cli.seeds, default=[0], metavar="0,1,2", help="seeds of variants (default: 0)")
+    parser.add_argument("--force", action="store_true", help="publish what has no results, or is untrained")
+    _leaderboard.add_folders(parser)
+    _cli.add_target(parser)
+    parser.epilog = "A variant trained with other fields takes --train.FIELD VALUE, as for the evaluations."
+    words, extra = _cli.split_unknown(parser, argv)
+    args = parser.parse_args(words)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo):
+        raise UsageError(f"--repo is written user/name, not {args.repo!r}")
+    _cli.quiet()
+    overrides = _cli.extra_options(extra, prefix=_run.TRAIN_PREFIX)
+    wanted = _saes.asked(
+        list(dict.fromkeys(args.saes)), _cli.target_of(args), overrides, [{}], args.seeds, args.trained
+    )
+    for one in wanted:
+        if isinstance(one, _plan.Plan) and not one.is_trained:
+            raise UsageError(f"{one.label} is not trained: python -m eval_runners suite --sae {one.name}")
+        if isinstance(one, str) and not _saes.is_folder(one):
+            raise UsageError(f"{one} is on the Hub already")
+    found, _ = _saes.ready(wanted, (), "cpu")
+    results, _ = _leaderboard.read(args)
+    if args.dry_run:
+        folder = Path(args.dry_run)
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"--dry-run {folder} is not empty: give a new folder")
+        return _say(folder, build(folder, args.repo, found, results, args.licence, args.force), args.repo)
+    with tempfile.TemporaryDirectory() as made:
+        saes = build(Path(made), args.repo, found, results, args.licence, args.force)
+        upload(Path(made), args.repo, args.private)
+        return _say(None, saes, args.repo)
+
+
+def build(
+    folder: Path, repo: str, found: list[Any], results: list[Result], licence: str, force: bool
+) -> list[dict[str, Any]]:
+    """Writes the repository's files; what the card says of each SAE.
+
+    Raises:
+        UsageError: an SAE has no results or is untrained, and `force` is not given.
+    """
+    boards = _boards.boards(results)
+    saes, warnings = [], []
+    for one in found:
+        own = [result for result in results if _read.provenance(result).get("weight_hash") == one.weight_hash()]
+        reasons = [reason for result in own for reason in result["eval_result_unstructured"]["not_trained_because"]]
+        problem = f"untrained: {'; '.join(dict.fromkeys(reasons))}" if reasons else "" if own else "without any result"
+        if problem and not force:
+            score = f"; score it first: python -m eval_runners suite --sae {one.label.partition('[')[0]}"
+            raise UsageError(f"{one.label} is {problem}{'' if own else score}; --force publishes it all the same")
+        if problem:
+            warnings.append(f"{one.label} is {problem}.")
+        saes.append(_described(one, own))
+    if len({sae["id"] for sae in saes}) < len(saes):
+        saes = [{**sae, "id": f"{sae['id']}-{sae['hash'][:6]}"} for sae in saes]
+    for one, sae in zip(found, saes, strict=True):
+        _copy(one.folder, folder / sae["id"], sae["results"])
+    (folder / "README.md").write_text(card(repo, saes, boards, licence, " ".join(warnings)))
+    return saes
+
+
+def _described(one: Any, own: list[Result]) -> dict[str, Any]:
+    sae = one.load("cpu")
+    metadata = sae.cfg.metadata
+    row = _rows.Row(one.label, sae.cfg.d_sae, one.training_tokens, {r["eval_type_id"]: [r] for r in own})
+    hook_name = metadata.hook_name or "hook"
+    l0 = f"L0-{row.l0:.0f}" if row.l0 else f"k-{getattr(sae.cfg, 'k', 'unknown')}"
+    seed = f"-seed{one.seed}" if one.seed is not None else ""
+    name = one.label.partition("[")[0].replace(":", "-").replace("/", "-")
+    stock = type(sae).__module__.startswith("sae_lens.")
+    return {
+        "id": f"{hook_name}-{name}-{sae.cfg.d_sae}-{l0}{seed}", "label": one.label, "name": name,
+        "model": metadata.model_name, "hook_name": hook_name, "d_in": sae.cfg.d_in, "d_sae": sae.cfg.d_sae,
+        "l0": f"{row.l0:.1f}" if row.l0 else "-", "tokens": _render.count(one.training_tokens), "seed": one.seed,
+        "plain": sae.cfg.architecture() if stock else "", "hash": one.weight_hash(), "row": row, "results": own,
+    }  # fmt: skip
+
+
+def _copy(source: Path, folder: Path, own: list[Result]) -> None:
+    """SAELens' files and the results, without any path of this machine."""
+    (folder / "results").mkdir(parents=True)
+    for name in COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    runner = next((source / name for name in (_plan.RECORD, "runner_cfg.json") if (source / name).is_file()), None)
+    texts = {"cfg.json": json.loads((source / "cfg.json").read_text())}
+    if runner:
+        texts["runner_cfg.json"] = json.loads(runner.read_text())
+    texts |= {f"results/{result['eval_type_id']}.json": result for result in own}
+    for name, value in texts.items():
+        (folder / name).write_text(json.dumps(without_paths(value), indent=2) + "\n")
+
+
+def without_paths(value: Any) -> Any:
+    """The same with every absolute path cut down to its last part."""
+    if isinstance(value, dict):
+        return {key: without_paths(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [without_paths(part) for part in value]
+    return ABSOLUTE_PATH.sub(r"\1", value) if isinstance(value, str) else value
+
+
+def card(repo: str, saes: list[dict[str, Any]], boards: list[Board], licence: str, warning: str) -> str:
+    """The model card, metadata first."""
+    from huggingface_hub import EvalResult, ModelCardData
+    from jinja2 import Environment
+
+    def results() -> Any:
+        for sae in saes:
+            row = sae["row"]
+            for evaluation, own in row.results.items():
+                for metric in _rows.module(evaluation).METRICS:
+                    number = row.number((evaluation, metric))
+                    if metric.short and number:
+                        text = str(own[0]["eval_config"].get("dataset") or evaluation)
+                        yield EvalResult(
+                            task_type="feature-extraction", dataset_type=text, dataset_name=text,
+                            dataset_config=sae["id"], metric_type=metric.name, metric_name=metric.title,
+                            metric_value=number[0],
+                        )  # fmt: skip
+
+    names = list(dict.fromkeys(sae["name"] for sae in saes))
+    models = {sae["model"] for sae in saes}
+    on_hub = [model for model in models if model and model != "sandbox" and not model.startswith("local-")]
+    data = ModelCardData(
+        library_name="saelens",
+        license=licence,
+        tags=["sparse-autoencoder", "interpretability", "saelens", "saebench", *names],
+        base_model=on_hub or None,
+        model_name=repo.partition("/")[2],
+        eval_results=list(results()) or None,
+        ignore_metadata_errors=True,
+    )
+    summaries = _register.summaries()
+    intro = " ".join(f"`{name}`: {summaries[name]}." for name in names if name in summaries)
+    template = Environment(trim_blocks=True, keep_trailing_newline=True).from_string(TEMPLATE.read_text())
+    body = template.render(
+        warning=warning, title=repo.partition("/")[2], intro=intro or "Sparse autoencoders.", saes=saes, repo=repo,
+        plain=saes[0]["plain"], table=_table(saes, boards) or "None yet.", legend=_render.LEGEND,
+        version=version("sae-variants"),
+    )  # fmt: skip
+    return f"---\n{data.to_yaml()}\n---\n\n{body.strip()}\n"
+
+
+def _table(saes: list[dict[str, Any]], boards: list[Board]) -> str:
+    """The boards that these SAEs are on: they, and what was made by a recipe at about their L0."""
+    hashes = {sae["hash"] for sae in saes}
+    chosen = []
+    for board in boards:
+        ours = [row for row in board.rows if hashes & {_read.provenance(r).get("weight_hash") for r in row.all_results}]
+        levels = [row.l0 for row in ours if row.l0]
+        beside = [
+            row
+            for row in board.rows
+            if not row.results or row in ours or (_leaderboard.is_near(row, levels) and not row.changed_kind)
+        ]
+        if ours:
+            chosen.append(replace(board, rows=beside))
+    return _render.as_markdown(chosen, legend=False).strip()
+
+
+def upload(folder: Path, repo: str, private: bool, endpoint: str | None = None, token: str | None = None) -> None:
+    """One commit with all files, so that an upload that was cut off leaves nothing behind.
+
+    Raises:
+        UsageError: the Hub refuses, or cannot be reached; in one line.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    api = HfApi(endpoint, token, library_name="sae-variants", library_version=version("sae-variants"))
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="SAEs, results and card")
+    except LocalTokenNotFoundError as error:
+        raise UsageError(f"cannot publish to {repo}: {SAID[401]}") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        said = SAID.get(status, "the Hub failed: run the command again")
+        raise UsageError(f"cannot publish to {repo} (HTTP {status}): {said}") from error
+    except Exception as error:
+        if not _models.is_transport(error):
+            raise
+        raise UsageError(f"cannot reach the Hub ({type(error).__name__}): check the network, then run again") from error
+
+
+def _say(folder: Path | None, saes: list[dict[str, Any]], repo: str) -> int:
+    """Where it lies, how to load it, and the stanza that makes it one of SAELens' known releases."""
+    import yaml
+
+    print(f"{folder}: not uploaded" if folder else f"published: {repo}")
+    for sae in saes:
+        print(f"  {sae['id']}: SAE.from_pretrained({repo!r}, {sae['id']!r}), or --sae {repo}:{sae['id']}")
+    entries = []
+    for sae in saes:
+        core = {metric.name: sae["row"].number(("core", metric)) for metric in _rows.module("core").METRICS}
+        said = {"l0": core["l0"], "variance_explained": core["explained_variance_corrected"]}
+        known = {field: round(number[0], 3) for field, number in said.items() if number}
+        entries.append({"id": sae["id"], "path": sae["id"], **known})
+    release = {"model": saes[0]["model"], "repo_id": repo, "conversion_func": None, "saes": entries}
+    stanza = {repo.replace("/", "-"): release}
+    print("\nFor SAELens' pretrained_saes.yaml:\n")
+    print(yaml.safe_dump(stanza, sort_keys=False).strip())
+    return 0

@@ -1,0 +1,238 @@
+"""Publishing: what is written, what is refused, and the way to a server that speaks the Hub's API and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from conftest import TINY, tiny
+from hub import TOKEN, Hub
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import _http
+
+import sae_variants
+from eval_runners import _publish, _run
+from eval_runners.__main__ import main
+from sae_variants._errors import UsageError
+
+CORE = ["--batch-size-prompts", "4", "--n-eval-reconstruction-batches", "1", "--n-eval-sparsity-variance-batches", "2", "--context-size", "32"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, model_folder, text_file):
+    """A folder with an SAE that is trained and scored, and the words that find both."""
+    root = tmp_path_factory.mktemp("published")
+    where = ["--model", str(model_folder), "--hook-name", "blocks.0.hook_resid_post", "--dataset", str(text_file)]
+    train = [f"--train.{key}={value}" for key, value in {**TINY, **tiny("temporal")}.items()]
+    words = [*where, "--trained", str(root / "trained"), "--sae", "temporal", *train]
+    assert _run.main("core", [*words, *CORE, "--output", str(root / "runs")]) in (0, 1)
+    return root, words
+
+
+def publish(place, *more: str, repo: str = "me/saes", force: bool = True) -> int:
+    root, words = place
+    forced = ["--force"] if force else []
+    return main(["publish", *words, "--results", str(root / "runs"), "--repo", repo, *forced, *more])
+
+
+def test_a_dry_run_writes_sae_lens_layout_results_and_a_card(place, tmp_path, capsys):
+    assert publish(place, "--dry-run", str(tmp_path / "dry")) == 0
+    (folder,) = (path for path in (tmp_path / "dry").iterdir() if path.is_dir())
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert names == {
+        "cfg.json",
+        "sae_weights.safetensors",
+        "sparsity.safetensors",
+        "runner_cfg.json",
+        "results/core.json",
+    }
+    said = capsys.readouterr().out
+    assert "not uploaded" in said
+    assert "repo_id: me/saes" in said
+    card = ModelCard.load(tmp_path / "dry" / "README.md")
+    assert card.data.library_name == "saelens"
+    assert card.data.license == "mit"
+    assert {"temporal", "saelens"} <= set(card.data.tags)
+    assert card.data.eval_results
+    assert f'SAE.from_pretrained("me/saes", "{folder.name}")' in card.text
+    assert "| SAE | L0 |" in card.text
+    assert "Plain SAELens loads it: `jumprelu`" in card.text
+
+
+def test_no_path_of_this_machine_is_published(place, tmp_path):
+    root, _ = place
+    publish(place, "--dry-run", str(tmp_path / "dry"))
+    own = [str(Path.home()), str(Path.cwd()), str(root), str(tmp_path), "/tmp/", "/root/"]
+    for path in (tmp_path / "dry").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            for word in own:
+                assert word.encode() not in content, (path, word)
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("/home/ann/models/gpt", "gpt"), ("--output /data/runs/x --k 3", "--output x --k 3"), ("~/a/b.txt", "b.txt"),
+        ("C:\\Users\\ann\\x.txt", "x.txt"), ("https://huggingface.co/a/b", "https://huggingface.co/a/b"),
+        ("google/gemma-2-2b", "google/gemma-2-2b"), ("1/2 of it", "1/2 of it"), ("file='/home/ann/x'", "file='x'"),
+        ("sandbox/heldout", "sandbox/heldout"), ("blocks.3.hook_resid_post", "blocks.3.hook_resid_post"),
+    ],
+)  # fmt: skip
+def test_paths_are_cut_down_and_nothing_else_is(text, cut):
+    assert _publish.without_paths({"a": [text]}) == {"a": [cut]}
+
+
+def test_stock_sae_lens_loads_it_where_this_package_is_not(place, tmp_path):
+    publish(place, "--dry-run", str(tmp_path / "dry"))
+    (folder,) = (path for path in (tmp_path / "dry").iterdir() if path.is_dir())
+    script = f"import sys; sys.modules['sae_variants'] = None\nfrom sae_lens import SAE\nprint(SAE.load_from_disk({str(folder)!r}).cfg.architecture())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "jumprelu", done.stderr
+
+
+def test_what_has_no_results_or_is_untrained_is_refused_unless_forced(place, tmp_path):
+    root, words = place
+    nowhere = ["publish", *words, "--results", str(tmp_path), "--repo", "me/saes", "--dry-run", str(tmp_path / "dry")]
+    with pytest.raises(
+        UsageError, match=r"without any result; score it first: python -m eval_runners suite --sae temporal; --force"
+    ):
+        main(nowhere)
+    assert not (tmp_path / "dry").exists()
+    assert main([*nowhere, "--force"]) == 0
+    assert "without any result" in ModelCard.load(tmp_path / "dry" / "README.md").text.lstrip()[:200]
+    (file,) = (root / "runs").rglob("*.json")
+    result = json.loads(file.read_text())
+    result["eval_result_unstructured"]["not_trained_because"] = ["L0 is 0"]
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "r.json").write_text(json.dumps(result))
+    with pytest.raises(UsageError, match="is untrained: L0 is 0; --force"):
+        main(
+            [
+                "publish",
+                *words,
+                "--results",
+                str(tmp_path / "bad"),
+                "--repo",
+                "me/saes",
+                "--dry-run",
+                str(tmp_path / "x"),
+            ]
+        )
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--repo", "saes"], "written user/name, not 'saes'"),
+        (["--sae", "me/other:x"], "on the Hub already"),
+        (["--sae", "tempora"], "did you mean 'temporal'"),
+        (["--seeds", "7"], "is not trained: python -m eval_runners suite --sae temporal"),
+    ],
+)
+def test_bad_options(place, more, says):
+    with pytest.raises(UsageError, match=says):
+        publish(place, *more)
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(place, tmp_path):
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty"):
+        publish(place, "--dry-run", str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+    made = Hub()
+    yield made
+    made.close()
+
+
+def at_hub(hub: Hub, tmp_path: Path, *words: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    """A fresh process that knows that server as the Hub."""
+    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1",
+           "HF_TOKEN": token, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"}  # fmt: skip
+    env = {name: value for name, value in env.items() if value}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env, timeout=300, check=False)
+
+
+def published(place, hub: Hub, tmp_path: Path, *more: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    root, words = place
+    command = ["-m", "eval_runners", "publish", *words, "--results", str(root / "runs"), "--repo", "me/saes", "--force"]
+    return at_hub(hub, tmp_path, *command, *more, token=token)
+
+
+def test_there_and_back_to_the_last_bit(place, hub, tmp_path):
+    hub.fails["/commit/"] = [409]  # the upload is cut off after the files, before the commit
+    cut = published(place, hub, tmp_path)
+    assert cut.returncode == 2
+    assert (
+        cut.stderr.strip()
+        .splitlines()[-1]
+        .startswith("error: cannot publish to me/saes (HTTP 409): the repository has changed")
+    )
+    assert hub.repos["me/saes"] == {}
+    hub.fails.clear()
+    done = published(place, hub, tmp_path, "--private")
+    assert done.returncode == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    sae_id = next(name.partition("/")[0] for name in hub.repos["me/saes"] if name.endswith("cfg.json"))
+    root, words = place
+    (weights,) = (root / "trained").rglob("sae_weights.safetensors")
+    script = (
+        "import sys, torch; sys.modules['sae_variants'] = None\nfrom sae_lens import SAE\n"
+        f"sae = SAE.from_pretrained('me/saes', {sae_id!r})\ntorch.save(sae.state_dict(), {str(tmp_path / 'w.pt')!r})"
+    )
+    loaded = at_hub(hub, tmp_path, "-W", "ignore", "-c", script)
+    assert loaded.returncode == 0, loaded.stderr
+    state = torch.load(tmp_path / "w.pt", weights_only=True)
+    local = sae_variants.load(weights.parent).state_dict()
+    assert state.keys() == local.keys()
+    assert all(torch.equal(state[name], local[name]) for name in local)
+    where = words[: words.index("--sae")]
+    scored = at_hub(
+        hub, tmp_path, "-m", "eval_runners.core", *where, "--sae", f"me/saes:{sae_id}", *CORE, "--output", str(tmp_path / "runs")
+    )  # fmt: skip
+    (result,) = (tmp_path / "runs").rglob("*.json")
+    (before,) = (root / "runs").rglob("*.json")
+    found, expected = (json.loads(path.read_text())["eval_result_metrics"] for path in (result, before))
+    assert found == expected, scored.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "says"),
+    [
+        ("/api/repos/create", 403, r"HTTP 403\): your token may not write there"),
+        ("/preupload/", 404, r"HTTP 404\): there is no such repository"),
+        ("/commit/", 409, r"HTTP 409\): the repository has changed"),
+        ("/api/repos/create", 429, r"HTTP 429\): the Hub asks for patience"),
+        ("/api/repos/create", 500, r"HTTP 500\): the Hub failed"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(hub, tmp_path, path, status, says):
+    hub.fails[path] = [status] * 100
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(UsageError, match=says):
+        _publish.upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
+
+
+def test_a_wrong_token_and_none(hub, tmp_path):
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(UsageError, match=r"HTTP 401\): the Hub does not know you"):
+        _publish.upload(tmp_path, "me/saes", False, endpoint=hub.url, token="hf_wrong")
+
+
+def test_no_hub_at_all(hub, tmp_path):
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(UsageError, match="cannot reach the Hub"):
+        _publish.upload(tmp_path, "me/saes", False, endpoint="http://127.0.0.1:9", token=TOKEN)
