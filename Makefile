@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo check test test-slow
+.PHONY: demo check test test-slow leaderboard report
 
 demo: $(VENV)/installed
 	$(RUN) -m eval_runners.core --sae temporal
@@ -17,6 +17,12 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow
+
+leaderboard: $(VENV)/installed
+	$(RUN) -m eval_runners leaderboard --readme README.md --readme results/README.md
+
+report: $(VENV)/installed
+	$(RUN) -m eval_runners report
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit(f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12")'

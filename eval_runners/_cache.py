@@ -10,7 +10,6 @@ goes when all take more than SAE_VARIANTS_CACHE_GB (default 50).
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sae_variants import _hash
 from sae_variants._errors import UsageError
 
 ROOT, CAPACITY = "SAE_VARIANTS_CACHE", "SAE_VARIANTS_CACHE_GB"
@@ -45,7 +45,7 @@ def capacity() -> float:
 
 def stored(key: dict[str, Any], make: Callable[[Path], None]) -> Path:
     """The folder that `make` filled for that key, now or earlier. A folder that lacks a byte is made anew."""
-    name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=10).hexdigest()
+    name = _hash.of_value(key, size=10)
     folder = root() / name
     if folder.is_dir() and (harm := damage(folder)):
         print(f"warning: {folder}: {harm}; it is made again", file=sys.stderr)

@@ -18,12 +18,11 @@ from typing import Any
 
 from eval_runners import _boards, _read, _render, _rows, _table
 from eval_runners._boards import Board
-from eval_runners._read import Result
+from eval_runners._read import BASELINES, PUBLISHED, RUNS, Result
 from eval_runners._rows import Row
-from sae_variants import _cli
+from sae_variants import _cli, _hash
 from sae_variants._errors import UsageError, one_of
 
-PUBLISHED, BASELINES, RUNS = (Path("results") / name for name in ("published", "baselines", "runs"))
 BLOCK = re.compile(r"(<!-- leaderboard(?P<options>[^>]*)-->\n).*?(<!-- /leaderboard -->)", re.DOTALL)
 
 
@@ -194,7 +193,7 @@ def _keep(boards: list[Board], folder: Path) -> None:
             continue
         slim = {**result, "eval_result_details": []}
         name = str(result["sae_lens_id"]).partition("[")[0].replace(":", "_").replace("/", "_")
-        digest = f"{said['weight_hash']}-{result['eval_id'][:8]}"
+        digest = _hash.of_value([said["weight_hash"], _read.conditions(result)])
         place = folder / said["target"] / result["eval_type_id"] / name / f"{digest}.json"
         place.parent.mkdir(parents=True, exist_ok=True)
         write(place, json.dumps(slim) + "\n", "--keep")

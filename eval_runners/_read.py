@@ -13,6 +13,7 @@ from eval_runners import _contract
 from sae_variants._errors import UsageError
 
 Result = dict[str, Any]
+PUBLISHED, BASELINES, RUNS = (Path("results") / name for name in ("published", "baselines", "runs"))
 
 IMMATERIAL = {
     "llm_batch_size", "sae_batch_size", "lower_vram_usage", "verbose", "random_seed", "results_path",
@@ -133,8 +134,10 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     ]
 
 
-def comparable(root: Path, target: str, evaluation: str, like: list[Result]) -> dict[str, list[Result]]:
+def comparable(roots: list[Path], target: str, evaluation: str, like: list[Result]) -> dict[str, list[Result]]:
     """SAE -> its newest results on that target that were trained and evaluated like `like`, one per seed.
+
+    The first root's results of SAEs with any fields, the others' of those as the target's recipe has them.
 
     That is: same evaluation settings, hook and width and, where they are known, number of training tokens; and a seed
     for each of `like`'s.
@@ -142,7 +145,8 @@ def comparable(root: Path, target: str, evaluation: str, like: list[Result]) -> 
     found: dict[str, dict[Any, Result]] = {}
     seeds = {provenance(result)["seed"] for result in like}
     first = like[0]
-    for path in sorted((root / target / evaluation).glob("*/*.json")):
+    paths = [(root, path) for root in roots for path in sorted((root / target / evaluation).glob("*/*.json"))]
+    for root, path in paths:
         try:
             result = json.loads(path.read_text())
             label, seed, when = result["sae_lens_id"], provenance(result)["seed"], result["datetime_epoch_millis"]
@@ -154,6 +158,7 @@ def comparable(root: Path, target: str, evaluation: str, like: list[Result]) -> 
             print(f"{path} is not a result of {evaluation}; left out of the table")
             continue
         of_label = found.setdefault(label, {})
+        same = same and (root == roots[0] or "[" not in label)
         if same and (seed not in of_label or of_label[seed]["datetime_epoch_millis"] < when):
             of_label[seed] = result
     return {

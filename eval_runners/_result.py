@@ -8,7 +8,6 @@ never taken for it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_runners import _contract
+from sae_variants import _hash
 from sae_variants._errors import UsageError
 from sae_variants._targets import Target
 
@@ -50,7 +50,7 @@ class Place:
             "sae_bench": version("sae-bench"),
             **({"versions": self.versions} if self.versions else {}),
         }
-        digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=6).hexdigest()
+        digest = _hash.of_value(key)
         return self.root / self.target.name / self.evaluation / sae / f"{digest}.json"
 
     def envelope(

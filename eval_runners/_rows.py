@@ -35,6 +35,7 @@ class Row:
     """Evaluation -> its results, one per seed."""
     numbers: dict[str, Number] = field(default_factory=dict)
     """Of a row that is no SAE: column -> number."""
+    _known: dict[str, Number | None] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -47,10 +48,12 @@ class Row:
         return bool({word.partition("=")[0] for word in inside.split(" ") if "=" in word} - SETS_L0)
 
     def number(self, column: Column) -> Number | None:
-        evaluation, metric = column
+        name = key(column)
         if not self.results:
-            return self.numbers.get(key(column))
-        return _read.mean_and_error(metric, self.results.get(evaluation, []))
+            return self.numbers.get(name)
+        if name not in self._known:
+            self._known[name] = _read.mean_and_error(column[1], self.results.get(column[0], []))
+        return self._known[name]
 
     def why_not(self, column: Column) -> str:
         """Why there is no number."""

@@ -170,7 +170,7 @@ def _show(scoring: Scoring, results: list[tuple[Found, Result]], args: Any, base
     for found, result in results:
         columns.setdefault(found.label, []).append(result)
     learnt = [result for found, result in results if found.learns] or [result for _, result in results]
-    others = _read.comparable(place.root, place.target.name, place.evaluation, learnt)
+    others = _read.comparable([place.root, _read.PUBLISHED], place.target.name, place.evaluation, learnt)
     shown = {_read.weights(result) for _, result in results}
     others = {k: v for k, v in others.items() if k not in columns and not shown & {*map(_read.weights, v)}}
     _table.print_metrics(evaluator.METRICS, {**columns, **others})

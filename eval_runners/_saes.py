@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sae_variants import _grid, _plan, _register, _train
+from sae_variants import _grid, _hash, _plan, _register, _train
 from sae_variants._errors import UsageError, one_of
-from sae_variants._models import content_hash
 from sae_variants._plan import Plan
 from sae_variants._targets import Target
 
@@ -37,7 +36,9 @@ class Found:
 
     def weight_hash(self) -> str:
         """Hash of config and weights: a result belongs to these and no others."""
-        return content_hash(sorted(self.folder.glob("sae_weights.safetensors")) + sorted(self.folder.glob("cfg.json")))
+        return _hash.of_files(
+            sorted(self.folder.glob("sae_weights.safetensors")) + sorted(self.folder.glob("cfg.json"))
+        )
 
     def load(self, device: str) -> Any:
         """The SAE in inference form; decoder rows of unit norm, as SAEBench has them for SAEs that it loads."""
@@ -133,7 +134,7 @@ def _from_place(name: str) -> Found:
     metadata = json.loads((folder / "cfg.json").read_text()).get("metadata", {})
     _, config_class = SAE_TRAINING_CLASS_REGISTRY.get(metadata.get("training_architecture"), (None, None))
     if is_folder(name) and not (folder / _plan.RECORD).is_file():
-        label = f"{label}-{content_hash([folder / 'sae_weights.safetensors'])[:6]}"
+        label = f"{label}-{_hash.of_files([folder / 'sae_weights.safetensors'])[:6]}"
     return Found(label, folder, metadata.get("seed"), metadata.get("training_tokens"), _learns(config_class))
 
 

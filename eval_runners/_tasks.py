@@ -8,7 +8,6 @@ that what a probe is tested on was never trained on.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import random
 import re
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from eval_runners import _cache
+from sae_variants import _hash
 from sae_variants._errors import UsageError, one_of
-from sae_variants._models import content_hash
 from sae_variants.sandbox import corpus, tasks
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -43,7 +42,7 @@ def register_file(path: str) -> str:
     file = Path(path)
     if not file.is_file() or file.suffix.lower() not in SUFFIXES:
         raise UsageError(f"no file of tasks {path!r}: give a {', '.join(SUFFIXES)} with columns text and label")
-    name = f"local/{file.stem}-{content_hash([file])[:6]}"
+    name = f"local/{file.stem}-{_hash.of_files([file])[:6]}"
     _files[name] = file
     return name
 
@@ -64,13 +63,12 @@ def version(name: str, train_set_size: int, test_set_size: int, seed: int) -> st
     """Hash of the very documents that are served; for a dataset on the Hub its name, which is all that is known."""
     if not is_ours(name):
         return name
-    served = json.dumps(split(name, train_set_size, test_set_size, seed))
-    return hashlib.blake2b(served.encode(), digest_size=8).hexdigest()
+    return _hash.of_value(split(name, train_set_size, test_set_size, seed), size=8)
 
 
 def package_version(name: str) -> str:
     """The content of one of the 113 datasets of the sae-probes package."""
-    return content_hash([tasks.path_of(name)])
+    return _hash.of_files([tasks.path_of(name)])
 
 
 @cache
@@ -203,8 +201,8 @@ def classes(name: str) -> Classes:
 
     key = {
         "documents": name,
-        "content": content_hash(files),
-        "code": content_hash([Path(__file__), Path(tasks.__file__)]),
+        "content": _hash.of_files(files),
+        "code": _hash.of_files([Path(__file__), Path(tasks.__file__)]),
     }
     return json.loads((_cache.stored(key, make) / DOCUMENTS).read_text())
 

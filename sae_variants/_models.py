@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from sae_variants import _hash
 from sae_variants._errors import UsageError, one_of
 
 SANDBOX = "sandbox"
@@ -113,21 +113,11 @@ def register_sandbox() -> None:
     register_folder(SANDBOX, _folders[SANDBOX])
 
 
-def content_hash(files: list[Path]) -> str:
-    """Sixteen hex digits of the bytes of some files, in the order given."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def model_id(name: str) -> str:
     """What stands for a model in a hash: the content of a local folder, else the name on the Hub."""
     if name not in _folders:
         return name
-    return content_hash(model_files(_folders[name]))
+    return _hash.of_files(model_files(_folders[name]))
 
 
 def revision(name: str) -> str:
@@ -163,7 +153,7 @@ def name_folder(folder: Path) -> str:
     ):
         if not any(path for pattern in patterns for path in folder.glob(pattern)):
             raise UsageError(f"{folder} holds no {what} ({', '.join(patterns)})")
-    name = "local-" + content_hash(model_files(folder))
+    name = "local-" + _hash.of_files(model_files(folder))
     register_folder(name, folder.resolve())
     return name
 

@@ -8,15 +8,13 @@ The root is `--trained`, else the environment variable SAE_VARIANTS_TRAINED, els
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sae_variants import _models, _register
+from sae_variants import _hash, _models, _register
 from sae_variants._errors import UsageError, one_of
 from sae_variants._targets import Target
 
@@ -139,8 +137,7 @@ class Plan:
 
     @cached_property
     def folder(self) -> Path:
-        digest = hashlib.blake2b(json.dumps(self.key, sort_keys=True).encode(), digest_size=6).hexdigest()
-        return self.root / self.target.name / self.name.replace(":", "_") / digest
+        return self.root / self.target.name / self.name.replace(":", "_") / _hash.of_value(self.key)
 
     @property
     def sized(self) -> dict[str, Any]:

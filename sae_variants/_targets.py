@@ -10,8 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sae_variants import _hash
 from sae_variants._errors import UsageError, one_of
-from sae_variants._models import SANDBOX, content_hash, hub_errors, name_folder
+from sae_variants._models import SANDBOX, hub_errors, name_folder
 from sae_variants.sandbox.corpus import content_key, split_of
 
 FOLDER = Path(__file__).parent / "targets"
@@ -48,14 +49,14 @@ class Target:
         """What results call the text: a name that holds no path of this machine."""
         if not self.is_local or self.dataset == SANDBOX:
             return self.dataset
-        return f"local-{content_hash(text_files(Path(self.dataset)))}"
+        return f"local-{_hash.of_files(text_files(Path(self.dataset)))}"
 
     @property
     def text_version(self) -> str | None:
         """Changes when the sandbox's documents do. Local text is named by its content, a Hub dataset is not."""
         if self.dataset != SANDBOX:
             return None
-        code = content_hash([Path(__file__).parent / "sandbox" / "corpus.py"])
+        code = _hash.of_files([Path(__file__).parent / "sandbox" / "corpus.py"])
         return f"sae-probes {version('sae-probes')}, corpus {code}"
 
 

@@ -39,7 +39,15 @@ def run(installed, *words):
 def test_it_is_listed(installed):
     said = run(installed, "eval_runners", "list").stdout
     assert "  firing                       how many latents fire on a token of held-out text" in said
-    assert "  gentle                       TopK whose k is per token" in said
+    assert "  gentle                       TopK, k latents per token" in said
+
+
+def test_the_readme_shows_it():
+    readme = (PLUGIN.parent.parent / "README.md").read_text()
+    for path in PLUGIN.rglob("*.py"):
+        code = path.read_text()
+        assert code in readme, path.name
+        assert sum(bool(line.strip()) for line in code.splitlines()) < 20
 
 
 def test_it_trains_is_scored_and_stands_on_the_leaderboard(installed, tmp_path, model_folder, text_file):

@@ -116,7 +116,7 @@ def test_only_whole_sets_of_seeds_of_one_kind_stand_in_the_table(tmp_path, capsy
     make(tmp_path, "wide", 0, 0.5, d_sae=9)
     make(tmp_path, "long", 0, 0.5, tokens=6)
     (tmp_path / "t" / "e" / "mine" / "broken.json").write_text("{")
-    found = _read.comparable(tmp_path, "t", "e", like)
+    found = _read.comparable([tmp_path], "t", "e", like)
     assert set(found) == {"mine", "whole"}
     assert [result["eval_result_metrics"]["x"] for result in found["whole"]] == [0.5, 0.9]
     assert "broken.json is not a result" in capsys.readouterr().out

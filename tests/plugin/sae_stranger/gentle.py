@@ -1,4 +1,4 @@
-"""gentle: TopK whose k is per token, with half of SAELens' auxiliary loss. See arXiv 2406.04093."""
+"""gentle: TopK, k latents per token, with half of SAELens' auxiliary loss (arXiv 2406.04093)."""
 
 from dataclasses import dataclass
 
@@ -9,18 +9,15 @@ from sae_variants import register
 
 @dataclass
 class GentleConfig(TopKTrainingSAEConfig):
-    k: int = 32
-    """Latents that fire, per token."""
     aux_loss_coefficient: float = 0.5
 
     @classmethod
-    def architecture(cls) -> str:
+    def architecture(cls):
         return "gentle_topk"
 
     def get_inference_config_class(self):
-        return TopKSAEConfig  # changes training only, so it saves as a stock `topk`
+        return TopKSAEConfig  # only training differs: it saves as a stock `topk`
 
 
 @register(GentleConfig)
-class Gentle(TopKTrainingSAE):
-    pass
+class Gentle(TopKTrainingSAE): ...
