@@ -93,7 +93,7 @@ def build(
     boards = _boards.boards(results)
     saes, warnings = [], []
     for one in found:
-        own = [result for result in results if _read.provenance(result).get("weight_hash") == one.weight_hash()]
+        own = [result for result in results if _read.provenance(result).get("weight_hash") == one.weight_hash]
         reasons = [reason for result in own for reason in result["eval_result_unstructured"]["not_trained_because"]]
         problem = f"untrained: {'; '.join(dict.fromkeys(reasons))}" if reasons else "" if own else "without any result"
         if problem and not force:
@@ -123,7 +123,7 @@ def _described(one: Any, own: list[Result]) -> dict[str, Any]:
         "id": f"{hook_name}-{name}-{sae.cfg.d_sae}-{l0}{seed}", "label": one.label, "name": name,
         "model": metadata.model_name, "hook_name": hook_name, "d_in": sae.cfg.d_in, "d_sae": sae.cfg.d_sae,
         "l0": f"{row.l0:.1f}" if row.l0 else "-", "tokens": _render.count(one.training_tokens), "seed": one.seed,
-        "plain": sae.cfg.architecture() if stock else "", "hash": one.weight_hash(), "row": row, "results": own,
+        "plain": sae.cfg.architecture() if stock else "", "hash": one.weight_hash, "row": row, "results": own,
     }  # fmt: skip
 
 
@@ -140,6 +140,8 @@ def _copy(source: Path, folder: Path, own: list[Result]) -> None:
     texts |= {f"results/{result['eval_type_id']}.json": result for result in own}
     for name, value in texts.items():
         (folder / name).write_text(json.dumps(without_paths(value), indent=2) + "\n")
+    if without_paths(texts["cfg.json"]) == texts["cfg.json"]:
+        shutil.copyfile(source / "cfg.json", folder / "cfg.json")  # its results are known by the hash of these bytes
 
 
 def without_paths(value: Any) -> Any:

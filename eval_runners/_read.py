@@ -115,7 +115,8 @@ def conditions(result: Result) -> dict[str, Any]:
     metadata = cfg.get("metadata")  # SAEBench's sae-probes writes it as a text
     hook_name = cfg.get("hook_name") or (metadata.get("hook_name") if isinstance(metadata, dict) else None)
     documents = provenance(result).get("read") or None
-    return {"evaluation": result["eval_type_id"], "hook_name": hook_name, "documents": documents, **found}
+    said = {name: provenance(result).get(name) for name in ("text", "text_version")}
+    return {"evaluation": result["eval_type_id"], "hook_name": hook_name, "documents": documents, **said, **found}
 
 
 def _plain(key: str, value: Any) -> Any:

@@ -13,7 +13,7 @@ import math
 import os
 import shlex
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ class Place:
     """Of what the evaluation reads beside the target's text."""
     device: str
     command: list[str]
+    commit: str | None = field(default_factory=lambda: commit())
+    """When the work began, whatever is committed meanwhile."""
 
     def path(self, sae: str, weight_hash: str) -> Path:
         from sae_variants._models import model_id
@@ -70,7 +72,7 @@ class Place:
             "not_trained_because": failures,
             "provenance": {
                 "command": shlex.join(without_paths(self.command)),
-                "commit": commit(),
+                "commit": self.commit,
                 "versions": {
                     p: version(p) for p in ("sae-variants", "sae-lens", "sae-bench", "transformer-lens", "torch")
                 },
@@ -79,9 +81,11 @@ class Place:
                 "seed": found.seed,
                 "training_tokens": found.training_tokens,
                 "weight_hash": weight_hash,
+                "kind": found.kind,
                 "target": self.target.name,
                 "hook_name": self.target.hook_name,
                 "text": self.target.text_id,
+                "text_version": self.target.text_version,
                 "read": self.versions,
             },
         }

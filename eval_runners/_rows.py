@@ -138,8 +138,9 @@ def identity(result: Result) -> tuple[Any, ...]:
         "trained_as": metadata.get("training_architecture_details"),
         "as": metadata.get("training_architecture"),
     }
+    kind = provenance.get("kind") or text(details)
     known_tokens = tokens if isinstance(tokens, int) and tokens >= 0 else None  # SAEBench writes -100000 for unknown
-    return label, cfg.get("d_sae"), known_tokens, text(details)
+    return label, cfg.get("d_sae"), known_tokens, kind
 
 
 def text(value: Any) -> str:

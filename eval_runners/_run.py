@@ -45,7 +45,8 @@ def main(name: str, argv: list[str]) -> int:
     overrides = _cli.extra_options(extra, prefix=TRAIN_PREFIX)
     _cli.quiet()
     target, device = _cli.target_of(args), _cli.device_of(args)
-    command = ["python", "-m", f"eval_runners.{name}", *argv]
+    is_own = _contract.places()[name] == f"eval_runners.{name}"
+    command = ["python", "-m", *([f"eval_runners.{name}"] if is_own else ["eval_runners", name]), *argv]
     scoring = prepared(name, target, _cli.given(args, evaluator.EvalConfig), Path(args.output), device, command)
     baseline = _baseline(args.baseline, scoring) if args.baseline is not None else None
     _result.writable(Path(args.output))
@@ -139,7 +140,7 @@ def score(scoring: Scoring, found: Found, title: str, model_of: Callable[[], Any
         Untrained: there can be no result.
     """
     evaluator, config, target, place = scoring.evaluator, scoring.config, scoring.target, scoring.place
-    weight_hash = found.weight_hash()
+    weight_hash = found.weight_hash
     path = place.path(found.path_name, weight_hash)
     if path.exists() and not force:
         try:

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ class Found:
     seed: int | None
     training_tokens: int | None
     """None where the SAE does not say."""
+    kind: str | None = None
+    """Hash of what it was trained with, but for the seed; None for one that was not trained here."""
     learns: bool = True
     """False for `random`, which may be untrained."""
     cell: _grid.Cell = field(default_factory=dict)
@@ -34,6 +37,7 @@ class Found:
     def path_name(self) -> str:
         return self.label.partition("[")[0].replace(":", "_").replace("/", "_")
 
+    @cached_property
     def weight_hash(self) -> str:
         """Hash of config and weights: a result belongs to these and no others."""
         return _hash.of_files(
@@ -113,7 +117,7 @@ def _from_plan(plan: Plan, axes: Iterable[str]) -> Found:
     record = json.loads((plan.folder / _plan.RECORD).read_text())
     learns = _learns(_register.resolve(plan.name).config_class)
     cell = {field: plan.values[field] for field in axes if field in plan.values}
-    return Found(plan.label, plan.folder, plan.settings.seed, record["trained_tokens"], learns, cell)
+    return Found(plan.label, plan.folder, plan.settings.seed, record["trained_tokens"], plan.kind, learns, cell)
 
 
 def _learns(config_class: type | None) -> bool:
@@ -135,7 +139,18 @@ def _from_place(name: str) -> Found:
     _, config_class = SAE_TRAINING_CLASS_REGISTRY.get(metadata.get("training_architecture"), (None, None))
     if is_folder(name) and not (folder / _plan.RECORD).is_file():
         label = f"{label}-{_hash.of_files([folder / 'sae_weights.safetensors'])[:6]}"
-    return Found(label, folder, metadata.get("seed"), metadata.get("training_tokens"), _learns(config_class))
+    learns, seed, tokens = _learns(config_class), metadata.get("seed"), metadata.get("training_tokens")
+    return Found(label, folder, seed, tokens, _recorded_kind(folder), learns)
+
+
+def _recorded_kind(folder: Path) -> str | None:
+    """What it was trained with, from the record that training and publishing leave beside the weights."""
+    for name in (_plan.RECORD, "runner_cfg.json"):
+        try:
+            return _plan.kind_of(json.loads((folder / name).read_text()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None
 
 
 def _download(hub_id: str) -> Path:

@@ -46,7 +46,13 @@ _NAMES: tuple[tuple[str, str, Direction], ...] = tuple(
     (f"{what}_{k}", f"{what} accuracy, k = {k}", "higher") for what in ("topic", "token") for k in KS
 )
 METRICS = tuple(
-    Metric(f"{group}.{name}", f"{group}: {title}", better, f"eval_result_metrics.{group}.{name}")
+    Metric(
+        f"{group}.{name}",
+        f"{group}: {title}",
+        better,
+        f"eval_result_metrics.{group}.{name}",
+        short=f"{group}: {name.replace('_', ', k = ')}" if group != "all" else "",
+    )
     for group in GROUPS
     for name, title, better in _NAMES
 )

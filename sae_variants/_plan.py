@@ -20,6 +20,8 @@ from sae_variants._targets import Target
 
 CHECKPOINT_SUFFIX = ".checkpoint"
 RECORD = "training.json"
+KEY = ("name", "model", "hook_name", "text", "text_version", "dtype", "fields")
+"""What decides the weights, beside the settings."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -129,6 +131,11 @@ class Plan:
             "fields": self.resolved,
         }
 
+    @cached_property
+    def kind(self) -> str:
+        """Hash of all that decides the weights but the seed."""
+        return kind_of(self.key)
+
     @property
     def resolved(self) -> dict[str, Any]:
         """Every field of the variant's config, defaults included: a changed default is another SAE."""
@@ -151,6 +158,12 @@ class Plan:
     @property
     def is_trained(self) -> bool:
         return (self.folder / RECORD).is_file()
+
+
+def kind_of(key: dict[str, Any]) -> str:
+    """The same of a `key`, as it stands in a trained SAE's record."""
+    settings = {name: value for name, value in key["settings"].items() if name != "seed"}
+    return _hash.of_value({**{name: key[name] for name in KEY}, "settings": settings})
 
 
 def plan(name: str, target: Target, overrides: dict[str, Any] | None = None, root: str | Path | None = None) -> Plan:
