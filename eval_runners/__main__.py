@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 
 from eval_runners import _contract, _run
-from sae_variants import _cli, _register
+from sae_variants import _cli, _plugins
 from sae_variants.__main__ import main as sae_variants_main
 from sae_variants._errors import run_command
 
@@ -33,10 +33,12 @@ def main(argv: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, line in COMMANDS.items():
         commands.add_parser(name, help=line)
+    for name in _contract.names():
+        commands.add_parser(name)
     parser.parse_args(argv)
     print("evaluations")
     for name, module in _contract.places().items():
-        print(f"  {name:28} {_register.first_line(module)}")
+        print(f"  {name:28} {_plugins.first_line(module)}")
     return sae_variants_main(["list"])
 
 

@@ -13,17 +13,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from eval_runners import _read, _rows
+from eval_runners import _contract, _read, _rows
 from eval_runners._read import Result
-from eval_runners._rows import Column, Number, Row
+from eval_runners._rows import OLDER, Column, Number, Row
 
 SAME_L0 = 1.1
+"""Rows whose L0 is at most so many times the least of their group are ranked together."""
 
 
 @dataclass(frozen=True)
 class Board:
     model: str
     hook_name: str | None
+    number: int
+    """1 for the board with most results of that model and hook; others hold those made under other conditions."""
     conditions: dict[str, dict[str, Any]]
     """Evaluation -> what all its results on this board have in common."""
     rows: list[Row]
@@ -72,17 +75,23 @@ class Board:
 
 
 def _groups(rows: list[Row]) -> Iterable[list[Row]]:
-    """Rows of one width, number of training tokens and, within 10 % of the least, L0."""
+    """Rows of one width, training tokens and, within 10 % of the least, L0; what is not known matches nothing."""
     group: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row.d_sae or 0, row.training_tokens or 0, row.l0 or 0, row.label)):
-        first = group[0] if group else row
-        same = (row.d_sae, row.training_tokens) == (first.d_sae, first.training_tokens)
-        if group and not (same and (row.l0 or 0) <= SAME_L0 * (first.l0 or 0)):
+    known = [row for row in rows if None not in _matched_by(row)]
+    for row in sorted(known, key=lambda row: (*_matched_by(row), row.label)):
+        *same, l0 = _matched_by(row)
+        *of_group, least = _matched_by(group[0] if group else row)
+        if group and (same != of_group or l0 > SAME_L0 * least):
             yield group
             group = []
         group.append(row)
     if group:
         yield group
+    yield from ([row] for row in rows if row not in known)
+
+
+def _matched_by(row: Row) -> tuple[Any, Any, Any]:
+    return row.d_sae, row.training_tokens, row.l0
 
 
 def boards(results: list[Result], evaluations: list[str] | None = None) -> list[Board]:
@@ -101,12 +110,12 @@ def boards(results: list[Result], evaluations: list[str] | None = None) -> list[
         clusters = {name: _clusters(by_evaluation[name]) for name in order}
         for number in range(max(map(len, clusters.values()))):
             chosen = {name: parts[number] for name, parts in clusters.items() if number < len(parts)}
-            found.append(_board(model, hook_name, chosen))
+            found.append(_board(model, hook_name, number + 1, chosen))
     return found
 
 
 def _place(evaluation: str, wanted: list[str] | None) -> tuple[int, str]:
-    usual = wanted or ["core", "sparse_probing", "positional_consistency"]
+    usual = wanted or list(_contract.USUAL)
     return (usual.index(evaluation) if evaluation in usual else len(usual)), evaluation
 
 
@@ -151,7 +160,7 @@ def _clusters(units: list[_Unit]) -> list[list[_Unit]]:
         units, key=lambda unit: (-sum(v is not None for v in unit.conditions.values()), unit.identity[0])
     ):
         for cluster in clusters:
-            if not _read.differing(cluster[0].conditions, unit.conditions):
+            if not any(_read.differing(member.conditions, unit.conditions) for member in cluster):
                 cluster.append(unit)
                 break
         else:
@@ -159,11 +168,7 @@ def _clusters(units: list[_Unit]) -> list[list[_Unit]]:
     return sorted(clusters, key=lambda cluster: (-len(cluster), _rows.text(cluster[0].conditions)))
 
 
-def _said(conditions: dict[str, Any]) -> int:
-    return sum(value is not None for value in conditions.values())
-
-
-def _board(model: str, hook_name: str | None, chosen: dict[str, list[_Unit]]) -> Board:
+def _board(model: str, hook_name: str | None, number: int, chosen: dict[str, list[_Unit]]) -> Board:
     rows: dict[tuple[Any, ...], Row] = {}
     for units in chosen.values():
         for unit in units:
@@ -173,9 +178,9 @@ def _board(model: str, hook_name: str | None, chosen: dict[str, list[_Unit]]) ->
     trained = [row for row in named if not row.untrained]
     untrained = sorted((row for row in named if row.untrained), key=lambda row: row.label)
     conditions = {name: units[0].conditions for name, units in chosen.items()}
-    board = Board(model, hook_name, conditions, trained)
+    board = Board(model, hook_name, number, conditions, trained)
     ordered = [row for group in board.groups for row in _best_first(group, board.shown)]
-    return Board(model, hook_name, conditions, [*ordered, *_references(chosen), *untrained])
+    return Board(model, hook_name, number, conditions, [*ordered, *_references(chosen), *untrained])
 
 
 def _told_apart(rows: list[Row]) -> list[Row]:
@@ -186,7 +191,7 @@ def _told_apart(rows: list[Row]) -> list[Row]:
     for row in newest_first:
         at = (row.label, row.d_sae, row.training_tokens)
         seen[at] = seen.get(at, 0) + 1
-        named.append(replace(row, label=f"{row.label} #{seen[at]}") if seen[at] > 1 else row)
+        named.append(replace(row, label=f"{row.label}{OLDER}{seen[at]}") if seen[at] > 1 else row)
     return named
 
 

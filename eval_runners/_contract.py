@@ -13,21 +13,22 @@ may define
     details(result)                   -> rows, as dicts, of the table that --details prints
     untrained(result)                 -> what in a result, of anyone's, says that the SAE is not trained
 
-and ends with a call of `_run.run`. `_run` does everything else: it finds the SAEs, reuses finished
-results, writes files, prints the table.
+One in this folder ends with a call of `_run.run`, so that `python -m eval_runners.NAME` runs it. `_run` does everything
+else: it finds the SAEs, reuses finished results, writes files, prints the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from sae_variants import _plugins
 from sae_variants._errors import one_of
-from sae_variants._register import import_place, with_plugins
 
 Direction = Literal["higher", "lower", "neither"]
+USUAL = ("core", "sparse_probing", "positional_consistency")
+"""Evaluations that are run, and shown first, where nothing else is asked for."""
 ARROWS: dict[str, str] = {"higher": "↑", "lower": "↓", "neither": ""}
 
 
@@ -64,20 +65,13 @@ class Evaluation:
     """Arrays and pictures to lie beside the result, by the end of their name: `<hash>.autocorrelation.png`."""
 
 
-class Evaluator(Protocol):
-    EvalConfig: type
-    METRICS: tuple[Metric, ...]
-    output_class: Callable[[], type]
-    evaluate: Callable[..., Evaluation]
-
-
 def places() -> dict[str, str]:
     """Every evaluation with its module: the files beside this one without an underscore, and those of other packages.
 
     Another package names its own in the entry-point group `eval_runners`. Imports nothing.
     """
     files = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
-    return with_plugins("eval_runners", {stem: f"eval_runners.{stem}" for stem in files})
+    return _plugins.joined("eval_runners", {stem: f"eval_runners.{stem}" for stem in files})
 
 
 def names() -> list[str]:
@@ -87,7 +81,12 @@ def names() -> list[str]:
 def module(name: str) -> Any:
     """The module of an evaluation. UsageError for a name that is none, or a module that cannot be imported."""
     one_of("evaluation", name, names())
-    return import_place(places()[name])
+    return _plugins.load(places()[name])
+
+
+def of_type(eval_type_id: str) -> str:
+    """The name of the evaluation whose results call themselves so; the same word where there is none."""
+    return next((name for name in names() if eval_type(module(name)) == eval_type_id), eval_type_id)
 
 
 def eval_type(module: Any) -> str:

@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval_runners import _boards, _read, _render, _rows, _table
+from eval_runners import _boards, _contract, _read, _render, _rows, _table
 from eval_runners._boards import Board
+from eval_runners._files import write_whole
 from eval_runners._read import BASELINES, PUBLISHED, RUNS, Result
 from eval_runners._rows import Row
 from sae_variants import _cli, _hash
@@ -55,12 +56,12 @@ def main(argv: list[str]) -> int:
         (args.json, "--json", _render.as_json),
     ):  # fmt: skip
         if file:
-            write(Path(file), text(boards), option)
+            write_whole(Path(file), text(boards), option)
     if args.baseline:
         _differences(boards, _read.load(Path(args.baseline)), Path(args.baseline).stem)
-    elif args.keep:
+    if args.keep:
         _keep(boards, Path(args.keep))
-    elif not (args.markdown or args.csv or args.json):
+    if not (args.baseline or args.keep or args.markdown or args.csv or args.json):
         _render.show(boards)
     return 1 if broken else 0
 
@@ -158,18 +159,8 @@ def fill(file: Path, results: list[Result], check: bool) -> int:
         print(f"{file}: {'up to date' if new == text else 'out of date: run make leaderboard'}")
         return int(new != text)
     if new != text:
-        write(file, new, "--readme")
+        write_whole(file, new, "--readme")
     return 0
-
-
-def write(path: Path, text: str, option: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}; give another {option}") from error
 
 
 def _differences(boards: list[Board], baseline: Result, name: str) -> None:
@@ -194,9 +185,8 @@ def _keep(boards: list[Board], folder: Path) -> None:
         slim = {**result, "eval_result_details": []}
         name = str(result["sae_lens_id"]).partition("[")[0].replace(":", "_").replace("/", "_")
         digest = _hash.of_value([said["weight_hash"], _read.conditions(result)])
-        place = folder / said["target"] / result["eval_type_id"] / name / f"{digest}.json"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write(place, json.dumps(slim) + "\n", "--keep")
+        place = folder / said["target"] / _contract.of_type(result["eval_type_id"]) / name / f"{digest}.json"
+        write_whole(place, json.dumps(slim) + "\n", "--keep")
 
 
 def _why(argv: list[str]) -> int:
@@ -233,8 +223,11 @@ def separating(board: Board, row: Row, other_board: Board, other: Row) -> list[s
         )
         if a != b
     ]
-    if row.l0 and other.l0 and max(row.l0, other.l0) > _boards.SAME_L0 * min(row.l0, other.l0):
-        lines.append(f"L0 is {row.l0:.1f} for {row.label} and {other.l0:.1f} for {other.label}")
+    matched = board is other_board and other in board.group(row)
+    levels = sorted(one.l0 for one in (row, other) if one.l0)
+    if not matched and len(levels) == 2 and (not lines or levels[1] > _boards.SAME_L0 * levels[0]):
+        lines.append(f"L0 is {row.l0:.1f} for {row.label} and {other.l0:.1f} for {other.label}: matched is within 10 %")
+    lines += [f"L0 of {one.label} is not known" for one in (row, other) if one.l0 is None]
     lines += [f"{one.label} is untrained: {'; '.join(one.untrained)}" for one in (row, other) if one.untrained]
     for evaluation in dict.fromkeys([*row.results, *other.results]):
         missing = [one.label for one in (row, other) if evaluation not in one.results]

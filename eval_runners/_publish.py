@@ -23,12 +23,12 @@ from typing import Any
 from eval_runners import _boards, _leaderboard, _read, _render, _rows, _run
 from eval_runners._boards import Board
 from eval_runners._read import Result
+from eval_runners._result import without_paths
 from sae_variants import _cli, _models, _plan, _register
 from sae_variants._errors import UsageError
 
 TEMPLATE = Path(__file__).parent / "card.md"
 COPIED = ("sae_weights.safetensors", "sparsity.safetensors")
-ABSOLUTE_PATH = re.compile(r"(?<![\w:/.])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+([^\s/\\'\"]*)")
 SAID = {
     401: "the Hub does not know you: log in with `hf auth login`, or set HF_TOKEN",
     403: "your token may not write there: give it write access, or another --repo",
@@ -142,15 +142,6 @@ def _copy(source: Path, folder: Path, own: list[Result]) -> None:
         (folder / name).write_text(json.dumps(without_paths(value), indent=2) + "\n")
     if without_paths(texts["cfg.json"]) == texts["cfg.json"]:
         shutil.copyfile(source / "cfg.json", folder / "cfg.json")  # its results are known by the hash of these bytes
-
-
-def without_paths(value: Any) -> Any:
-    """The same with every absolute path cut down to its last part."""
-    if isinstance(value, dict):
-        return {key: without_paths(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [without_paths(part) for part in value]
-    return ABSOLUTE_PATH.sub(r"\1", value) if isinstance(value, str) else value
 
 
 def card(repo: str, saes: list[dict[str, Any]], boards: list[Board], licence: str, warning: str) -> str:

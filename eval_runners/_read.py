@@ -57,8 +57,8 @@ def tree(folders: list[Path]) -> tuple[list[Result], list[str]]:
         if path.suffix == ".jsonl":
             try:
                 lines = path.read_text().splitlines()
-            except OSError as error:
-                broken.append(f"cannot read {path}: {error.strerror}")
+            except (OSError, UnicodeDecodeError) as error:
+                broken.append(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not text'}")
                 continue
             texts = {f"{path}, line {number}": line for number, line in enumerate(lines, start=1) if line.strip()}
         elif path.suffix != ".json":
@@ -98,12 +98,12 @@ def provenance(result: Result) -> dict[str, Any]:
 
 
 def mean_and_error(metric: _contract.Metric, results: list[Result]) -> tuple[float, float | None] | None:
-    """Mean and standard error over the seeds; no error where they all agree, nothing if one has no number."""
+    """Mean and standard error over the seeds; no error for one seed, nothing if one has no number."""
     values = [value(metric, result) for result in results]
     numbers = [v for v in values if v is not None]
     if not numbers or len(numbers) < len(values):
         return None
-    if len(set(numbers)) == 1:  # one seed, or a number that does not depend on it
+    if len(numbers) == 1:
         return numbers[0], None
     return fmean(numbers), stdev(numbers) / sqrt(len(numbers))
 

@@ -14,9 +14,9 @@ from eval_runners._rows import Column, Number, Row
 
 BOLD, FRONT = "**", "◆"
 LEGEND = (
-    "Mean ± standard error over seeds. Bold: best, or not told apart from the best by one standard error, among "
-    f"trained SAEs of that width, number of training tokens and (within 10 %) L0. {FRONT}: no SAE on this board has "
-    "more with as little L0."
+    "Mean ± standard error over seeds. Bold: best, or not told apart from the best by one standard error, among those "
+    "trained SAEs of this table that have several seeds, that width, number of training tokens and (within 10 %) L0. "
+    f"{FRONT}: no SAE of this table has more with as little L0."
 )
 
 
@@ -50,7 +50,8 @@ def cell(board: Board, row: Row, column: Column, bold: str = "") -> str:
 
 
 def title(board: Board) -> str:
-    return f"{board.model}, {board.hook_name or 'hook not said'}"
+    others = f" ({board.number})" if board.number > 1 else ""
+    return f"{board.model}, {board.hook_name or 'hook not said'}{others}"
 
 
 def described(conditions: dict[str, Any]) -> str:
@@ -78,9 +79,7 @@ def _board(board: Board) -> list[str]:
         name = name if not row.results else f"*{name}* (untrained)" if row.untrained else f"`{name}`"
         cells = [cell(board, row, column, BOLD) for column in columns]
         l0 = f"{row.l0:.1f}" if row.l0 is not None else "-"
-        lines.append(
-            _line([name, l0, count(row.d_sae), count(row.training_tokens), str(len(row.seeds) or "-"), *cells])
-        )
+        lines.append(_line([name, l0, count(row.d_sae), count(row.training_tokens), row.n_seeds, *cells]))
     reasons = [f"`{row.label}` is untrained: {'; '.join(row.untrained)}." for row in board.rows if row.untrained]
     missing = [
         f"`{row.label}` has no {column[1].short}: {row.why_not(column)}."
@@ -165,7 +164,7 @@ def show(boards: list[Board]) -> None:
             l0 = f"{row.l0:.1f}" if row.l0 is not None else "-"
             style = "dim" if row.untrained or not row.results else None
             table.add_row(
-                _escaped(name), l0, count(row.d_sae), str(len(row.seeds) or "-"), *cells, style=style
+                _escaped(name), l0, count(row.d_sae), row.n_seeds, *cells, style=style
             )  # fmt: skip
         console.print(table)
 

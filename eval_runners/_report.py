@@ -16,6 +16,7 @@ from typing import Any
 
 from eval_runners import _contract, _leaderboard, _render, _rows
 from eval_runners._boards import Board
+from eval_runners._files import write_whole
 from eval_runners._rows import Row
 from sae_variants import _cli
 
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     boards, broken = _leaderboard.found(args)
     text = page(boards, broken)
-    _leaderboard.write(Path(args.output), text, "--output")
+    write_whole(Path(args.output), text, "--output")
     rows = sum(bool(row.results) for board in boards for row in board.rows)
     print(f"{args.output}: {rows} rows on {len(boards)} boards, {len(text.encode()) / 2**20:.1f} MiB")
     return 1 if broken else 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_runners import _contract
+from eval_runners._files import write_whole
 from sae_variants import _hash
 from sae_variants._errors import UsageError
 from sae_variants._targets import Target
@@ -92,14 +94,18 @@ class Place:
         return result
 
 
-def without_paths(argv: list[str]) -> list[str]:
-    """The words of a command with the last part of each path only: a result may be published."""
+ABSOLUTE_PATH = re.compile(
+    r"(?:file://)?(?<![\w:/.])(?:~\w*|[A-Za-z]:|\.\.)?[/\\](?:[^\s/\\'\"]+[/\\])*([^\s/\\'\"]*)|file://(?:/[^\s/]+)*/([^\s/]+)"
+)
 
-    def last_part(word: str) -> str:
-        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        return option + equals + (value.rstrip("/").rpartition("/")[2] if value.startswith(("/", "~", "..")) else value)
 
-    return [last_part(word) for word in argv]
+def without_paths(value: Any) -> Any:
+    """The same with every absolute path in it cut down to its last part: a result may be published."""
+    if isinstance(value, dict):
+        return {key: without_paths(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [without_paths(part) for part in value]
+    return ABSOLUTE_PATH.sub(r"\1\2", value) if isinstance(value, str) else value
 
 
 def validate(output_class: type, result: dict[str, Any]) -> None:
@@ -152,12 +158,5 @@ def writable(root: Path) -> Path:
 def write(path: Path, result: dict[str, Any], files: dict[str, bytes]) -> None:
     """The result, after the files that lie beside it, each whole or not at all."""
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for ending, content in {**files, "json": text.encode()}.items():
-            partial.write_bytes(content)
-            partial.replace(path.with_suffix(f".{ending}"))
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}; give another --output") from error
+    for ending, content in {**files, "json": text.encode()}.items():
+        write_whole(path.with_suffix(f".{ending}"), content, "--output")

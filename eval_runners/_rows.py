@@ -19,6 +19,8 @@ from sae_variants._errors import one_of
 Number = tuple[float, float | None]
 Column = tuple[str, Metric]
 """Evaluation and metric."""
+OLDER = " #"
+"""Parts the label of an older kind of SAE from its number."""
 SETS_L0 = {"k", "l1_coefficient", "l0_coefficient"}
 NOT_THE_KIND = {
     "metadata", "device", "dtype", "sae_lens_training_version", "neuronpedia_id", "dataset_path", "model_name",
@@ -39,7 +41,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        return self.label.partition("[")[0]
+        return self.label.partition("[")[0].partition(OLDER)[0]
 
     @property
     def changed_kind(self) -> bool:
@@ -78,8 +80,15 @@ class Row:
 
     @property
     def seeds(self) -> list[int]:
+        """Those of all its evaluations together."""
         found = {_read.provenance(result).get("seed") for result in self.all_results}
         return sorted(seed for seed in found if seed is not None)
+
+    @property
+    def n_seeds(self) -> str:
+        """`3`, or `1-3` where evaluations have more or fewer."""
+        counts = {len(results) for results in self.results.values()} if self.seeds else set()
+        return "-".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else "-"
 
     @cached_property
     def untrained(self) -> list[str]:

@@ -11,12 +11,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from eval_runners import _boards, _contract, _pictures, _render, _result, _run, _table
+from eval_runners import _boards, _contract, _grid_picture, _render, _result, _run, _table
 from sae_variants import _cli, _grid, _plan, _register
 from sae_variants._errors import UsageError, one_of
 from sae_variants._targets import Target
-
-USUAL = "core,sparse_probing,positional_consistency"
 
 
 def main(argv: list[str]) -> int:
@@ -24,7 +22,10 @@ def main(argv: list[str]) -> int:
 
     parser = _cli.Parser(prog="python -m eval_runners suite", description=__doc__)
     parser.add_argument(
-        "--evals", default=USUAL, metavar="NAME,...", help="evaluations, parted by commas (default: %(default)s)"
+        "--evals",
+        default=",".join(_contract.USUAL),
+        metavar="NAME,...",
+        help="evaluations, parted by commas (default: %(default)s)",
     )
     parser.add_argument(
         "--l0", metavar="16,32,64",
@@ -37,8 +38,8 @@ def main(argv: list[str]) -> int:
     words, extra = _cli.split_unknown(parser, argv)
     args = parser.parse_args(words)
     evaluations = _evaluations(args.evals)
-    if args.picture and not args.grid:
-        raise UsageError("--picture draws a --grid: give one")
+    if args.picture:
+        _grid_picture.check(Path(args.picture), args.grid)
     overrides, settings = _sorted_options(extra, evaluations)
     _cli.quiet()
     target, device = _cli.target_of(args), _cli.device_of(args)
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
         if args.csv:
             _table.write_csv(Path(args.csv), scored)
         if args.picture:
-            _pictures.grid(Path(args.picture), scored, list(cells[0]))
+            _grid_picture.draw(Path(args.picture), scored, list(cells[0]))
     return _run.verdict_code(scored, failures)
 
 

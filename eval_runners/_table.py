@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from eval_runners import _contract, _read, _rows
+from eval_runners._files import write_whole
 from eval_runners._read import Result
-from sae_variants._errors import UsageError
 
 
 def _print(table: Any) -> None:
@@ -59,13 +59,7 @@ def as_frame(results: list[tuple[Any, Result]]) -> Any:
 
 
 def write_csv(path: Path, results: list[tuple[Any, Result]]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        as_frame(results).to_csv(partial, index=False)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}; give another --csv") from error
+    write_whole(path, as_frame(results).to_csv(index=False), "--csv")
 
 
 def print_details(title: str, rows: Iterable[dict[str, Any]]) -> None:

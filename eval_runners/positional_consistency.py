@@ -84,16 +84,16 @@ METRICS = tuple(_metric(category, *described) for category in CATEGORIES for des
 
 
 def output_class() -> type:
-    from eval_runners import _own
+    from eval_runners import _envelope
 
-    return _own.output_class(NAME, EvalConfig, CATEGORIES, tuple(name for name, _, _ in _NAMES))
+    return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, tuple(name for name, _, _ in _NAMES))
 
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """All metrics, what they are made of as arrays, and pictures."""
     import torch
 
-    from eval_runners import _heldout, _own, _positions, _profiles
+    from eval_runners import _envelope, _heldout, _positions, _profiles
     from sae_variants._register import latent_groups
 
     latents = _positions.Statistics(LAGS, config.position_bins, config.seed)
@@ -139,7 +139,7 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
             values[category] |= curves[title]
     failures = [] if keep_S.any() else [f"no latent fires on {config.n_min} tokens or more"]
     files = _profiles.files(latents, keep_S, profiles, related, curves) if keep_S.any() else {}
-    output = _own.output(NAME, config, _finite(values), sae, target)
+    output = _envelope.envelope(NAME, config, _finite(values), sae, target)
     return Evaluation(output, {"tokens": latents.tokens}, failures, files)
 
 

@@ -59,9 +59,9 @@ METRICS = tuple(
 
 
 def output_class() -> type:
-    from eval_runners import _own
+    from eval_runners import _envelope
 
-    return _own.output_class(NAME, EvalConfig, GROUPS, tuple(name for name, _, _ in _NAMES))
+    return _envelope.envelope_class(NAME, EvalConfig, GROUPS, tuple(name for name, _, _ in _NAMES))
 
 
 def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
@@ -101,7 +101,7 @@ def accuracy(x_ND: Any, y_N: Any, test_x_MD: Any, test_y_M: Any, k: int) -> floa
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """Accuracy per group and k, and per class as details."""
-    from eval_runners import _own
+    from eval_runners import _envelope
     from sae_variants._register import latent_groups
 
     groups = {"all": slice(None), **latent_groups(sae)}
@@ -120,7 +120,7 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
                 values[group][f"{what}_{k}"] = fmean(found) if found else None
     known = [v for v in values["all"].values() if v is not None]
     failures = [] if any(abs(v - 0.5) > 0.02 for v in known) else ["at chance: no probe tells anything apart"]
-    return Evaluation(_own.output(NAME, config, values, sae, target), {"by_class": rows}, failures)
+    return Evaluation(_envelope.envelope(NAME, config, values, sae, target), {"by_class": rows}, failures)
 
 
 Sets = tuple[Any, Any, Any, Any]

@@ -6,17 +6,14 @@ from the config class; it may differ from the name, because SAELens already owns
 
 from __future__ import annotations
 
-import ast
-import importlib
-import importlib.util
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from sae_variants import _plugins
 from sae_variants._errors import UsageError, one_of
 
 T = TypeVar("T", bound=type)
@@ -60,34 +57,7 @@ def places() -> dict[str, str]:
     """
     folder = str(Path(__file__).parent)
     files = sorted(m.name for m in pkgutil.iter_modules([folder]) if not m.ispkg and not m.name.startswith("_"))
-    return with_plugins("sae_variants", {name: f"sae_variants.{name}" for name in files})
-
-
-def with_plugins(group: str, own: dict[str, str]) -> dict[str, str]:
-    """Names with their modules, and those that installed packages give in an entry-point group.
-
-    Raises:
-        UsageError: a name that is taken, or one that is not its module's.
-    """
-    found = dict(own)
-    for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
-        package = entry.dist.name if entry.dist else "a package"
-        if found.get(entry.name, entry.value) != entry.value:
-            raise UsageError(f"{package} names {entry.name!r} in {group}, which is {found[entry.name]} already")
-        if entry.value.rpartition(".")[2] != entry.name:
-            raise UsageError(f"{package} names {entry.name!r} in {group}, but its module is {entry.value}")
-        found[entry.name] = entry.value
-    return found
-
-
-def import_place(module: str) -> Any:
-    """Imports a variant's or an evaluation's module. UsageError for one of another package that cannot be."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        if module.startswith(("sae_variants.", "eval_runners.")):
-            raise
-        raise UsageError(f"the plugin {module} cannot be imported: {error}") from error
+    return _plugins.joined("sae_variants", {name: f"sae_variants.{name}" for name in files})
 
 
 def own_names() -> list[str]:
@@ -95,23 +65,15 @@ def own_names() -> list[str]:
     return list(places())
 
 
-def first_line(module: str) -> str:
-    """First line of a module's docstring without the name that leads it; read, not imported."""
-    spec = importlib.util.find_spec(module)
-    source = Path(spec.origin).read_text() if spec and spec.origin else ""
-    doc = ast.get_docstring(ast.parse(source)) or ""
-    return (doc.splitlines() or [""])[0].partition(": ")[2].rstrip(".")
-
-
 def summaries() -> dict[str, str]:
     """Each of these variants with its one line."""
-    return {name: first_line(module) for name, module in places().items()}
+    return {name: _plugins.first_line(module) for name, module in places().items()}
 
 
 def import_variants() -> None:
     """Imports every variant, which registers it."""
     for module in places().values():
-        import_place(module)
+        _plugins.load(module)
 
 
 def stock_names() -> list[str]:

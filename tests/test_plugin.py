@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny
 
-from sae_variants import _register
+from sae_variants import _plugins, _register
 from sae_variants._errors import UsageError
 
 PLUGIN = Path(__file__).parent / "plugin"
@@ -73,12 +73,13 @@ def test_it_trains_is_scored_and_stands_on_the_leaderboard(installed, tmp_path, 
     ],
 )
 def test_a_name_that_is_taken_or_is_not_the_modules(monkeypatch, entry, says):
-    monkeypatch.setattr(_register, "entry_points", lambda group: [EntryPoint(*entry, group)])
+    monkeypatch.setattr(_plugins, "entries", lambda group: [EntryPoint(*entry, group)])
     with pytest.raises(UsageError, match=says):
         _register.places()
 
 
 def test_a_plugin_that_cannot_be_imported(monkeypatch):
-    monkeypatch.setattr(_register, "entry_points", lambda group: [EntryPoint("gone", "no_such_package.gone", group)])
+    monkeypatch.setattr(_plugins, "entries", lambda group: [EntryPoint("gone", "no_such_package.gone", group)])
     with pytest.raises(UsageError, match=r"the plugin no_such_package\.gone cannot be imported"):
         _register.import_variants()
+    assert _register.summaries()["gone"] == "its package cannot be imported"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from eval_runners import Evaluation, Metric, envelope_class, heldout_activations, output
+from eval_runners import Evaluation, Metric, envelope, envelope_class, heldout_activations
 
 METRICS = (Metric("l0", "latents per token", "neither", "eval_result_metrics.all.l0", short="firing"),)
 
@@ -20,5 +20,5 @@ def output_class():
 def evaluate(sae, target, config, *, model, device):
     batches = heldout_activations(target, model, config.n_contexts, context_size=32)
     counts = [(sae.encode(acts[~special]) > 0).sum(-1).float().mean().item() for acts, special in batches]
-    result = output("firing", config, {"all": {"l0": sum(counts) / len(counts)}}, sae, target)
+    result = envelope("firing", config, {"all": {"l0": sum(counts) / len(counts)}}, sae, target)
     return Evaluation(result, failures=[] if any(counts) else ["no latent fires"])

@@ -15,7 +15,7 @@ from sae_variants._targets import Target
 
 
 @cache
-def output_class(evaluation: str, config_class: type, categories: tuple[str, ...], metrics: tuple[str, ...]) -> type:
+def envelope_class(evaluation: str, config_class: type, categories: tuple[str, ...], metrics: tuple[str, ...]) -> type:
     """A `BaseEvalOutput` of SAEBench's with those metrics, numbers or null, in each of those categories."""
     from pydantic import Field
     from pydantic.dataclasses import dataclass
@@ -33,7 +33,7 @@ def output_class(evaluation: str, config_class: type, categories: tuple[str, ...
     return made(f"{evaluation}_output", base.BaseEvalOutput, types, eval_type_id=Field(default=evaluation))
 
 
-def output(
+def envelope(
     evaluation: str, config: Any, metrics: dict[str, dict[str, float]], sae: Any, target: Target
 ) -> dict[str, Any]:
     """A result of an evaluation of ours: category -> metric -> value, in SAEBench's envelope."""

@@ -8,27 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from eval_runners import _rows, _table
+from eval_runners._files import write_whole
 from eval_runners._read import Result
 from sae_variants._errors import UsageError
 
 COLUMNS = 3
 
 
-def grid(path: Path, results: list[tuple[Any, Result]], axes: list[str]) -> None:
-    """Mean and standard error over seeds, one panel per metric.
+FORMATS = (".png", ".svg", ".pdf")
 
-    Raises:
-        UsageError: there is no grid, or the file cannot be written.
-    """
+
+def check(path: Path, grid: list[str]) -> None:
+    """UsageError, before any work, if there will be nothing to draw, or the file's ending is none of a picture's."""
+    if not grid:
+        raise UsageError("--picture draws a --grid: give one")
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"--picture ends with {', '.join(FORMATS)}, not {path.name!r}")
+
+
+def draw(path: Path, results: list[tuple[Any, Result]], axes: list[str]) -> None:
+    """Mean and standard error over seeds, a panel for each metric of the leaderboard, or each where it has none."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    if not axes:
-        raise UsageError("--picture draws a --grid: give one")
     table = _table.as_frame(results)
     evaluations = dict.fromkeys(result["eval_type_id"] for _, result in results)
     every = [(evaluation, metric) for evaluation in evaluations for metric in _rows.module(evaluation).METRICS]
-    panels = [column for column in every if column[1].short and _rows.key(column) in table]
+    known = [column for column in every if _rows.key(column) in table]
+    panels = [column for column in known if column[1].short] or known
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *axes])))
     first, others = axes[0], axes[1:]
     table = table.assign(line=table.apply(lambda row: _line(row, others), axis="columns"))
     values = list(dict.fromkeys(table[first].dropna()))
@@ -48,7 +56,7 @@ def grid(path: Path, results: list[tuple[Any, Result]], axes: list[str]) -> None
                     continue
                 at = [places[values.index(value)] for value in mean.index]
                 panel.errorbar(at, mean, error, marker="o", capsize=2, label=line)
-            panel.set_title(f"{metric.short} ({evaluation})", fontsize=9)
+            panel.set_title(f"{metric.short or metric.title} ({evaluation})", fontsize=9)
             panel.set_xlabel(first)
             if numeric and min(places) > 0 and max(places) / min(places) >= 8:
                 panel.set_xscale("log")
@@ -59,14 +67,8 @@ def grid(path: Path, results: list[tuple[Any, Result]], axes: list[str]) -> None
         handles, labels = grid_of_axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
         buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=110, format=path.suffix.lstrip(".") or "png")
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(buffer.getvalue())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}; give another --picture") from error
+        figure.savefig(buffer, dpi=110, format=path.suffix.lstrip(".").lower())
+    write_whole(path, buffer.getvalue(), "--picture")
 
 
 def _line(row: Any, fields: list[str]) -> str:
