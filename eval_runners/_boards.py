@@ -119,6 +119,27 @@ def _place(evaluation: str, wanted: list[str] | None) -> tuple[int, str]:
     return (usual.index(evaluation) if evaluation in usual else len(usual)), evaluation
 
 
+def beside(asked: list[Result], others: list[Result]) -> list[Row]:
+    """What may stand in one table with results just asked for: rows on their board, of their width and training tokens
+    or untrained, over the same seeds, that differ from the target's recipe in nothing that they do not."""
+    seeds = {_read.provenance(result).get("seed") for result in asked}
+    same_seeds = [result for result in others if _read.provenance(result).get("seed") in seeds]
+    hashes = {_read.weight_hash(result) for result in asked}
+    for board in boards([*asked, *same_seeds]):
+        ours = [row for row in board.rows if hashes & set(map(_read.weight_hash, row.all_results))]
+        if ours:
+            learnt = [row for row in ours if row.training_tokens] or ours
+            widths, tokens = {row.d_sae for row in ours}, {0, *(row.training_tokens for row in learnt)}
+            whole = [row for row in board.rows if row.results and row not in ours and set(row.seeds) == seeds - {None}]
+            fields = {word for row in ours for word in row.fields.split()}
+            return [
+                row
+                for row in whole
+                if row.d_sae in widths and row.training_tokens in tokens and set(row.fields.split()) <= fields
+            ]
+    return []
+
+
 @dataclass(frozen=True)
 class _Unit:
     """Results of one evaluation, under the same conditions, of one kind of SAE: one per seed."""

@@ -11,23 +11,22 @@ that of huggingface_hub (`hf auth login`, or HF_TOKEN).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import tempfile
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eval_runners import _boards, _leaderboard, _read, _render, _rows, _run
-from eval_runners._boards import Board
+from eval_runners import _boards, _card, _leaderboard, _read, _render, _rows, _run
 from eval_runners._read import Result
 from eval_runners._result import without_paths
-from sae_variants import _cli, _models, _plan, _register
+from sae_variants import _cli, _models, _plan
 from sae_variants._errors import UsageError
 
-TEMPLATE = Path(__file__).parent / "card.md"
 COPIED = ("sae_weights.safetensors", "sparsity.safetensors")
 SAID = {
     401: "the Hub does not know you: log in with `hf auth login`, or set HF_TOKEN",
@@ -77,13 +76,20 @@ def main(argv: list[str]) -> int:
             raise UsageError(f"--dry-run {folder} is not empty: give a new folder")
         return _say(folder, build(folder, args.repo, found, results, args.licence, args.force), args.repo)
     with tempfile.TemporaryDirectory() as made:
-        saes = build(Path(made), args.repo, found, results, args.licence, args.force)
+        there = already_there(args.repo)
+        saes = build(Path(made), args.repo, found, results, args.licence, args.force, there)
         upload(Path(made), args.repo, args.private)
         return _say(None, saes, args.repo)
 
 
 def build(
-    folder: Path, repo: str, found: list[Any], results: list[Result], licence: str, force: bool
+    folder: Path,
+    repo: str,
+    found: list[Any],
+    results: list[Result],
+    licence: str,
+    force: bool,
+    there: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
     """Writes the repository's files; what the card says of each SAE.
 
@@ -93,7 +99,7 @@ def build(
     boards = _boards.boards(results)
     saes, warnings = [], []
     for one in found:
-        own = [result for result in results if _read.provenance(result).get("weight_hash") == one.weight_hash]
+        own = _newest([result for result in results if _read.weight_hash(result) == one.weight_hash])
         reasons = [reason for result in own for reason in result["eval_result_unstructured"]["not_trained_because"]]
         problem = f"untrained: {'; '.join(dict.fromkeys(reasons))}" if reasons else "" if own else "without any result"
         if problem and not force:
@@ -106,8 +112,14 @@ def build(
         saes = [{**sae, "id": f"{sae['id']}-{sae['hash'][:6]}"} for sae in saes]
     for one, sae in zip(found, saes, strict=True):
         _copy(one.folder, folder / sae["id"], sae["results"])
-    (folder / "README.md").write_text(card(repo, saes, boards, licence, " ".join(warnings)))
+    others = [name for name in there if name not in {sae["id"] for sae in saes}]
+    (folder / "README.md").write_text(_card.card(repo, saes, boards, licence, " ".join(warnings), others))
     return saes
+
+
+def _newest(results: list[Result]) -> list[Result]:
+    """One result of each evaluation."""
+    return list({r["eval_type_id"]: r for r in sorted(results, key=_rows.when)}.values())
 
 
 def _described(one: Any, own: list[Result]) -> dict[str, Any]:
@@ -144,78 +156,13 @@ def _copy(source: Path, folder: Path, own: list[Result]) -> None:
         shutil.copyfile(source / "cfg.json", folder / "cfg.json")  # its results are known by the hash of these bytes
 
 
-def card(repo: str, saes: list[dict[str, Any]], boards: list[Board], licence: str, warning: str) -> str:
-    """The model card, metadata first."""
-    from huggingface_hub import EvalResult, ModelCardData
-    from jinja2 import Environment
-
-    def results() -> Any:
-        for sae in saes:
-            row = sae["row"]
-            for evaluation, own in row.results.items():
-                for metric in _rows.module(evaluation).METRICS:
-                    number = row.number((evaluation, metric))
-                    if metric.short and number:
-                        text = str(own[0]["eval_config"].get("dataset") or evaluation)
-                        yield EvalResult(
-                            task_type="feature-extraction", dataset_type=text, dataset_name=text,
-                            dataset_config=sae["id"], metric_type=metric.name, metric_name=metric.title,
-                            metric_value=number[0],
-                        )  # fmt: skip
-
-    names = list(dict.fromkeys(sae["name"] for sae in saes))
-    models = {sae["model"] for sae in saes}
-    on_hub = [model for model in models if model and model != "sandbox" and not model.startswith("local-")]
-    data = ModelCardData(
-        library_name="saelens",
-        license=licence,
-        tags=["sparse-autoencoder", "interpretability", "saelens", "saebench", *names],
-        base_model=on_hub or None,
-        model_name=repo.partition("/")[2],
-        eval_results=list(results()) or None,
-        ignore_metadata_errors=True,
-    )
-    summaries = _register.summaries()
-    intro = " ".join(f"`{name}`: {summaries[name]}." for name in names if name in summaries)
-    template = Environment(trim_blocks=True, keep_trailing_newline=True).from_string(TEMPLATE.read_text())
-    body = template.render(
-        warning=warning, title=repo.partition("/")[2], intro=intro or "Sparse autoencoders.", saes=saes, repo=repo,
-        plain=saes[0]["plain"], table=_table(saes, boards) or "None yet.", legend=_render.LEGEND,
-        version=version("sae-variants"),
-    )  # fmt: skip
-    return f"---\n{data.to_yaml()}\n---\n\n{body.strip()}\n"
-
-
-def _table(saes: list[dict[str, Any]], boards: list[Board]) -> str:
-    """The boards that these SAEs are on: they, and what was made by a recipe at about their L0."""
-    hashes = {sae["hash"] for sae in saes}
-    chosen = []
-    for board in boards:
-        ours = [row for row in board.rows if hashes & {_read.provenance(r).get("weight_hash") for r in row.all_results}]
-        levels = [row.l0 for row in ours if row.l0]
-        beside = [
-            row
-            for row in board.rows
-            if not row.results or row in ours or (_leaderboard.is_near(row, levels) and not row.changed_kind)
-        ]
-        if ours:
-            chosen.append(replace(board, rows=beside))
-    return _render.as_markdown(chosen, legend=False).strip()
-
-
-def upload(folder: Path, repo: str, private: bool, endpoint: str | None = None, token: str | None = None) -> None:
-    """One commit with all files, so that an upload that was cut off leaves nothing behind.
-
-    Raises:
-        UsageError: the Hub refuses, or cannot be reached; in one line.
-    """
-    from huggingface_hub import HfApi
+@contextlib.contextmanager
+def _refusals(repo: str) -> Iterator[None]:
+    """What the Hub refuses, or that it cannot be reached, as one line."""
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-    api = HfApi(endpoint, token, library_name="sae-variants", library_version=version("sae-variants"))
     try:
-        api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="SAEs, results and card")
+        yield
     except LocalTokenNotFoundError as error:
         raise UsageError(f"cannot publish to {repo}: {SAID[401]}") from error
     except HfHubHTTPError as error:
@@ -226,6 +173,36 @@ def upload(folder: Path, repo: str, private: bool, endpoint: str | None = None, 
         if not _models.is_transport(error):
             raise
         raise UsageError(f"cannot reach the Hub ({type(error).__name__}): check the network, then run again") from error
+
+
+def _api(endpoint: str | None = None, token: str | None = None) -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint, token, library_name="sae-variants", library_version=version("sae-variants"))
+
+
+def already_there(repo: str) -> list[str]:
+    """Ids of the SAEs that the repository holds; none where there is no such repository."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    with _refusals(repo):
+        try:
+            files = _api().list_repo_files(repo)
+        except RepositoryNotFoundError:
+            return []
+    return sorted(name.removesuffix("/cfg.json") for name in files if name.endswith("/cfg.json"))
+
+
+def upload(folder: Path, repo: str, private: bool, endpoint: str | None = None, token: str | None = None) -> None:
+    """One commit with all files, so that an upload that was cut off leaves nothing behind.
+
+    Raises:
+        UsageError: the Hub refuses, or cannot be reached; in one line.
+    """
+    api = _api(endpoint, token)
+    with _refusals(repo):
+        api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="SAEs, results and card")
 
 
 def _say(folder: Path | None, saes: list[dict[str, Any]], repo: str) -> int:

@@ -71,6 +71,11 @@ def tree(folders: list[Path]) -> tuple[list[Result], list[str]]:
     return results, broken
 
 
+def weight_hash(result: Result) -> str | None:
+    """Of the SAE that a result of ours belongs to."""
+    return provenance(result).get("weight_hash")
+
+
 def value(metric: _contract.Metric, result: Result) -> float | None:
     """The metric's number in a result; None where it is absent or stands for "not a number"."""
     return None if why_no_value(metric, result) else _contract.at(result, metric.path)
@@ -133,47 +138,3 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
         for key in one
         if one[key] is not None and other.get(key) is not None and _plain(key, one[key]) != _plain(key, other[key])
     ]
-
-
-def comparable(roots: list[Path], target: str, evaluation: str, like: list[Result]) -> dict[str, list[Result]]:
-    """SAE -> its newest results on that target that were trained and evaluated like `like`, one per seed.
-
-    The first root's results of SAEs with any fields, the others' of those as the target's recipe has them.
-
-    That is: same evaluation settings, hook and width and, where they are known, number of training tokens; and a seed
-    for each of `like`'s.
-    """
-    found: dict[str, dict[Any, Result]] = {}
-    seeds = {provenance(result)["seed"] for result in like}
-    first = like[0]
-    paths = [(root, path) for root in roots for path in sorted((root / target / evaluation).glob("*/*.json"))]
-    for root, path in paths:
-        try:
-            result = json.loads(path.read_text())
-            label, seed, when = result["sae_lens_id"], provenance(result)["seed"], result["datetime_epoch_millis"]
-            same = _kind(result) == _kind(first)
-            tokens = provenance(first)["training_tokens"]
-            same = same and (not tokens or provenance(result)["training_tokens"] in (0, tokens))
-            same = same and (seeds == {None} or seed in seeds)
-        except (ValueError, KeyError, TypeError):
-            print(f"{path} is not a result of {evaluation}; left out of the table")
-            continue
-        of_label = found.setdefault(label, {})
-        same = same and (root == roots[0] or "[" not in label)
-        if same and (seed not in of_label or of_label[seed]["datetime_epoch_millis"] < when):
-            of_label[seed] = result
-    return {
-        label: [results[seed] for seed in sorted(results, key=str)]
-        for label, results in found.items()
-        if results and (seeds == {None} or set(results) == seeds)
-    }
-
-
-def weights(result: Result) -> str:
-    """Hash of the weights that a result belongs to."""
-    return provenance(result)["weight_hash"]
-
-
-def _kind(result: Result) -> tuple[Any, ...]:
-    said = provenance(result)
-    return result["eval_config"], result["sae_cfg_dict"]["d_sae"], said["hook_name"], said.get("read", {})

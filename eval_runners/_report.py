@@ -17,6 +17,7 @@ from typing import Any
 from eval_runners import _contract, _leaderboard, _render, _rows
 from eval_runners._boards import Board
 from eval_runners._files import write_whole
+from eval_runners._result import without_paths
 from eval_runners._rows import Row
 from sae_variants import _cli
 
@@ -43,7 +44,7 @@ def page(boards: list[Board], broken: list[str]) -> str:
 
     data = {
         "boards": [_described(board) for board in sorted(boards, key=_place)],
-        "broken": broken,
+        "broken": [without_paths(reason) for reason in broken],
         "legend": _render.LEGEND,
         "arrows": _contract.ARROWS,
     }
@@ -69,6 +70,12 @@ def _plotly() -> str:
 
 def _described(board: Board) -> dict[str, Any]:
     group_of = {id(row): number for number, group in enumerate(board.groups) for row in group}
+    for row in board.rows:  # untrained ones of about that L0 stand beside
+        if row.untrained:
+            near = (
+                n for n, group in enumerate(board.groups) if _leaderboard.is_near(row, [r.l0 for r in group if r.l0])
+            )
+            group_of[id(row)] = next(near, -1)
     curves: dict[str, dict[str, Any]] = {}
     for column in board.columns:
         if curve := column[1].curve:

@@ -95,7 +95,7 @@ class Place:
 
 
 ABSOLUTE_PATH = re.compile(
-    r"(?:file://)?(?<![\w:/.])(?:~\w*|[A-Za-z]:|\.\.)?[/\\](?:[^\s/\\'\"]+[/\\])*([^\s/\\'\"]*)|file://(?:/[^\s/]+)*/([^\s/]+)"
+    r"""(?:file://(?=/)|(?<![\w:/.])(?:~\w*|[A-Za-z]:|\.\.)?)[/\\](?:[^\s/\\'"]+[/\\])*([^\s/\\'"]+)[/\\]?"""
 )
 
 
@@ -105,7 +105,7 @@ def without_paths(value: Any) -> Any:
         return {key: without_paths(part) for key, part in value.items()}
     if isinstance(value, list):
         return [without_paths(part) for part in value]
-    return ABSOLUTE_PATH.sub(r"\1\2", value) if isinstance(value, str) else value
+    return ABSOLUTE_PATH.sub(r"\1", value) if isinstance(value, str) else value
 
 
 def validate(output_class: type, result: dict[str, Any]) -> None:

@@ -44,10 +44,14 @@ class Row:
         return self.label.partition("[")[0].partition(OLDER)[0]
 
     @property
+    def fields(self) -> str:
+        """What differs from the target's recipe: `k=16 window=4`."""
+        return self.label.partition("[")[2].partition("]")[0]
+
+    @property
     def changed_kind(self) -> bool:
         """Whether it differs from its target's recipe in more than what sets L0."""
-        inside = self.label.partition("[")[2].partition("]")[0]
-        return bool({word.partition("=")[0] for word in inside.split(" ") if "=" in word} - SETS_L0)
+        return bool({word.partition("=")[0] for word in self.fields.split(" ") if "=" in word} - SETS_L0)
 
     def number(self, column: Column) -> Number | None:
         name = key(column)

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval_runners import _contract, _read, _result, _table
+from eval_runners import _boards, _contract, _read, _result, _table
 from eval_runners._read import Result
 from sae_variants import _cli, _grid
 from sae_variants._errors import UsageError, run_command
@@ -170,11 +170,13 @@ def _show(scoring: Scoring, results: list[tuple[Found, Result]], args: Any, base
     columns: dict[str, list[Result]] = {}
     for found, result in results:
         columns.setdefault(found.label, []).append(result)
-    learnt = [result for found, result in results if found.learns] or [result for _, result in results]
-    others = _read.comparable([place.root, _read.PUBLISHED], place.target.name, place.evaluation, learnt)
-    shown = {_read.weights(result) for _, result in results}
-    others = {k: v for k, v in others.items() if k not in columns and not shown & {*map(_read.weights, v)}}
-    _table.print_metrics(evaluator.METRICS, {**columns, **others})
+    here = [root / place.target.name / place.evaluation for root in (place.root, _read.PUBLISHED)]
+    lying, broken = _read.tree(here)
+    for reason in broken:
+        print(f"left out of the table: {reason}", file=sys.stderr)
+    others = _boards.beside([result for _, result in results], lying)
+    shown = {row.label: row.all_results for row in others if row.label not in columns}
+    _table.print_metrics(evaluator.METRICS, {**columns, **shown})
     if args.csv:
         _table.write_csv(Path(args.csv), results)
     for label, same in columns.items():

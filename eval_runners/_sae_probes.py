@@ -107,6 +107,7 @@ def _stored(name: str, config: Any, model: Any, target: Target, device: str) -> 
         "dataset": [name, _tasks.package_version(name)],
         "longest": longest,
         "random_seed": config.random_seed,
-        **_saebench.model_key(target, model, device, "scikit-learn", "sae-probes"),
+        "method": [config.setting, config.baseline_method],
+        **_saebench.model_key(target, model, device, "scikit-learn", "sae-probes", "sae-bench"),
     }
     return _cache.stored(key, make)

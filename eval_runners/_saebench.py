@@ -23,6 +23,9 @@ from sae_variants._targets import Target
 
 T = TypeVar("T")
 
+KS = (1, 2, 5, 10, 20, 50, 100)
+"""The numbers of latents that SAEBench's probing results have fields for."""
+
 
 class OneModel:
     """SAEBench loads the language model by name for every call; this hands it the one that is loaded already."""

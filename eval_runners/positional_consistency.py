@@ -13,11 +13,11 @@ the same with positions shuffled; a latent that fires more has more to tell, so 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from eval_runners._contract import Direction, Evaluation, Metric
+from sae_variants._errors import UsageError
 
 NAME = "positional_consistency"
 CATEGORIES = ("all", "slow", "fast", "residual", "document_direction")
@@ -93,9 +93,13 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     """All metrics, what they are made of as arrays, and pictures."""
     import torch
 
-    from eval_runners import _envelope, _heldout, _positions, _profiles
+    from eval_runners import _envelope, _heldout, _positions, _profiles, _result
     from sae_variants._register import latent_groups
 
+    if config.n_contexts < 2:
+        raise UsageError(
+            "--n-contexts must be at least 2: one half finds what tells documents apart, the other scores it"
+        )
     latents = _positions.Statistics(LAGS, config.position_bins, config.seed)
     residual, direction = (_positions.Statistics(LAGS, config.position_bins, config.seed) for _ in range(2))
     documents = _positions.Documents()
@@ -139,15 +143,8 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
             values[category] |= curves[title]
     failures = [] if keep_S.any() else [f"no latent fires on {config.n_min} tokens or more"]
     files = _profiles.files(latents, keep_S, profiles, related, curves) if keep_S.any() else {}
-    output = _envelope.envelope(NAME, config, _finite(values), sae, target)
+    output = _envelope.envelope(NAME, config, _result.finite(values), sae, target)
     return Evaluation(output, {"tokens": latents.tokens}, failures, files)
-
-
-def _finite(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {
-        category: {name: v if v is not None and math.isfinite(v) else None for name, v in found.items()}
-        for category, found in values.items()
-    }
 
 
 if __name__ == "__main__":

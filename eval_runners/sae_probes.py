@@ -13,11 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from eval_runners._contract import Evaluation, Metric
+from eval_runners._saebench import KS
 from sae_variants._errors import UsageError, one_of
 
 EVAL_TYPE = "sparse_probing_sae_probes"
-KS = (1, 2, 5, 10, 20, 50, 100)
-"""The numbers of latents that SAEBench's result has fields for."""
 
 
 @dataclass(frozen=True)

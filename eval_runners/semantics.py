@@ -101,8 +101,10 @@ def accuracy(x_ND: Any, y_N: Any, test_x_MD: Any, test_y_M: Any, k: int) -> floa
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """Accuracy per group and k, and per class as details."""
-    from eval_runners import _envelope
+    from eval_runners import _envelope, _saebench
     from sae_variants._register import latent_groups
+
+    _saebench.require_numbers(sae)
 
     groups = {"all": slice(None), **latent_groups(sae)}
     rows: list[dict[str, Any]] = []
@@ -119,7 +121,7 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
                 found = [row[f"{group} {k}"] for row in rows if row["what"] == what]
                 values[group][f"{what}_{k}"] = fmean(found) if found else None
     known = [v for v in values["all"].values() if v is not None]
-    failures = [] if any(abs(v - 0.5) > 0.02 for v in known) else ["at chance: no probe tells anything apart"]
+    failures = _saebench.at_chance(known)
     return Evaluation(_envelope.envelope(NAME, config, values, sae, target), {"by_class": rows}, failures)
 
 

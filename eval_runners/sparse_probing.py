@@ -14,10 +14,9 @@ from statistics import fmean
 from typing import Any
 
 from eval_runners._contract import Evaluation, Metric
+from eval_runners._saebench import KS
 from sae_variants._errors import UsageError
 
-KS = (1, 2, 5, 10, 20, 50, 100)
-"""The numbers of latents that SAEBench's result has fields for."""
 ON_THE_BOARD = (1, 5)
 PROTOCOL = "activations of all datasets collected first, from the seed each; every SAE scored on them (warm)"
 

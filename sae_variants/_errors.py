@@ -35,7 +35,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except KeyboardInterrupt:
-        print("interrupted; training goes on from its last checkpoint when the command is given again", file=sys.stderr)
+        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
         code = 130
     except OSError as error:
         if not isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError) and error.errno not in (

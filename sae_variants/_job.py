@@ -56,7 +56,8 @@ class Job:
         try:
             output = trainer.step(batch.acts_ND)
         except ValueError as error:
-            raise UsageError(f"{self.plan.name} cannot be trained with these settings: {error}") from error
+            self.failure = f"{self.title} cannot be trained with these settings: {error}"
+            return
         trainer.n_training_steps += 1
         if trainer.n_training_steps % STEPS_BETWEEN_REPORTS == 1 or self.is_done:
             self._report(output)
@@ -78,19 +79,13 @@ class Job:
         partial = self.plan.checkpoint.with_suffix(".partial")
         with _writing(partial):
             self.trainer.save_checkpoint("state", base_path=partial)
-        old = self.plan.checkpoint
-        replaced = old.with_suffix(".old")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if old.exists():
-            old.rename(replaced)
-        partial.rename(old)
-        shutil.rmtree(replaced, ignore_errors=True)
+        _replace(self.plan.checkpoint, partial)
 
     def resume(self) -> None:
         """Goes on from the last whole checkpoint, if there is one."""
-        replaced = self.plan.checkpoint.with_suffix(".old")
-        if not self.plan.checkpoint.exists() and replaced.exists():
-            replaced.rename(self.plan.checkpoint)
+        old = old_of(self.plan.checkpoint)
+        if not self.plan.checkpoint.exists() and old.exists():
+            old.rename(self.plan.checkpoint)
         state = self.plan.checkpoint / "state"
         if not state.is_dir():
             return
@@ -125,9 +120,7 @@ class Job:
             trainer.sae.save_inference_model(partial)
             save_file({"sparsity": trainer.log_feature_sparsity}, partial / "sparsity.safetensors")
             (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        if made.folder.exists():
-            shutil.rmtree(made.folder)
-        partial.rename(made.folder)
+        _replace(made.folder, partial)
         shutil.rmtree(made.checkpoint, ignore_errors=True)
 
 
@@ -183,3 +176,16 @@ def _writing(partial: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UsageError(f"cannot write the SAE to {partial.parent}: {error}; give another --trained") from error
+
+
+def old_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Puts the new folder in the place of the old one, which stands beside it meanwhile."""
+    shutil.rmtree(old_of(folder), ignore_errors=True)
+    if folder.exists():
+        folder.rename(old_of(folder))
+    new.rename(folder)
+    shutil.rmtree(old_of(folder), ignore_errors=True)

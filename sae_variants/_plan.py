@@ -166,6 +166,16 @@ def kind_of(key: dict[str, Any]) -> str:
     return _hash.of_value({**{name: key[name] for name in KEY}, "settings": settings})
 
 
+def _typed(name: str, value: Any) -> Any:
+    """A setting's value in the setting's type. UsageError if it is of another."""
+    hint = {f.name: f.type for f in fields(TrainSettings)}[name]
+    kind = {"int": int, "float": float, "bool": bool, "str": str}[str(hint)]
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    _register.check_type(name, value, kind)
+    return float(value) if kind is float else value
+
+
 def plan(name: str, target: Target, overrides: dict[str, Any] | None = None, root: str | Path | None = None) -> Plan:
     """The plan for one SAE: the target's recipe, the target's recipe for this name, then the overrides.
 
@@ -175,7 +185,7 @@ def plan(name: str, target: Target, overrides: dict[str, Any] | None = None, roo
     overrides = overrides or {}
     known = _register.resolve(name).field_names
     wanted = {**target.train, **target.variants.get(name, {}), **overrides}
-    settings = TrainSettings(**{k: v for k, v in wanted.items() if k in SETTING_NAMES})
+    settings = TrainSettings(**{k: _typed(k, v) for k, v in wanted.items() if k in SETTING_NAMES})
     chosen = {k: v for k, v in wanted.items() if k in known and k not in SETTING_NAMES}
     made = Plan(name, target, settings, chosen, trained_root(root), tuple(overrides))
     window = getattr(_register.config(name, d_in=1, **made.sized), "window", 1)

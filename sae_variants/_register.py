@@ -108,7 +108,7 @@ def matryoshka_widths(d_sae: int) -> list[int]:
     return sorted({max(1, d_sae // 8), max(1, d_sae // 4), max(1, d_sae // 2), d_sae})
 
 
-def _check_type(what: str, value: Any, hint: Any) -> None:
+def check_type(what: str, value: Any, hint: Any) -> None:
     """UsageError unless a value is of the annotated kind; a whole number serves as a float, NaN as nothing."""
     choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = {float: (int, float), int: (int,), str: (str,), bool: (bool,), list: (list,), NoneType: (NoneType,)}
@@ -134,13 +134,13 @@ def config(name: str, *, d_in: int, d_sae: int, **overrides: Any) -> Any:
     for field in overrides:
         one_of(f"option of {name}", field, variant.field_names | {"device"})
     for what, size in (("d_in", d_in), ("d_sae", d_sae)):
-        _check_type(what, size, int)
+        check_type(what, size, int)
     if d_in < 1 or d_sae < 1:
         raise UsageError(f"d_in and d_sae must be at least 1, not {d_in} and {d_sae}")
     hints = get_type_hints(variant.config_class)
     for field, value in overrides.items():
         hint = hints.get(field, Any)
-        _check_type(f"{field} of {name}", value, hint)
+        check_type(f"{field} of {name}", value, hint)
         if type(value) is int and float in (hint, *get_args(hint)) and int not in get_args(hint):
             overrides[field] = float(value)  # 3 and 3.0 are one SAE
     if (k := overrides.get("k")) is not None and not 0 < k <= d_sae:

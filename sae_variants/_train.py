@@ -5,6 +5,7 @@ SAEs of one call share the language model's work, never numbers: each ends with 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 from sae_variants import _models, _targets
 from sae_variants._errors import UsageError
-from sae_variants._job import STEPS_BETWEEN_REPORTS, Job, trainer
+from sae_variants._job import STEPS_BETWEEN_REPORTS, Job, old_of, trainer
 from sae_variants._plan import Plan
 
 MOST_SHOWN = 3
@@ -38,7 +39,8 @@ def train(plans: list[Plan], device: str = "cpu", force: bool = False, checkpoin
     """
     for made in plans:
         if force:
-            shutil.rmtree(made.checkpoint, ignore_errors=True)  # a finished SAE stays until the new one replaces it
+            for folder in (made.checkpoint, old_of(made.checkpoint)):  # a finished SAE stays until it is replaced
+                shutil.rmtree(folder, ignore_errors=True)
     missing = [made for made in {made.folder: made for made in plans}.values() if force or not made.is_trained]
     grouped: dict[tuple[Any, ...], list[Plan]] = {}
     for made in missing:
@@ -60,8 +62,31 @@ def _train_group(plans: list[Plan], device: str, checkpoint_steps: int) -> dict[
         raise UsageError(f"context_size = {settings.context_size} exceeds the model's {model.cfg.n_ctx} positions")
     failures: dict[Path, str] = {}
     for part in _fitting(plans, d_in, device):
-        failures |= _train_together(part, model, d_in, device, checkpoint_steps)
+        with contextlib.ExitStack() as stack:
+            ours = [made for made in part if _locked(made, stack)]
+            for made in part:
+                if made not in ours:
+                    failures[made.folder] = f"{made.label} is being trained by another command: wait for it"
+            if ours:
+                failures |= _train_together(ours, model, d_in, device, checkpoint_steps)
     return failures
+
+
+def _locked(made: Plan, stack: contextlib.ExitStack) -> bool:
+    """Whether this command now has the plan to itself, until the stack is left."""
+    from filelock import FileLock, Timeout
+
+    try:
+        made.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = made.folder.with_name(made.folder.name + ".lock")
+        held = FileLock(lock, timeout=0).__enter__()
+        stack.callback(lock.unlink, missing_ok=True)
+        stack.callback(held.release)
+    except Timeout:
+        return False
+    except OSError as error:
+        raise UsageError(f"cannot write to {made.folder.parent}: {error.strerror}; give another --trained") from error
+    return True
 
 
 def _fitting(plans: list[Plan], d_in: int, device: str) -> list[list[Plan]]:
@@ -104,9 +129,17 @@ def _train_together(plans: list[Plan], model: Any, d_in: int, device: str, check
         buffer_contexts=settings.buffer_contexts,
         seed=settings.seed,
     )
-    jobs = [Job(made, trainer(made, d_in, device)) for made in plans]
-    for job in jobs:
-        job.resume()
+    failures: dict[Path, str] = {}
+    jobs: list[Job] = []
+    for made in plans:
+        try:
+            jobs.append(Job(made, trainer(made, d_in, device)))
+            jobs[-1].resume()
+        except UsageError as error:
+            failures[made.folder] = f"{made.label} (seed {made.settings.seed}): {error}"
+    jobs = [job for job in jobs if job.plan.folder not in failures]
+    if not jobs:
+        return failures
     start = min(job.at for job in jobs)
     batches = _scaled(jobs, stream.batches(start))
     last = max(made.settings.steps for made in plans)
@@ -131,7 +164,7 @@ def _train_together(plans: list[Plan], model: Any, d_in: int, device: str, check
                 break
     finally:
         bar.close()
-    return {job.plan.folder: job.failure for job in jobs if job.failure}
+    return failures | {job.plan.folder: job.failure for job in jobs if job.failure}
 
 
 def _scaled(jobs: list[Job], batches: Iterator[Any]) -> Iterator[Any]:

@@ -81,6 +81,50 @@ def test_l0_within_ten_per_cent_is_matched():
     assert board.rank(row_of(board, "b"), CE) == 2
 
 
+def test_what_stands_beside_results_just_asked_for():
+    asked = over_seeds("mine", [0.9, 0.91])
+    others = [
+        *over_seeds("whole", [0.5, 0.6, 0.7]), made("whole", 1, 0.9, when=7), made("half", 0), made("other[window=2]", 0), made("other[window=2]", 1),
+        *over_seeds("wide", [0.5, 0.6], d_sae=128), *over_seeds("long", [0.5, 0.6], tokens=2000), *over_seeds("elsewhere", [0.5, 0.6], context_size=64),
+        *over_seeds("random", [0.1, 0.2], trained=False, tokens=0),
+    ]  # fmt: skip
+    found = {
+        row.label: [
+            result["eval_result_metrics"]["model_performance_preservation"]["ce_loss_score"]
+            for result in row.all_results
+        ]
+        for row in _boards.beside(asked, others)
+    }
+    assert found == {"whole": [0.5, 0.9], "random": [0.1, 0.2]}
+
+
+def test_what_is_not_known_is_matched_with_nothing():
+    results = [*over_seeds("a", [0.9, 0.91]), *over_seeds("b", [0.5, 0.51])]
+    for result in results:
+        del result["eval_result_metrics"]["sparsity"]
+    board = board_of(results)
+    assert all(board.rank(row, CE) is None for row in board.rows)
+
+
+def test_seeds_that_agree_have_an_interval():
+    board = board_of(over_seeds("a", [0.9, 0.9]), over_seeds("b", [0.5, 0.51]))
+    assert [board.rank(row_of(board, label), CE) for label in "ab"] == [1, 2]
+
+
+def test_text_parts_boards():
+    one, other = made("a"), made("b")
+    other["eval_result_unstructured"]["provenance"]["text"] = "another"
+    one["eval_result_unstructured"]["provenance"]["text"] = "a text"
+    assert len(_boards.boards([one, other])) == 2
+
+
+def test_another_recipe_is_another_kind_of_sae():
+    old, new = made("a", 0, 0.1, when=1), made("a", 1, 0.2, when=2)
+    old["eval_result_unstructured"]["provenance"]["kind"] = "older"
+    new["eval_result_unstructured"]["provenance"]["kind"] = "newer"
+    assert {row.label: row.seeds for row in board_of(old, new).rows} == {"a": [1], "a #2": [0]}
+
+
 def test_pareto_over_l0():
     board = board_of(
         made("sparse", ce=0.8, l0=10.0), made("dense", ce=0.9, l0=40.0), made("beaten", ce=0.7, l0=20.0),

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import _http
 
 import sae_variants
-from eval_runners import _publish, _run
+from eval_runners import _publish, _result, _run
 from eval_runners.__main__ import main
 from sae_variants._errors import UsageError
 
@@ -62,7 +62,7 @@ def test_a_dry_run_writes_sae_lens_layout_results_and_a_card(place, tmp_path, ca
     assert card.data.eval_results
     assert f'SAE.from_pretrained("me/saes", "{folder.name}")' in card.text
     assert "| SAE | L0 |" in card.text
-    assert "Plain SAELens loads it: `jumprelu`" in card.text
+    assert "Plain SAELens loads it (architecture `jumprelu`)" in card.text
 
 
 def test_no_path_of_this_machine_is_published(place, tmp_path):
@@ -82,11 +82,12 @@ def test_no_path_of_this_machine_is_published(place, tmp_path):
         ("/home/ann/models/gpt", "gpt"), ("--output /data/runs/x --k 3", "--output x --k 3"), ("~/a/b.txt", "b.txt"),
         ("C:\\Users\\ann\\x.txt", "x.txt"), ("https://huggingface.co/a/b", "https://huggingface.co/a/b"),
         ("google/gemma-2-2b", "google/gemma-2-2b"), ("1/2 of it", "1/2 of it"), ("file='/home/ann/x'", "file='x'"),
+        ("file:///home/ann/x", "x"), ("~ann/m/x", "x"), ("../up/x.txt", "x.txt"), ("--out=/a/b", "--out=b"),
         ("sandbox/heldout", "sandbox/heldout"), ("blocks.3.hook_resid_post", "blocks.3.hook_resid_post"),
     ],
 )  # fmt: skip
 def test_paths_are_cut_down_and_nothing_else_is(text, cut):
-    assert _publish.without_paths({"a": [text]}) == {"a": [cut]}
+    assert _result.without_paths({"a": [text]}) == {"a": [cut]}
 
 
 def test_stock_sae_lens_loads_it_where_this_package_is_not(place, tmp_path):
@@ -183,10 +184,12 @@ def test_there_and_back_to_the_last_bit(place, hub, tmp_path):
     )
     assert hub.repos["me/saes"] == {}
     hub.fails.clear()
+    hub.repos["me/saes"]["older/cfg.json"] = b"{}"
     done = published(place, hub, tmp_path, "--private")
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr
-    sae_id = next(name.partition("/")[0] for name in hub.repos["me/saes"] if name.endswith("cfg.json"))
+    sae_id = next(name.partition("/")[0] for name in hub.repos["me/saes"] if name.endswith("runner_cfg.json"))
+    assert b"Published here before: `older`." in hub.repos["me/saes"]["README.md"]
     root, words = place
     (weights,) = (root / "trained").rglob("sae_weights.safetensors")
     script = (

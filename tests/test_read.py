@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -91,32 +90,3 @@ def test_files_that_are_no_results(tmp_path, text, says):
     path.write_text(text)
     with pytest.raises(UsageError, match=says):
         _read.load(path)
-
-
-def make(
-    root: Path, label: str, seed: int | None, value: float, when: int = 0, d_sae: int = 8, tokens: int = 5
-) -> dict:
-    result = {
-        "sae_lens_id": label, "datetime_epoch_millis": when, "eval_type_id": "e", "eval_config": {},
-        "sae_cfg_dict": {"d_sae": d_sae}, "eval_result_metrics": {"x": value},
-        "eval_result_unstructured": {"provenance": {"seed": seed, "training_tokens": tokens, "hook_name": "h"}},
-    }  # fmt: skip
-    path = root / "t" / "e" / label / f"{seed}-{when}-{d_sae}-{tokens}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result))
-    return result
-
-
-def test_only_whole_sets_of_seeds_of_one_kind_stand_in_the_table(tmp_path, capsys):
-    like = [make(tmp_path, "mine", seed, 1.0) for seed in (0, 1)]
-    for seed in (0, 1, 2):
-        make(tmp_path, "whole", seed, 0.5)
-    make(tmp_path, "whole", 1, 0.9, when=7)
-    make(tmp_path, "half", 0, 0.5)
-    make(tmp_path, "wide", 0, 0.5, d_sae=9)
-    make(tmp_path, "long", 0, 0.5, tokens=6)
-    (tmp_path / "t" / "e" / "mine" / "broken.json").write_text("{")
-    found = _read.comparable([tmp_path], "t", "e", like)
-    assert set(found) == {"mine", "whole"}
-    assert [result["eval_result_metrics"]["x"] for result in found["whole"]] == [0.5, 0.9]
-    assert "broken.json is not a result" in capsys.readouterr().out

@@ -208,6 +208,39 @@ def test_one_that_diverges_does_not_hold_up_the_others(target, tmp_path):
     assert made.is_trained
 
 
+def test_what_cannot_be_built_does_not_hold_up_the_others(target, tmp_path):
+    lost, made = plan("pca", target, tmp_path, k=32, d_sae=80), plan("temporal", target, tmp_path)
+    lost.fields["k"] = 40  # more components than d_in
+    with pytest.raises(_train.TrainingFailed, match="there are no 40 components of 32 dimensions"):
+        _train.train([lost, made])
+    assert made.is_trained
+
+
+def test_what_another_command_trains_is_left_to_it(target, tmp_path):
+    from filelock import FileLock
+
+    made = plan("temporal", target, tmp_path)
+    made.folder.parent.mkdir(parents=True)
+    with (
+        FileLock(made.folder.with_name(made.folder.name + ".lock")),
+        pytest.raises(UsageError, match="by another command"),
+    ):
+        _train.train([made])
+    _train.train([made])
+    assert made.is_trained
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("learning_rate", "fast"), ("d_sae", "wide"), ("seed", 1.5), ("autocast", "maybe"), ("training_tokens", 10.5)],
+)
+def test_settings_have_their_type(target, tmp_path, setting, value):
+    with pytest.raises(UsageError, match=f"{setting} must be "):
+        plan("temporal", target, tmp_path, **{setting: value})
+    assert plan("temporal", target, tmp_path, training_tokens=1e4).settings.training_tokens == 10_000
+
+
 def test_as_many_train_at_once_as_half_of_the_free_memory_holds(target, tmp_path, monkeypatch):
     plans = [plan("temporal", target, tmp_path, seed=0, k=k) for k in (2, 3, 4)]
     one = 4 * 2 * 32 * 64 * 4  # four copies of two matrices 32 x 64 of 4 bytes
