@@ -58,8 +58,10 @@ def draw(path: Path, results: list[tuple[Any, Result]], axes: list[str]) -> None
                 panel.errorbar(at, mean, error, marker="o", capsize=2, label=line)
             panel.set_title(f"{metric.short or metric.title} ({evaluation})", fontsize=9)
             panel.set_xlabel(first)
-            if numeric and min(places) > 0 and max(places) / min(places) >= 8:
-                panel.set_xscale("log")
+            positive = [place for place in places if place > 0] if numeric else []
+            if positive and max(places) >= 8 * min(positive) and min(places) >= 0:
+                has_zero = len(positive) < len(places)
+                panel.set_xscale("symlog" if has_zero else "log", **({"linthresh": min(positive)} if has_zero else {}))
             panel.set_xticks(places, labels=[f"{v:g}" if isinstance(v, float) else str(v) for v in values])
             panel.minorticks_off()
         for empty in grid_of_axes[len(panels) :]:

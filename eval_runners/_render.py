@@ -87,8 +87,20 @@ def _board(board: Board) -> list[str]:
         for column in columns
         if row.results and row.number(column) is None and column[0] in row.results and _is_mishap(row, column)
     ]
+    commands: dict[str, list[str]] = {}
+    for row in board.rows:
+        for command in row.said("command"):
+            commands.setdefault(command, []).extend(row.said("commit"))
+    made_by = [
+        f"Made by `{command}`, commit {', '.join(dict.fromkeys(commits)) or 'unknown'}."
+        for command, commits in commands.items()
+    ]
     sources = [f"Source: {source}." for source in dict.fromkeys(row.source for row in board.rows) if source]
-    return [*lines, "", *dict.fromkeys([*reasons, *missing, *sources]), ""]
+    return [*lines, "", *_paragraphs([*reasons, *missing, *sources, *made_by])]
+
+
+def _paragraphs(lines: list[str]) -> list[str]:
+    return [text for line in dict.fromkeys(lines) for text in (line, "")]
 
 
 def _is_mishap(row: Row, column: Column) -> bool:
