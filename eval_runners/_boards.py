@@ -94,19 +94,14 @@ def _matched_by(row: Row) -> tuple[Any, Any, Any]:
     return row.d_sae, row.training_tokens, row.l0
 
 
-def boards(results: list[Result], evaluations: list[str] | None = None) -> list[Board]:
-    """Every result on a board; of several of the same SAE, seed and conditions, the newest.
-
-    Args:
-        evaluations: only these, in this order.
-    """
+def boards(results: list[Result]) -> list[Board]:
+    """Every result on a board; of several of the same SAE, seed and conditions, the newest."""
     places: dict[tuple[str, str | None], dict[str, list[_Unit]]] = {}
     for unit in _units(results):
-        if not evaluations or unit.evaluation in evaluations:
-            places.setdefault((unit.model, unit.hook_name), {}).setdefault(unit.evaluation, []).append(unit)
+        places.setdefault((unit.model, unit.hook_name), {}).setdefault(unit.evaluation, []).append(unit)
     found: list[Board] = []
     for (model, hook_name), by_evaluation in sorted(places.items(), key=str):
-        order = sorted(by_evaluation, key=lambda name: _place(name, evaluations))
+        order = sorted(by_evaluation, key=_place)
         clusters = {name: _clusters(by_evaluation[name]) for name in order}
         for number in range(max(map(len, clusters.values()))):
             chosen = {name: parts[number] for name, parts in clusters.items() if number < len(parts)}
@@ -114,9 +109,19 @@ def boards(results: list[Result], evaluations: list[str] | None = None) -> list[
     return found
 
 
-def _place(evaluation: str, wanted: list[str] | None) -> tuple[int, str]:
-    usual = wanted or list(_contract.USUAL)
+def _place(evaluation: str) -> tuple[int, str]:
+    usual = list(_contract.USUAL)
     return (usual.index(evaluation) if evaluation in usual else len(usual)), evaluation
+
+
+def narrowed(board: Board, evaluations: list[str]) -> Board:
+    """The columns of these evaluations, in this order, and the rows that have any of them; what is known of a row from
+    other evaluations, such as its L0, stays known."""
+    conditions = {name: board.conditions[name] for name in evaluations if name in board.conditions}
+    narrow = replace(board, conditions=conditions)
+    return _ordered(
+        replace(narrow, rows=[r for r in board.rows if any(r.number(c) is not None for c in narrow.columns)])
+    )
 
 
 def beside(asked: list[Result], others: list[Result]) -> list[Row]:
@@ -196,12 +201,16 @@ def _board(model: str, hook_name: str | None, number: int, chosen: dict[str, lis
             row = rows.get(unit.identity, replace(unit.row, results={}))
             rows[unit.identity] = replace(row, results={**row.results, **unit.row.results})
     named = _told_apart(list(rows.values()))
-    trained = [row for row in named if not row.untrained]
-    untrained = sorted((row for row in named if row.untrained), key=lambda row: row.label)
     conditions = {name: units[0].conditions for name, units in chosen.items()}
-    board = Board(model, hook_name, number, conditions, trained)
-    ordered = [row for group in board.groups for row in _best_first(group, board.shown)]
-    return Board(model, hook_name, number, conditions, [*ordered, *_references(chosen), *untrained])
+    return _ordered(Board(model, hook_name, number, conditions, [*named, *_references(chosen)]))
+
+
+def _ordered(board: Board) -> Board:
+    """Trained rows group by group, the best first; then what is no SAE; then the untrained."""
+    trained = [row for group in board.groups for row in _best_first(group, board.shown)]
+    references = [row for row in board.rows if not row.results]
+    untrained = sorted((row for row in board.rows if row.untrained), key=lambda row: row.label)
+    return replace(board, rows=[*trained, *references, *untrained])
 
 
 def _told_apart(rows: list[Row]) -> list[Row]:

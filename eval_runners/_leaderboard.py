@@ -113,7 +113,9 @@ def _all(folders: list[Path], asked: bool) -> tuple[list[Result], list[str]]:
 def _filtered(results: list[Result], args: Any) -> list[Board]:
     evaluations = [name.strip() for name in args.evals.split(",")] if args.evals else None
     types = {name: _rows.eval_type_of(name) for name in evaluations or ()}
-    boards = _boards.boards(results, [types[name] for name in evaluations] if evaluations else None)
+    boards = _boards.boards(results)
+    if evaluations:
+        boards = [_boards.narrowed(board, [types[name] for name in evaluations]) for board in boards]
     chosen = []
     for board in boards:
         if args.model and board.model != args.model:

@@ -125,6 +125,18 @@ def test_another_recipe_is_another_kind_of_sae():
     assert {row.label: row.seeds for row in board_of(old, new).rows} == {"a": [1], "a #2": [0]}
 
 
+def test_l0_is_known_from_another_evaluation():
+    probing = [
+        r | {"eval_type_id": "sparse_probing", "eval_result_metrics": {"sae": {"sae_top_1_test_accuracy": 0.7}}}
+        for r in over_seeds("a", [0.9, 0.91])
+    ]
+    board = _boards.narrowed(
+        board_of(over_seeds("a", [0.9, 0.91]), over_seeds("b", [0.9, 0.91]), probing), ["sparse_probing"]
+    )
+    assert [(row.label, row.l0) for row in board.rows] == [("a", 30.0)]
+    assert [metric.short for _, metric in board.shown] == ["accuracy, k = 1"]
+
+
 def test_pareto_over_l0():
     board = board_of(
         made("sparse", ce=0.8, l0=10.0), made("dense", ce=0.9, l0=40.0), made("beaten", ce=0.7, l0=20.0),
