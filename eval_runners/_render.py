@@ -8,7 +8,7 @@ import json
 import sys
 from typing import Any
 
-from eval_runners import _contract, _rows
+from eval_runners import _contract, _read, _rows
 from eval_runners._boards import Board
 from eval_runners._rows import Column, Number, Row
 
@@ -24,7 +24,7 @@ def number(found: Number | None) -> str:
     if found is None:
         return "-"
     mean, error = found
-    places = 1 if abs(mean) >= 10 else 3 if abs(mean) >= 0.1 else 5
+    places = 1 if abs(mean) >= 10 else 3 if abs(mean) >= 0.05 else 5
     return f"{mean:.{places}f}" + (f" ± {error:.{places}f}" if error is not None else "")
 
 
@@ -80,7 +80,7 @@ def _board(board: Board) -> list[str]:
         cells = [cell(board, row, column, BOLD) for column in columns]
         l0 = f"{row.l0:.1f}" if row.l0 is not None else "-"
         lines.append(_line([name, l0, count(row.d_sae), count(row.training_tokens), row.n_seeds, *cells]))
-    reasons = [f"`{row.label}` is untrained: {'; '.join(row.untrained)}." for row in board.rows if row.untrained]
+    reasons = [f"`{row.label}` is untrained: {row.untrained[0]}." for row in board.rows if row.untrained]
     missing = [
         f"`{row.label}` has no {column[1].short}: {row.why_not(column)}."
         for row in board.rows
@@ -88,15 +88,14 @@ def _board(board: Board) -> list[str]:
         if row.results and row.number(column) is None and column[0] in row.results and _is_mishap(row, column)
     ]
     commands: dict[str, list[str]] = {}
-    for row in board.rows:
-        for command in row.said("command"):
-            commands.setdefault(command, []).extend(row.said("commit"))
-    made_by = [
-        f"Made by `{command}`, commit {', '.join(dict.fromkeys(commits)) or 'unknown'}."
-        for command, commits in commands.items()
-    ]
+    for result in (r for row in board.rows for name in board.conditions for r in row.results.get(name, [])):
+        said = _read.provenance(result)
+        if said:
+            commands.setdefault(said["command"], []).append(said["commit"] or "unknown")
+    made_by = [f"`{command}`, commit {', '.join(dict.fromkeys(commits))}" for command, commits in commands.items()]
+    folded = ["<details><summary>Made by</summary>", *made_by, "</details>"] if made_by else []
     sources = [f"Source: {source}." for source in dict.fromkeys(row.source for row in board.rows) if source]
-    return [*lines, "", *_paragraphs([*reasons, *missing, *sources, *made_by])]
+    return [*lines, "", *_paragraphs([*reasons, *missing, *sources, *folded])]
 
 
 def _paragraphs(lines: list[str]) -> list[str]:

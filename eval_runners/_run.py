@@ -145,6 +145,9 @@ def score(scoring: Scoring, found: Found, title: str, model_of: Callable[[], Any
     if path.exists() and not force:
         try:
             result = _read.load(path)
+            if result.get("sae_lens_id") != found.label:  # the recipe that labels refer to has changed, not the SAE
+                result["sae_lens_id"] = found.label
+                _result.write(path, result, {})
             print(f"{title}: {path} (reused: same weights, same settings; --force makes it again)")
             return result
         except UsageError as error:

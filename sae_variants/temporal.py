@@ -13,7 +13,8 @@ do most of the work and change as fast as it does, and without it they do not be
     variance     mean over windows and active latents of Var_t(f) / (Mean_t(f²) + ε), which scaling f cannot lower
     similarity   mean of 1 - cos(z_t, z_{t-1})
 
-With `pairs = "earlier"` the first and the last take every earlier token of the window in place of t-1.
+With `pairs = "earlier"`, which is the default, the first and the last take every earlier token of the window in place
+of t-1.
 
 Windows with a special token count for reconstruction only. Sources: the split, the nested loss and the contrast are
 those of T-SAE (arXiv 2511.05541); the base is BatchTopK (arXiv 2412.06410), or ReLU with L1 (arXiv 2309.08600). It
@@ -50,7 +51,7 @@ class TemporalTrainingSAEConfig(BatchTopKTrainingSAEConfig):
     """What makes codes sparse: BatchTopK, or ReLU with an L1 penalty."""
     l1_coefficient: float = 1.0
     """Weight of the L1 penalty of base relu, which sets its L0 in place of k."""
-    slow_fraction: float = 0.2
+    slow_fraction: float = 0.1
     """Share of latents, the first ones, that carry the consistency term."""
     nested_coefficient: float = 0.0
     """Weight of the reconstruction by the slow latents alone; 0 switches it off, 1 is T-SAE's."""
@@ -60,7 +61,7 @@ class TemporalTrainingSAEConfig(BatchTopKTrainingSAEConfig):
     """λ, the weight of the consistency term; 0 switches it off."""
     window: int = 8
     """W, tokens in a window; at least 2. The training stream's windows must be a multiple of it."""
-    pairs: Literal["adjacent", "earlier"] = "adjacent"
+    pairs: Literal["adjacent", "earlier"] = "earlier"
     """Which tokens of a window are compared: neighbours, or each with every earlier one; not for variance."""
     contrast: Literal["cosine", "dot"] = "cosine"
     """Similarity inside the contrastive form: cosine, or the raw dot product of T-SAE's released code."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 from conftest import TINY
@@ -36,7 +38,11 @@ def test_every_cell_is_scored_once_and_found_again(target, tmp_path, model_folde
     assert table.groupby("sae").size().to_dict() == {"temporal": 4, "stock:standard": 2}
     assert {"core.l0", "positional_consistency.all.l0", "k"} <= set(table.columns)
     assert (tmp_path / "t.png").read_bytes()[:4] == b"\x89PNG"
+    results = {path: json.loads(path.read_text()) for path in (tmp_path / "out").rglob("*.json")}
+    one = next(iter(results))
+    one.write_text(json.dumps(results[one] | {"sae_lens_id": "as an older recipe had it"}))
     main(argv)
+    assert {path: json.loads(path.read_text()) for path in results} == results
     again = capsys.readouterr().out
     assert again.count("(reused:") == 12
     assert "evaluating" not in again
