@@ -318,6 +318,13 @@ def test_bad_options(argv, says):
         main(["leaderboard", *argv])
 
 
+def test_the_tables_in_the_documents_are_those_of_the_published_results(monkeypatch, capsys):
+    monkeypatch.chdir(BASELINES.parent.parent)
+    assert main(["leaderboard", "--readme", "README.md", "--readme", "results/README.md", "--check"]) == 0, (
+        capsys.readouterr().out
+    )
+
+
 def test_no_torch():
     script = "import sys\nfrom eval_runners.__main__ import main\nmain(['leaderboard', '--csv', '/dev/null'])\nassert 'torch' not in sys.modules"
     script = script.replace("'--csv', '/dev/null'", "'--results', 'results/baselines'")
