@@ -76,7 +76,7 @@ class Row:
 
     @cached_property
     def l0(self) -> float | None:
-        for evaluation, results in self.results.items():
+        for evaluation, results in sorted(self.results.items(), key=lambda of: of[0] not in _contract.USUAL[:1]):
             for metric in module(evaluation).METRICS:
                 if metric.name in ("l0", "all.l0") and (found := _read.mean_and_error(metric, results)):
                     return found[0]
