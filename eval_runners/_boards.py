@@ -57,8 +57,9 @@ class Board:
         if own is None or own[1] is None or column[1].better == "neither" or len(self.group(row)) < 2:
             return None
         sign = 1 if column[1].better == "higher" else -1
-        others = [number for other in self.group(row) if (number := other.number(column)) and number[1] is not None]
-        return 1 + sum(sign * (mean - own[0]) > (error or 0) + (own[1] or 0) for mean, error in others)
+        mean, error = own[0], own[1]
+        others = [number for other in self.group(row) if (number := other.number(column))]
+        return 1 + sum(sign * (of - mean) > error + its for of, its in others if its is not None)
 
     def on_front(self, row: Row, column: Column) -> bool:
         """Whether no trained row of the board has as much with as little L0 (Pareto)."""
@@ -131,7 +132,7 @@ def beside(asked: list[Result], others: list[Result]) -> list[Row]:
     same_seeds = [result for result in others if _read.provenance(result).get("seed") in seeds]
     hashes = {_read.weight_hash(result) for result in asked}
     for board in boards([*asked, *same_seeds]):
-        ours = [row for row in board.rows if hashes & set(map(_read.weight_hash, row.all_results))]
+        ours = [row for row in board.rows if hashes & row.weight_hashes]
         if ours:
             learnt = [row for row in ours if row.training_tokens] or ours
             widths, tokens = {row.d_sae for row in ours}, {0, *(row.training_tokens for row in learnt)}

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eval_runners import _leaderboard, _read, _render, _rows
+from eval_runners import _leaderboard, _render, _rows
 from eval_runners._boards import Board
 from sae_variants import _register
 
@@ -64,7 +64,7 @@ def _table(saes: list[dict[str, Any]], boards: list[Board]) -> str:
     hashes = {sae["hash"] for sae in saes}
     chosen = []
     for board in boards:
-        ours = [row for row in board.rows if hashes & set(map(_read.weight_hash, row.all_results))]
+        ours = [row for row in board.rows if hashes & row.weight_hashes]
         levels = [row.l0 for row in ours if row.l0]
         beside = [
             row

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval_runners import _boards, _contract, _read, _render, _rows, _table
+from eval_runners import _boards, _contract, _read, _render, _result, _rows, _table
 from eval_runners._boards import Board
 from eval_runners._files import write_whole
 from eval_runners._read import BASELINES, PUBLISHED, RUNS, Result
@@ -111,11 +111,10 @@ def _all(folders: list[Path], asked: bool) -> tuple[list[Result], list[str]]:
 
 
 def _filtered(results: list[Result], args: Any) -> list[Board]:
-    evaluations = [name.strip() for name in args.evals.split(",")] if args.evals else None
-    types = {name: _rows.eval_type_of(name) for name in evaluations or ()}
     boards = _boards.boards(results)
-    if evaluations:
-        boards = [_boards.narrowed(board, [types[name] for name in evaluations]) for board in boards]
+    if args.evals:
+        types = [_contract.eval_type(_contract.module(name.strip())) for name in args.evals.split(",")]
+        boards = [_boards.narrowed(board, types) for board in boards]
     chosen = []
     for board in boards:
         if args.model and board.model != args.model:
@@ -185,7 +184,7 @@ def _keep(boards: list[Board], folder: Path) -> None:
         if not said:
             continue
         slim = {**result, "eval_result_details": []}
-        name = str(result["sae_lens_id"]).partition("[")[0].replace(":", "_").replace("/", "_")
+        name = _result.path_name(str(result["sae_lens_id"]))
         digest = _hash.of_value([said["weight_hash"], _read.conditions(result)])
         place = folder / said["target"] / _contract.of_type(result["eval_type_id"]) / name / f"{digest}.json"
         write_whole(place, json.dumps(slim) + "\n", "--keep")

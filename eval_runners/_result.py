@@ -108,6 +108,11 @@ def without_paths(value: Any) -> Any:
     return ABSOLUTE_PATH.sub(r"\1", value) if isinstance(value, str) else value
 
 
+def path_name(label: str) -> str:
+    """An SAE's name as a folder: its label without what stands in brackets."""
+    return label.partition("[")[0].replace(":", "_").replace("/", "_")
+
+
 def validate(output_class: type, result: dict[str, Any]) -> None:
     """The result must load as SAEBench's own output class."""
     from pydantic import TypeAdapter

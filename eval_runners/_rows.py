@@ -14,7 +14,6 @@ from typing import Any
 from eval_runners import _contract, _read
 from eval_runners._contract import Metric
 from eval_runners._read import Result
-from sae_variants._errors import one_of
 
 Number = tuple[float, float | None]
 Column = tuple[str, Metric]
@@ -74,6 +73,11 @@ class Row:
     def all_results(self) -> list[Result]:
         return [result for results in self.results.values() for result in results]
 
+    @property
+    def weight_hashes(self) -> set[str]:
+        """Of the SAEs whose results these are, where they are ours."""
+        return {found for result in self.all_results if (found := _read.weight_hash(result))}
+
     @cached_property
     def l0(self) -> float | None:
         for evaluation, results in sorted(self.results.items(), key=lambda of: of[0] not in _contract.USUAL[:1]):
@@ -122,16 +126,12 @@ class Row:
 @cache
 def module(eval_type: str) -> Any:
     """The module whose results say they are of that type; an empty one where there is none."""
+    name = _contract.of_type(eval_type)
+    if name in _contract.names():
+        return _contract.module(name)
     unknown: Any = ModuleType(eval_type)
     unknown.METRICS = ()
-    modules = (_contract.module(name) for name in _contract.names())
-    return next((one for one in modules if _contract.eval_type(one) == eval_type), unknown)
-
-
-def eval_type_of(name: str) -> str:
-    """What the results of an evaluation call themselves. UsageError for a name that is none."""
-    one_of("evaluation", name, _contract.names())
-    return _contract.eval_type(_contract.module(name))
+    return unknown
 
 
 def key(column: Column) -> str:

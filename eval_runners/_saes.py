@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from eval_runners import _result
 from sae_variants import _grid, _hash, _plan, _register, _train
 from sae_variants._errors import UsageError, one_of
 from sae_variants._plan import Plan
@@ -35,7 +36,7 @@ class Found:
 
     @property
     def path_name(self) -> str:
-        return self.label.partition("[")[0].replace(":", "_").replace("/", "_")
+        return _result.path_name(self.label)
 
     @cached_property
     def weight_hash(self) -> str:
