@@ -12,6 +12,9 @@ may define
                                       called before anything is trained, refuses what cannot be
     details(result)                   -> rows, as dicts, of the table that --details prints
     untrained(result)                 -> what in a result, of anyone's, says that the SAE is not trained
+    snapshots(config)                 -> shares of the training, such as 0.5, after which it looks at an SAE, too
+
+and may take `found=...` in evaluate, the `_saes.Found` of the SAE, for what lies beside its weights or how to train it.
 
 One in this folder ends with a call of `_run.run`, so that `python -m eval_runners.NAME` runs it. `_run` does everything
 else: it finds the SAEs, reuses finished results, writes files, prints the table.

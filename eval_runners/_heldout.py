@@ -5,7 +5,6 @@ Shapes: C contexts, T tokens, D = d_in.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -35,14 +34,12 @@ def activations(
     target: Target, model: Any, n_contexts: int, context_size: int, per_batch: int = 16
 ) -> Iterator[tuple[Any, Any]]:
     """Activations [C, T, D] of held-out contexts without BOS, their first token; mask [C, T] of special tokens."""
-    import torch
+    yield from activations_of(tokens(target, model, n_contexts, context_size), target, model, per_batch)
 
+
+def activations_of(ids_CT: Any, target: Target, model: Any, per_batch: int = 16) -> Iterator[tuple[Any, Any]]:
+    """The same of given contexts."""
     at_hook = _models.hook_activations(model, target.hook_name, contexts_per_pass=per_batch)
-    contexts = islice(_targets.contexts(target, model, context_size, "heldout"), n_contexts)
-    for _ in _saebench.progress(range(math.ceil(n_contexts / per_batch)), "contexts"):
-        batch = list(islice(contexts, per_batch))
-        if not batch:
-            return
-        ids_CT = torch.stack(batch)
-        acts_CTD = at_hook(ids_CT)
-        yield acts_CTD[:, 1:], special_mask(ids_CT, model)[:, 1:].to(acts_CTD.device)
+    for batch_CT in _saebench.progress(ids_CT.split(per_batch), "contexts"):
+        acts_CTD = at_hook(batch_CT)
+        yield acts_CTD[:, 1:], special_mask(batch_CT, model)[:, 1:].to(acts_CTD.device)

@@ -212,6 +212,14 @@ def _places(boards: list[Board], name: str) -> list[tuple[Board, Row]]:
     return places
 
 
+def _fields(row: Row, other: Row) -> dict[str, tuple[Any, Any]]:
+    """What two SAEs of one name were trained with, by field; nothing of SAEs that do not say."""
+    if row.name != other.name:
+        return {}
+    here, there = (_rows.trained_with(one.all_results[0]) for one in (row, other))
+    return {field: (here[field], there[field]) for field in here if field in there}
+
+
 def separating(board: Board, row: Row, other_board: Board, other: Row) -> list[str]:
     """In words, why two rows are not ranked together, or are only in part."""
     lines = [
@@ -222,6 +230,11 @@ def separating(board: Board, row: Row, other_board: Board, other: Row) -> list[s
             ("d_sae", row.d_sae, other.d_sae),
             ("number of training tokens", row.training_tokens, other.training_tokens),
         )
+        if a != b
+    ]
+    lines += [
+        f"{field} is {a} for {row.label} and {b} for {other.label}"
+        for field, (a, b) in _fields(row, other).items()
         if a != b
     ]
     matched = board is other_board and other in board.group(row)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-12
+MEDIAN_LAG = 8
+"""Lag whose autocorrelation is also reported for the latent in the middle, and by which latents are ranked."""
 
 
 def segments(special_CT: Tensor) -> Tensor:
@@ -40,6 +42,10 @@ class Lagged:
             parts = [part.sum(0).double() for part in (x, y, x * x, y * y, x * y)]
             found = torch.stack([pairs, *parts])
             self.sums[lag] = self.sums[lag] + found if lag in self.sums else found
+
+    def __add__(self, other: Lagged) -> Lagged:
+        lags = self.sums.keys() | other.sums.keys()
+        return Lagged(self.lags, {lag: self.sums.get(lag, 0) + other.sums.get(lag, 0) for lag in lags})  # type: ignore
 
     def correlation_LS(self) -> Tensor:
         """[L, S]; not a number where a latent never varies."""
@@ -71,6 +77,11 @@ class Profile:
         else:
             self.fires_TS += found[0]
             self.tokens_T += found[1]
+
+    def __add__(self, other: Profile) -> Profile:
+        if self.fires_TS is None or self.tokens_T is None or other.fires_TS is None or other.tokens_T is None:
+            return self if other.fires_TS is None else other
+        return Profile(self.bins, self.fires_TS + other.fires_TS, self.tokens_T + other.tokens_T)
 
     def binned(self) -> tuple[Tensor, Tensor]:
         """(fires [B, S], tokens [B]) of equally long stretches of positions."""
@@ -122,6 +133,14 @@ class Smoothness:
         self.sequences_S = self.sequences_S + fires_CS.sum(0).double()
         self.all_peaks_S = self.all_peaks_S + peak_CS.sum(0).double()
         self.sequences += len(acts_CTS)
+
+    def __add__(self, other: Smoothness) -> Smoothness:
+        return Smoothness(
+            self.peak_S + other.peak_S,
+            self.sequences_S + other.sequences_S,
+            self.all_peaks_S + other.all_peaks_S,
+            self.sequences + other.sequences,
+        )
 
     def value(self, keep_S: Tensor, scale_S: Tensor | None = None) -> float:
         """Mean over sequences and the latents that fire in them; each latent divided by its scale, if one is given."""
@@ -199,13 +218,35 @@ class Statistics:
         rows = torch.arange(len(order_CT), device=special_CT.device)[:, None]
         self.null.add(fires_CTS[rows, order_CT], ordinary_CT[rows, order_CT])
 
+    def __add__(self, other: Statistics) -> Statistics:
+        """Of the contexts of both."""
+        both = Statistics(self.lags, self.bins, self.seed)
+        counted = ("tokens", "contexts", "fires_S", "sum_S", "squares_S", "distinct_S")
+        for name in (*counted, "lagged", "smoothness", "profile", "null"):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        return both
+
     def scale_S(self) -> Tensor:
         """Root mean square of a latent over the tokens on which it fires."""
         return (self.squares_S / self.fires_S.clamp(min=1)).sqrt()
 
+    def root_mean_square_S(self) -> Tensor:
+        """The same over all tokens: smaller, the fewer tokens a latent fires on."""
+        return (self.squares_S / max(self.tokens, 1)).sqrt()
+
+    def most_persistent(self, keep_S: Tensor, lag: int, share: float) -> Tensor:
+        """Mask of the latents of the highest autocorrelation, as many as make up a share of all firing."""
+        correlation_S = self.lagged.correlation_LS()[self.lags.index(lag)]
+        ranked_S = torch.where(keep_S & ~correlation_S.isnan(), correlation_S, -torch.inf).argsort(descending=True)
+        before_S = self.fires_S[ranked_S].cumsum(0) - self.fires_S[ranked_S]
+        mask_S = torch.zeros_like(keep_S)
+        mask_S[ranked_S[before_S < share * self.fires_S.sum()]] = True
+        return mask_S & keep_S
+
     def metrics(self, keep_S: Tensor) -> dict[str, float]:
         """The numbers of `positional_consistency` over the latents of a mask."""
-        curve = weighted_mean(self.lagged.correlation_LS()[:, keep_S], self.fires_S[keep_S]).tolist()
+        correlation_LS = self.lagged.correlation_LS()[:, keep_S]
+        curve = weighted_mean(correlation_LS, self.fires_S[keep_S]).tolist()
         counted, null = self.profile.information_S()[keep_S], self.null.information_S()[keep_S]
         p = (self.fires_S[keep_S] / max(self.tokens, 1)).clamp(EPSILON, 1 - EPSILON)
         entropy = -(p * p.log2() + (1 - p) * (1 - p).log2())
@@ -213,9 +254,11 @@ class Statistics:
         per_sequence = (self.distinct_S[keep_S].sum() / max(self.contexts, 1)).item()
         return {
             **{f"autocorrelation_{lag}": value for lag, value in zip(self.lags, curve, strict=True)},
+            "autocorrelation_median": correlation_LS[self.lags.index(MEDIAN_LAG)].nanmedian().item(),
             "half_life": half_life(self.lags, curve),
             "smoothness": self.smoothness.value(keep_S),
             "smoothness_scale_free": self.smoothness.value(keep_S, self.scale_S()),
+            "smoothness_all_tokens": self.smoothness.value(keep_S, self.root_mean_square_S()),
             "position_information": (counted - null).mean().item(),
             "position_share": ((counted - null) / entropy).mean().item(),
             "sequence_l0": per_sequence / per_token if per_token else float("nan"),

@@ -18,8 +18,10 @@ from eval_runners._positions import Profile, Statistics
 KINDS = ("flat", "early", "late", "periodic")
 FLAT_BELOW = 0.2
 """Coefficient of variation of a cluster's mean profile below which it is flat."""
-BAND_ABOVE = 1.5
-"""A latent has a band, one of three, if its rate there is so many times its mean rate."""
+BAND_ABOVE = 1.2
+"""A latent whose profile is not flat has a band, one of three, if its rate there is so many times its mean rate."""
+CHANCE = 0.01
+"""A latent's profile counts as flat if chance gives one as uneven in more than this share of SAEs (Bonferroni)."""
 COPY_ABOVE = 0.7
 """Decoder cosine from which two latents may be copies."""
 CLUSTERED_AT_MOST = 4096
@@ -62,14 +64,29 @@ def kind_of(centre_B: np.ndarray) -> str:
     return "early" if centre_B[:half].mean() >= centre_B[half:].mean() else "late"
 
 
+def uneven(profile: Profile, keep_S: Tensor) -> Tensor:
+    """Mask of the latents that count which fire over positions as chance does not let them (chi², Bonferroni)."""
+    from scipy.stats import chi2
+
+    fires_BS, tokens_B = profile.binned()
+    expected_BS = tokens_B[:, None] / tokens_B.sum() * fires_BS.sum(0)
+    statistic_S = ((fires_BS - expected_BS) ** 2 / expected_BS.clamp(min=1e-12)).sum(0)
+    bound = float(chi2.isf(CHANCE / max(int(keep_S.sum()), 1), max(len(tokens_B) - 1, 1)))
+    return keep_S & (statistic_S > bound)
+
+
 def describe(profile: Profile, keep_S: Tensor, seed: int) -> Described:
-    """Clusters of the profiles of the latents that count: k-means, as many clusters as part them best (silhouette)."""
+    """Clusters of the profiles: cluster 0 of those that chance could give, k-means among the others.
+
+    As many clusters as part them best (silhouette).
+    """
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
     rate_BS = profile.rate_BS()
-    index = keep_S.nonzero().squeeze(1)
-    cluster_S = torch.full(keep_S.shape, -1, dtype=torch.long)
+    uneven_S = uneven(profile, keep_S)
+    index = uneven_S.nonzero().squeeze(1)
+    cluster_S = torch.where(keep_S, 0, -1).cpu()
     points = rate_BS.T[index].sqrt().cpu().numpy()
     best: tuple[float, Any] = (-2.0, None)
     if len(points) > MOST_CLUSTERS:
@@ -86,44 +103,48 @@ def describe(profile: Profile, keep_S: Tensor, seed: int) -> Described:
         labels, centres, silhouette = np.zeros(len(points), dtype=int), points.mean(0, keepdims=True) ** 2, float("nan")
     else:
         labels, centres, silhouette = best[1].predict(points), best[1].cluster_centers_ ** 2, best[0]
-    cluster_S[index.cpu()] = torch.from_numpy(labels).long()
-    kinds = [kind_of(centre) for centre in centres] if len(points) else []
+    cluster_S[index.cpu()] = torch.from_numpy(labels).long() + 1
+    kinds = ["flat", *(kind_of(centre) for centre in centres)]
+    centres = np.concatenate([np.ones((1, len(rate_BS))), centres])
     thirds_3S = torch.stack([part.mean(0) for part in rate_BS.tensor_split(3)])
-    band_S = torch.where(thirds_3S.amax(0) >= BAND_ABOVE, thirds_3S.argmax(0), -1)
+    band_S = torch.where(uneven_S & (thirds_3S.amax(0) >= BAND_ABOVE), thirds_3S.argmax(0), -1)
     return Described(cluster_S.to(keep_S.device), kinds, centres, rate_BS, band_S, silhouette)
 
 
-def redundant(W_dec_SD: Tensor, band_S: Tensor, keep_S: Tensor) -> Tensor:
-    """Mask of the latents that have a near-copy, by decoder, which fires in another band of positions."""
-    found_S = torch.zeros_like(keep_S)
-    index = (keep_S & (band_S >= 0)).nonzero().squeeze(1)
-    rows = torch.nn.functional.normalize(W_dec_SD.detach()[index].float(), dim=-1)
+def redundant(W_dec_SD: Tensor, band_S: Tensor, keep_S: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks of the latents that have a near-copy, by decoder, and of those that have one in another band."""
+    copy_S, redundant_S = torch.zeros_like(keep_S), torch.zeros_like(keep_S)
+    index = keep_S.nonzero().squeeze(1)
+    rows, band = torch.nn.functional.normalize(W_dec_SD.detach()[index].float(), dim=-1), band_S[index]
     for start in range(0, len(index), ROWS):
         part = slice(start, start + ROWS)
-        copies = (rows[part] @ rows.T > COPY_ABOVE) & (band_S[index[part], None] != band_S[index])
-        found_S[index[part]] = copies.any(1)
-    return found_S
+        near = rows[part] @ rows.T > COPY_ABOVE
+        near[torch.arange(len(near)), torch.arange(start, start + len(near))] = False
+        copy_S[index[part]] = near.any(1)
+        redundant_S[index[part]] = (near & (band[part, None] != band) & (band[part, None] >= 0) & (band >= 0)).any(1)
+    return copy_S, redundant_S
 
 
 class Related:
-    """Correlation of the activations of those latents whose decoder rows lie closest to another one's."""
+    """Correlation of the activations of those firing latents that lie closest to another one by decoder."""
 
-    def __init__(self, W_dec_SD: Tensor) -> None:
-        rows = torch.nn.functional.normalize(W_dec_SD.detach().float(), dim=-1)
+    def __init__(self, W_dec_SD: Tensor, fires_S: Tensor) -> None:
+        index = fires_S.nonzero().squeeze(1)
+        rows = torch.nn.functional.normalize(W_dec_SD.detach()[index].float(), dim=-1)
         nearest = torch.full((len(rows),), -1.0, device=rows.device)
         for start in range(0, len(rows), ROWS):
             cosine = rows[start : start + ROWS] @ rows.T
             cosine[torch.arange(len(cosine)), torch.arange(start, start + len(cosine))] = -1
             nearest[start : start + ROWS] = cosine.amax(1)
-        self.latents = nearest.topk(min(CHOSEN, len(rows))).indices
+        chosen = nearest.topk(min(CHOSEN, len(rows))).indices
         # neighbours stand together
-        order = [0]
-        cosine = rows[self.latents] @ rows[self.latents].T
-        while len(order) < len(self.latents):
+        order = [0] if len(chosen) else []
+        cosine = rows[chosen] @ rows[chosen].T
+        while len(order) < len(chosen):
             left = cosine[order[-1]].clone()
             left[order] = -2
             order.append(int(left.argmax()))
-        self.latents = self.latents[order]
+        self.latents = index[chosen[order]]
         self.count = 0
         self.sum_P: Any = 0.0
         self.product_PP: Any = 0.0
@@ -157,7 +178,7 @@ def files(
         "npz": buffer.getvalue(),
         "autocorrelation.png": _curves(latents.lags, curves),
         "profiles.png": _heat(profiles, keep_S),
-        "related.png": _matrix(related.correlation_PP().cpu().numpy()),
+        "related.png": _matrix(related.correlation_PP().cpu().numpy(), related.latents.tolist()),
     }
 
 
@@ -209,27 +230,30 @@ def _heat(profiles: Described, keep_S: Tensor) -> bytes:
         edges = np.flatnonzero(np.diff(cluster[order].cpu().numpy())) + 0.5
         for edge in edges:
             axes.axhline(edge, color="black", linewidth=0.8)
-        middles = [
-            float(np.mean(np.flatnonzero(cluster[order].cpu().numpy() == i)))
-            for i in range(len(profiles.kinds))
-            if (cluster == i).any()
-        ]
-        names = [
-            f"{kind} ({int((cluster == i).sum())})" for i, kind in enumerate(profiles.kinds) if (cluster == i).any()
-        ]
-        axes.set_yticks(middles, labels=names)
+        places: list[float] = []
+        names = []
+        for i, kind in enumerate(profiles.kinds):
+            rows = np.flatnonzero(cluster[order].cpu().numpy() == i)
+            if len(rows):  # labels keep their distance where clusters are thin
+                least = places[-1] + 0.05 * len(rate_SB) if places else 0.0
+                places.append(max(float(rows.mean()), least))
+                names.append(f"{kind} ({len(rows)})")
+        axes.set_yticks(places, labels=names)
+        axes.tick_params("y", length=0)
         axes.set_xlabel("position in the context, bins")
         figure.colorbar(image, label="rate of firing / its mean")
         return _png(figure)
 
 
-def _matrix(correlation: np.ndarray) -> bytes:
+def _matrix(correlation: np.ndarray, latents: list[int]) -> bytes:
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(5.5, 4.8)
         image = axes.imshow(correlation, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
-        axes.set_xlabel(f"the {len(correlation)} latents closest to another, by decoder")
-        axes.set_ylabel("the same")
+        every = range(0, len(latents), 4)
+        axes.set_xticks(every, labels=[str(latents[i]) for i in every], rotation=90, fontsize=7)
+        axes.set_yticks(every, labels=[str(latents[i]) for i in every], fontsize=7)
+        axes.set_xlabel(f"the {len(correlation)} latents closest to another, by decoder; every fourth number")
         figure.colorbar(image, label="correlation of activations")
         return _png(figure)

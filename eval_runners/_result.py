@@ -70,6 +70,7 @@ class Place:
         result["eval_result_unstructured"] = {
             **(evaluation.output.get("eval_result_unstructured") or {}),
             **finite(evaluation.ours),
+            "files": sorted(evaluation.files),
             "trained": not failures,
             "not_trained_because": failures,
             "provenance": {

@@ -141,8 +141,7 @@ def key(column: Column) -> str:
 def identity(result: Result) -> tuple[Any, ...]:
     """What two results of one kind of SAE agree on: all but seed and weights."""
     provenance, cfg = _read.provenance(result), result.get("sae_cfg_dict") or {}
-    metadata: Any = cfg.get("metadata")
-    metadata = metadata if isinstance(metadata, dict) else {}
+    metadata = _metadata(cfg)
     label = str(result.get("sae_lens_id") or "unnamed")
     if not provenance:
         label = f"{result.get('sae_lens_release_id')}/{label}"
@@ -154,6 +153,16 @@ def identity(result: Result) -> tuple[Any, ...]:
     kind = provenance.get("kind") or text(details)
     known_tokens = tokens if isinstance(tokens, int) and tokens >= 0 else None  # SAEBench writes -100000 for unknown
     return label, cfg.get("d_sae"), known_tokens, kind
+
+
+def _metadata(cfg: dict[str, Any]) -> dict[str, Any]:
+    metadata = cfg.get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def trained_with(result: Result) -> dict[str, Any]:
+    """The fields of the config that the SAE of a result was trained with, where it says so."""
+    return _metadata(result.get("sae_cfg_dict") or {}).get("training_architecture_details") or {}
 
 
 def text(value: Any) -> str:

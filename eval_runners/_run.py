@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +51,9 @@ def main(name: str, argv: list[str]) -> int:
     scoring = prepared(name, target, _cli.given(args, evaluator.EvalConfig), Path(args.output), device, command)
     baseline = _baseline(args.baseline, scoring) if args.baseline is not None else None
     _result.writable(Path(args.output))
-    cells = _grid.parse(args.grid)
+    cells = _grid.parse(args.grid, args.vary)
     wanted = _saes.asked(list(dict.fromkeys(args.saes)), target, overrides, cells, args.seeds, args.trained)
-    found, failures = _saes.ready(wanted, cells[0], device)
+    found, failures = _saes.ready(wanted, _grid.fields(cells), device, snapshots([scoring]))
     model = loader(target, device)
     results: list[tuple[Found, Result]] = []
     for title, sae_found in titled(found):
@@ -119,6 +120,14 @@ def prepared(
     )
 
 
+def snapshots(scorings: list[Scoring]) -> tuple[float, ...]:
+    """Shares of the training after which evaluations look at an SAE."""
+    of = (
+        scoring.evaluator.snapshots(scoring.config) for scoring in scorings if hasattr(scoring.evaluator, "snapshots")
+    )
+    return tuple(dict.fromkeys(share for shares in of for share in shares))
+
+
 def loader(target: Target, device: str) -> Callable[[], Any]:
     """The target's language model, loaded when it is first asked for."""
     from sae_variants import _models
@@ -145,6 +154,9 @@ def score(scoring: Scoring, found: Found, title: str, model_of: Callable[[], Any
     if path.exists() and not force:
         try:
             result = _read.load(path)
+            beside = (result.get("eval_result_unstructured") or {}).get("files") or []
+            if gone := [ending for ending in beside if not path.with_suffix(f".{ending}").exists()]:
+                raise UsageError(f"beside {path} there is no {', '.join(gone)}")
             if result.get("sae_lens_id") != found.label:  # the recipe that labels refer to has changed, not the SAE
                 result["sae_lens_id"] = found.label
                 _result.write(path, result, {})
@@ -159,7 +171,8 @@ def score(scoring: Scoring, found: Found, title: str, model_of: Callable[[], Any
         check_text(config.context_size, target, model)
     print(f"{title}: evaluating {scoring.name} on {target.name}")
     started = time.time()
-    evaluation = evaluator.evaluate(sae, target, config, model=model, device=place.device)
+    options = {"found": found} if "found" in signature(evaluator.evaluate).parameters else {}
+    evaluation = evaluator.evaluate(sae, target, config, model=model, device=place.device, **options)
     result = place.envelope(evaluation, found, weight_hash, time.time() - started)
     _result.validate(evaluator.output_class(), result)
     _result.write(path, result, evaluation.files)
@@ -235,6 +248,8 @@ def check_text(context_size: int, target: Target, model: Any) -> None:
     """UsageError if the model or the held-out text is shorter than a context."""
     from sae_variants import _targets
 
+    if context_size < 3:
+        raise UsageError(f"--context-size must be at least 3, BOS and two tokens, not {context_size}")
     if context_size > model.cfg.n_ctx:
         raise UsageError(f"--context-size {context_size} exceeds the model's {model.cfg.n_ctx} positions")
     if target.is_local and next(_targets.contexts(target, model, context_size, "heldout"), None) is None:

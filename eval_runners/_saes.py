@@ -33,6 +33,8 @@ class Found:
     """False for `random`, which may be untrained."""
     cell: _grid.Cell = field(default_factory=dict)
     """The fields of a grid that make it what it is."""
+    plan: Plan | None = None
+    """How it was trained, where a variant's name was given."""
 
     @property
     def path_name(self) -> str:
@@ -73,7 +75,7 @@ def asked(
     Raises:
         UsageError: a name that is nothing we know, or a field that none of the variants has.
     """
-    known = _register.names()
+    known = _register.scorable()
     for name in names:
         if name in known or is_folder(name) or is_hub_id(name):
             continue
@@ -86,28 +88,31 @@ def asked(
     plans = _grid.plans(variants, target, overrides, cells, seeds, root) if variants else []
     found: list[Plan | str] = []
     for name in names:
-        found += [plan for plan in plans if plan.name == name] if name in known else [name]
+        found += [plan for plan in plans if plan.full_name == name] if name in known else [name]
     return found
 
 
-def ready(wanted: list[Plan | str], axes: Iterable[str], device: str) -> tuple[list[Found], list[str]]:
+def ready(
+    wanted: list[Plan | str], axes: Iterable[str], device: str, snapshots: tuple[float, ...] = ()
+) -> tuple[list[Found], list[str]]:
     """The SAEs, those that are missing trained first, and what went wrong with those that cannot be.
 
     Args:
         axes: fields of a grid, whose values are kept beside each SAE.
+        snapshots: shares of the training after which those that are trained now are kept as well.
     """
-    placed = {name: _from_place(name) for name in wanted if isinstance(name, str)}
+    there = {name: placed(name) for name in wanted if isinstance(name, str)}
     missing = [plan for plan in wanted if isinstance(plan, Plan) and not plan.is_trained]
     for plan in missing:
         seed = plan.settings.seed
         print(f"{plan.label} is not trained on {plan.target.name} with seed {seed} yet: training it first")
     failures: dict[Path, str] = {}
     try:
-        _train.train(missing, device)
+        _train.train(missing, device, snapshots=snapshots)
     except _train.TrainingFailed as failed:
         failures = failed.failures
     found = [
-        placed[one] if isinstance(one, str) else _from_plan(one, axes)
+        there[one] if isinstance(one, str) else _from_plan(one, axes)
         for one in wanted
         if isinstance(one, str) or one.folder not in failures
     ]
@@ -118,21 +123,31 @@ def _from_plan(plan: Plan, axes: Iterable[str]) -> Found:
     record = json.loads((plan.folder / _plan.RECORD).read_text())
     learns = _learns(_register.resolve(plan.name).config_class)
     cell = {field: plan.values[field] for field in axes if field in plan.values}
-    return Found(plan.label, plan.folder, plan.settings.seed, record["trained_tokens"], plan.kind, learns, cell)
+    return Found(
+        plan.label, plan.sae_folder, plan.settings.seed, record["trained_tokens"], plan.kind, learns, cell, plan
+    )
 
 
 def _learns(config_class: type | None) -> bool:
     return getattr(config_class, "learns", True)
 
 
-def _from_place(name: str) -> Found:
+def at(folder: Path) -> Found:
+    """An SAE that lies beside another one and needs no name, such as a snapshot."""
+    return Found(folder.name, folder, None, None)
+
+
+def placed(name: str) -> Found:
+    """The SAE in a folder or on the Hub, downloaded."""
     from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
     if is_folder(name):
         folder, label = Path(name), Path(name).resolve().name
         record = folder / _plan.RECORD
         if record.is_file():
-            label = f"{json.loads(record.read_text())['name']}-{label}"
+            said = json.loads(record.read_text())
+            part = said.get("part", "")
+            label = f"{said['name']}:{part}-{folder.resolve().parent.name}" if part else f"{said['name']}-{label}"
     else:
         folder, label = _download(name), name
     _register.load(folder)

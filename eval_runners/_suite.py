@@ -46,17 +46,17 @@ def main(argv: list[str]) -> int:
     output = Path(args.output)
     command = ["python", "-m", "eval_runners", "suite", *argv]
     scorings = [_run.prepared(name, target, settings[name], output, device, command) for name in evaluations]
-    cells = _grid.parse(args.grid)
+    cells = _grid.parse(args.grid, args.vary)
     wanted = _asked(args, target, overrides, cells)
     _result.writable(output)
-    found, failures = _saes.ready(wanted, cells[0], device)
+    found, failures = _saes.ready(wanted, _grid.fields(cells), device, _run.snapshots(scorings))
     scored = _score_all(scorings, found, args.force, _run.loader(target, device), failures)
     if scored:
         _render.show(_boards.boards([result for _, result in scored]))
         if args.csv:
             _table.write_csv(Path(args.csv), scored)
         if args.picture:
-            _grid_picture.draw(Path(args.picture), scored, list(cells[0]))
+            _grid_picture.draw(Path(args.picture), scored, _grid.fields(cells))
     return _run.verdict_code(scored, failures)
 
 
@@ -109,10 +109,10 @@ def _asked(args: Any, target: Target, overrides: dict[str, Any], cells: list[_gr
     """
     from eval_runners import _saes
 
-    names, variants = list(dict.fromkeys(args.saes)), _register.names()
+    names, variants = list(dict.fromkeys(args.saes)), _register.scorable()
     l0s = _numbers(args.l0) if args.l0 is not None else []
     if own_names := [name for name in names if name in variants]:
-        _plan.check_overrides(own_names, {**overrides, **dict.fromkeys(cells[0])})
+        _plan.check_overrides(own_names, {**overrides, **dict.fromkeys(_grid.fields(cells))})
     wanted: list[Any] = []
     for name in names:
         if name not in variants:
@@ -120,11 +120,11 @@ def _asked(args: Any, target: Target, overrides: dict[str, Any], cells: list[_gr
             continue
         values = [_setting(name, l0, target) for l0 in l0s] or [{}]
         for field in values[0]:
-            if field in cells[0] or field in overrides:
+            if field in _grid.fields(cells) or field in overrides:
                 raise UsageError(f"{field} is given twice: by --l0 and by itself")
         own = [{**_plan.applying(name, cell), **value} for value in values for cell in cells]
         wanted += _saes.asked([name], target, _plan.applying(name, overrides), own, args.seeds, args.trained)
-    return list({getattr(one, "folder", one): one for one in wanted}.values())
+    return list({getattr(one, "sae_folder", one): one for one in wanted}.values())
 
 
 def _setting(name: str, l0: float, target: Target) -> _grid.Cell:

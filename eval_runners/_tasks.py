@@ -224,19 +224,21 @@ def largest_sizes(names: Iterable[str]) -> tuple[int, int]:
     return train, test
 
 
-def split(name: str, train_set_size: int, test_set_size: int, seed: int) -> tuple[Classes, Classes]:
+def split(
+    name: str, train_set_size: int, test_set_size: int, seed: int, option: str = "--probe-{}-set-size"
+) -> tuple[Classes, Classes]:
     """(train, test): of every class half of each size, as SAEBench balances them, since a task pits one class against
     as many documents of the others. UsageError for a class that has fewer."""
     for what, size in (("train", train_set_size), ("test", test_set_size)):
         if size < 2 or size % 2:
-            raise UsageError(f"--probe-{what}-set-size must be an even number, half of it of each side, not {size}")
+            raise UsageError(f"{option.format(what)} must be an even number, half of it of each side, not {size}")
     train, test = {}, {}
     for label, texts in classes(name).items():
         sizes = train_set_size // 2, test_set_size // 2
         if len(texts) < sum(sizes):
             raise UsageError(
                 f"label {label!r} of {name} has {len(texts)} distinct documents, fewer than {sizes[0]} + {sizes[1]}: "
-                f"that --probe-train-set-size {train_set_size} --probe-test-set-size {test_set_size} need those"
+                f"that {option.format('train')} {train_set_size} {option.format('test')} {test_set_size} need those"
             )
         order = random.Random(f"{seed} {label}").sample(texts, sum(sizes))
         train[label], test[label] = order[: sizes[0]], order[sizes[0] :]

@@ -5,9 +5,14 @@ fast ones apart; only latents that fire often enough count. Beside them stand tw
 only the current token leaves nothing to be consistent about: the channels of the residual stream, and the one
 linear direction that tells documents apart best (fitted on the first half of the contexts, scored on the second).
 
-Autocorrelation: Pearson, of a latent with itself some tokens on, mean over latents weighted by how often they fire.
-Smoothness: T-SAE's (arXiv 2511.05541), max |a_t - a_t-1| / |x_t - x_t-1| of a sequence; scale-free: each latent divided
-by its root mean square where it fires. Position information: bits between firing and a bin of positions, less
+Every SAE has latents that stay on, so slow ones are compared with the most persistent ones that an SAE has anyway:
+those of the highest autocorrelation on the first half of the contexts, as many as make up a tenth of its firing, scored
+on the second half.
+
+Autocorrelation: Pearson, of a latent with itself some tokens on, mean over latents weighted by how often they fire; the
+median counts each latent once. Smoothness: T-SAE's (arXiv 2511.05541), max |a_t - a_t-1| / |x_t - x_t-1| of a sequence;
+scale-free: each latent divided by its root mean square over the tokens on which it fires, or over all tokens, which
+makes rare latents look rough. Position information: bits between firing and a bin of positions, less
 the same with positions shuffled; a latent that fires more has more to tell, so its share of the bits of firing, too.
 """
 
@@ -20,7 +25,7 @@ from eval_runners._contract import Direction, Evaluation, Metric
 from sae_variants._errors import UsageError
 
 NAME = "positional_consistency"
-CATEGORIES = ("all", "slow", "fast", "residual", "document_direction")
+CATEGORIES = ("all", "slow", "fast", "persistent", "residual", "document_direction")
 LAGS = (1, 2, 4, 8, 16, 32)
 AT_ONCE = 2**23
 """Numbers in a block of latents, 32 MiB; a few of its size are held at a time."""
@@ -36,6 +41,8 @@ class EvalConfig:
     """Contexts in a batch of the language model."""
     position_bins: int = 16
     """Equally long stretches of positions, for position information and profiles."""
+    persistent_share: float = 0.1
+    """Share of all firing that the most persistent latents make up."""
     n_min: int = 20
     """A latent counts if it fires on at least so many tokens."""
     seed: int = 0
@@ -44,12 +51,15 @@ class EvalConfig:
 
 _NAMES: tuple[tuple[str, str, Direction], ...] = (
     *((f"autocorrelation_{lag}", f"autocorrelation, lag {lag}", "higher") for lag in LAGS),
+    ("autocorrelation_median", "autocorrelation of the median latent, lag 8", "higher"),
     ("half_life", "half-life of autocorrelation, tokens", "higher"),
     ("smoothness", "smoothness, T-SAE's", "lower"),
     ("smoothness_scale_free", "smoothness, scale-free", "lower"),
+    ("smoothness_all_tokens", "smoothness, by scale over all tokens", "lower"),
     ("position_information", "position information, bits", "lower"),
     ("position_share", "position information / entropy of firing", "lower"),
-    ("redundancy", "redundant across positions", "lower"),
+    ("copies", "has a near-copy by decoder", "lower"),
+    ("redundancy", "has one that fires at other positions", "lower"),
     ("sequence_l0", "latents of a sequence / of a token", "lower"),
     ("l0", "L0", "neither"),
     ("latents", "latents that count", "neither"),
@@ -59,13 +69,15 @@ _NAMES: tuple[tuple[str, str, Direction], ...] = (
     ("periodic", "periodic", "neither"),
 )
 _SHORT = {
-    "autocorrelation_8": "autocorrelation 8", "smoothness_scale_free": "smoothness",
-    "position_information": "position bits",
-}  # fmt: skip
+    "autocorrelation_8": ("autocorrelation 8", "all", "persistent", "slow"),
+    "smoothness_scale_free": ("smoothness", "all", "persistent", "slow"),
+    "position_information": ("position bits", "all", "slow"),
+}
+"""Metric -> head of its column on the leaderboard, and for which latents it has one."""
 
 
 def _metric(category: str, name: str, title: str, better: Direction) -> Metric:
-    is_lag = name.startswith("autocorrelation_")
+    is_lag = name.startswith("autocorrelation_") and name != "autocorrelation_median"
     curve = (f"autocorrelation, {category} latents", "lag, tokens", int(name.rpartition("_")[2])) if is_lag else None
     linear = (("residual stream", "residual"), ("direction of documents", "document_direction"))
     has_references = category == "all" and (is_lag or name in _SHORT)
@@ -74,9 +86,9 @@ def _metric(category: str, name: str, title: str, better: Direction) -> Metric:
         f"{category.replace('_', ' ')}: {title}",
         better,
         f"eval_result_metrics.{category}.{name}",
-        short=f"{category}: {_SHORT[name]}" if name in _SHORT and category in ("slow", "all") else "",
+        short=f"{category}: {_SHORT[name][0]}" if category in _SHORT.get(name, ("",))[1:] else "",
         references=tuple((what, f"eval_result_metrics.{of}.{name}") for what, of in linear) if has_references else (),
-        curve=curve if category in ("all", "slow", "fast") else None,
+        curve=curve if category in ("all", "slow", "fast", "persistent") else None,
     )
 
 
@@ -96,32 +108,46 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     from eval_runners import _envelope, _heldout, _positions, _profiles, _result
     from sae_variants._register import latent_groups
 
-    if config.n_contexts < 2:
+    if config.context_size - 1 < config.position_bins:
         raise UsageError(
-            "--n-contexts must be at least 2: one half finds what tells documents apart, the other scores it"
+            f"--position-bins {config.position_bins} are more than the {config.context_size - 1} positions of a context"
         )
-    latents = _positions.Statistics(LAGS, config.position_bins, config.seed)
-    residual, direction = (_positions.Statistics(LAGS, config.position_bins, config.seed) for _ in range(2))
-    documents = _positions.Documents()
-    related = _profiles.Related(sae.W_dec)
+    if not 0 < config.persistent_share <= 1:
+        raise UsageError(f"--persistent-share must be above 0 and at most 1, not {config.persistent_share:g}")
+    ids_CT = _heldout.tokens(target, model, config.n_contexts, config.context_size)
+    if len(ids_CT) < 2:
+        raise UsageError(
+            "positional_consistency needs two contexts, one to find what tells documents apart and one to score it: "
+            "raise --n-contexts or give more text"
+        )
+    half = len(ids_CT) // 2
+    first, second, residual, direction = (
+        _positions.Statistics(LAGS, config.position_bins, config.seed + i) for i in range(4)
+    )
+    documents, related = _positions.Documents(), None
     with torch.no_grad():
-        contexts = _heldout.activations(target, model, config.n_contexts, config.context_size, config.batch_contexts)
-        for number, (x_CTD, special_CT) in enumerate(contexts):
-            # a few contexts at a time: wide SAEs have 32 MiB of latents in each
-            few = max(1, AT_ONCE // (x_CTD.shape[1] * sae.cfg.d_sae))
-            for x_cTD, special_cT in zip(x_CTD.split(few), special_CT.split(few), strict=True):
-                acts_cTS = sae.encode(x_cTD).float()
-                latents.add(acts_cTS, x_cTD, special_cT)
-                related.add(acts_cTS, special_cT)
-            if number * config.batch_contexts < config.n_contexts // 2:
-                documents.add(x_CTD, special_CT)
-                continue
-            residual.add(x_CTD, x_CTD, special_CT)
-            direction.add(x_CTD @ documents.direction_D1().to(x_CTD), x_CTD, special_CT)
+        for latents, part_CT in ((first, ids_CT[:half]), (second, ids_CT[half:])):
+            for x_CTD, special_CT in _heldout.activations_of(part_CT, target, model, config.batch_contexts):
+                # a few contexts at a time: wide SAEs have 32 MiB of latents in each
+                few = max(1, AT_ONCE // (x_CTD.shape[1] * sae.cfg.d_sae))
+                for x_cTD, special_cT in zip(x_CTD.split(few), special_CT.split(few), strict=True):
+                    acts_cTS = sae.encode(x_cTD).float()
+                    latents.add(acts_cTS, x_cTD, special_cT)
+                    if related is not None:
+                        related.add(acts_cTS, special_cT)
+                if latents is first:
+                    documents.add(x_CTD, special_CT)
+                else:
+                    residual.add(x_CTD, x_CTD, special_CT)
+                    direction.add(x_CTD @ documents.direction_D1().to(x_CTD), x_CTD, special_CT)
+            related = related or _profiles.Related(sae.W_dec, first.fires_S > 0)
+    latents = first + second
     keep_S = latents.fires_S >= config.n_min
+    if not keep_S.any() and (most := int(latents.fires_S.max())):
+        raise UsageError(f"no latent fires on --n-min {config.n_min} tokens; the most that one does is {most}")
     groups = {"all": slice(None), **latent_groups(sae)}
     profiles = _profiles.describe(latents.profile, keep_S, config.seed)
-    redundant_S = _profiles.redundant(sae.W_dec, profiles.band_S, keep_S)
+    copy_S, redundant_S = _profiles.redundant(sae.W_dec, profiles.band_S, keep_S)
     values: dict[str, dict[str, Any]] = {category: {name: None for name, _, _ in _NAMES} for category in CATEGORIES}
     curves: dict[str, dict[str, float]] = {}
     for group, part in groups.items():
@@ -131,18 +157,22 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
             curves[f"{group} latents"] = latents.metrics(mask_S)
             values[group] |= curves[f"{group} latents"] | {
                 "latents": float(mask_S.sum()),
+                "copies": copy_S[mask_S].double().mean().item(),
                 "redundancy": redundant_S[mask_S].double().mean().item(),
                 **profiles.shares(mask_S),
             }
+    persistent_S = first.most_persistent(keep_S, _positions.MEDIAN_LAG, config.persistent_share)
+    if persistent_S.any():
+        curves["most persistent latents"] = second.metrics(persistent_S)
+        values["persistent"] |= curves["most persistent latents"] | {"latents": float(persistent_S.sum())}
     for category, title, statistics in (
         ("residual", "residual stream", residual),
         ("document_direction", "document direction", direction),
     ):
-        if statistics.contexts:
-            curves[title] = statistics.linear_metrics()
-            values[category] |= curves[title]
-    failures = [] if keep_S.any() else [f"no latent fires on {config.n_min} tokens or more"]
-    files = _profiles.files(latents, keep_S, profiles, related, curves) if keep_S.any() else {}
+        curves[title] = statistics.linear_metrics()
+        values[category] |= curves[title]
+    failures = [] if keep_S.any() else ["no latent fires"]
+    files = _profiles.files(latents, keep_S, profiles, related, curves) if keep_S.any() and related else {}
     output = _envelope.envelope(NAME, config, _result.finite(values), sae, target)
     return Evaluation(output, {"tokens": latents.tokens}, failures, files)
 

@@ -2,7 +2,8 @@
 
 Topic: documents of labelled datasets, each class told from the others by a logistic probe on the k latents, of one
 group, whose mean over a document's tokens differs most. Token: tokens of held-out text, each kind told from the other
-tokens by a probe on the k latents that differ most at that token. Accuracies on balanced test sets, mean over classes.
+tokens by a probe on the k latents that differ most at that token; and tokens of documents of code told from those of
+the other documents. Accuracies on balanced test sets, mean over classes.
 Groups are all latents and, where the SAE says which are which, slow and fast ones.
 """
 
@@ -22,12 +23,15 @@ KS = (1, 5, 20)
 FEWEST = 8
 """Tokens on each side from which a kind is probed."""
 KINDS = ("digit", "punctuation", "capital", "word start")
+OPTION = "--{}-documents"
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     dataset_names: tuple[str, ...] = ("sandbox/ag_news", "sandbox/it_ticket", "sandbox/occupation", "sandbox/term_set1")
     """Labelled datasets, parted by commas."""
+    code: str = "sandbox/code"
+    """Labelled dataset whose tokens are inside code."""
     train_documents: int = 200
     """Documents that a topic probe is fitted on, half of them of its class."""
     test_documents: int = 100
@@ -68,10 +72,13 @@ def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]
     """The settings, and the versions of the labelled documents. UsageError for datasets that are not to be had here."""
     from eval_runners import _tasks
 
+    if config.tokens_per_kind < FEWEST:
+        raise UsageError(f"--tokens-per-kind must be at least {FEWEST}, not {config.tokens_per_kind}")
     versions = {}
-    for name in config.dataset_names:
+    for name in (*config.dataset_names, config.code):
         if not _tasks.is_ours(name):
             raise UsageError(f"{NAME} reads labelled text of this package only, such as sandbox/ag_news, not {name}")
+        _tasks.split(name, config.train_documents, config.test_documents, config.seed, OPTION)
         versions[name] = _tasks.version(name, config.train_documents, config.test_documents, config.seed)
     return config, versions
 
@@ -108,7 +115,11 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
 
     groups = {"all": slice(None), **latent_groups(sae)}
     rows: list[dict[str, Any]] = []
-    for what, name, label, sets in (*_topics(sae, target, config, model), *_tokens(sae, target, config, model)):
+    for what, name, label, sets in (
+        *_topics(sae, target, config, model),
+        *_tokens(sae, target, config, model),
+        _code(sae, target, config, model),
+    ):
         x, y, test_x, test_y = sets
         row: dict[str, Any] = {"what": what, "dataset": name, "class": label}
         for group, part in groups.items():
@@ -135,7 +146,7 @@ def _topics(sae: Any, target: Any, config: EvalConfig, model: Any) -> Iterator[t
 
     generator = np.random.default_rng(config.seed)
     for name in _saebench.progress(config.dataset_names, "topics"):
-        split = _tasks.split(name, config.train_documents, config.test_documents, config.seed)
+        split = _tasks.split(name, config.train_documents, config.test_documents, config.seed, OPTION)
         train, test = (
             {label: _document_means(sae, target, config, model, texts) for label, texts in part.items()}
             for part in split
@@ -152,24 +163,58 @@ def _topics(sae: Any, target: Any, config: EvalConfig, model: Any) -> Iterator[t
 def _document_means(sae: Any, target: Any, config: EvalConfig, model: Any, texts: list[str]) -> Any:
     """Latents [documents, S], mean over a document's own tokens."""
     import numpy as np
+
+    found = []
+    for latents, own in _documents(sae, target, config, model, texts):
+        found.append((latents * own[..., None]).sum(1) / own.sum(1).clamp(min=1)[:, None])
+    return np.concatenate([means.cpu().numpy() for means in found])
+
+
+def _documents(sae: Any, target: Any, config: EvalConfig, model: Any, texts: list[str]) -> Iterator[tuple[Any, Any]]:
+    """(latents [documents, T, S], mask [documents, T] of a document's own tokens), some documents at a time."""
     import torch
 
     from eval_runners import _heldout
     from sae_variants import _models
 
     activations = _models.hook_activations(model, target.hook_name)
-    found = []
-    with torch.no_grad():
-        for start in range(0, len(texts), 32):
-            tokens = model.tokenizer(
-                texts[start : start + 32], padding="max_length", truncation=True, max_length=config.context_size,
-                return_tensors="pt",
-            )["input_ids"]  # fmt: skip
-            own = ~_heldout.special_mask(tokens, model)
+    for start in range(0, len(texts), 32):
+        tokens = model.tokenizer(
+            texts[start : start + 32], padding="max_length", truncation=True, max_length=config.context_size,
+            return_tensors="pt",
+        )["input_ids"]  # fmt: skip
+        with torch.no_grad():
             x = activations(tokens)
-            latents = sae.encode(x).float() * own.to(x.device)[..., None]
-            found.append((latents.sum(1) / own.sum(1).clamp(min=1).to(x.device)[:, None]).cpu().numpy())
-    return np.concatenate(found)
+            yield sae.encode(x).float(), (~_heldout.special_mask(tokens, model)).to(x.device)
+
+
+def _code(sae: Any, target: Any, config: EvalConfig, model: Any) -> tuple[str, str, str, Sets]:
+    """Tokens of documents of code, and of the topics' documents; other documents test than those it is fitted on."""
+    import numpy as np
+
+    from eval_runners import _tasks
+
+    def split(name: str) -> list[list[str]]:
+        parts = _tasks.split(name, config.train_documents, config.test_documents, config.seed, OPTION)
+        return [[text for texts in part.values() for text in texts] for part in parts]
+
+    generator = np.random.default_rng(config.seed)
+    others = [split(name) for name in config.dataset_names]
+    sides = (split(config.code), [[text for other in others for text in other[part]] for part in (0, 1)])
+    sets = []
+    for part, documents, tokens in (
+        (0, config.train_documents // 2, config.tokens_per_kind * 3 // 4),
+        (1, config.test_documents // 2, config.tokens_per_kind // 4),
+    ):
+        rows = []
+        for texts in sides:
+            chosen = [texts[part][i] for i in generator.permutation(len(texts[part]))[:documents]]
+            found = [latents[own].cpu().numpy() for latents, own in _documents(sae, target, config, model, chosen)]
+            every = np.concatenate(found)
+            rows.append(every[generator.permutation(len(every))[: max(tokens, 1)]])
+        least = min(map(len, rows))
+        sets += [np.concatenate([side[:least] for side in rows]), np.repeat([1, 0], least)]
+    return "token", config.code, "inside code", (sets[0], sets[1], sets[2], sets[3])
 
 
 def _tokens(sae: Any, target: Any, config: EvalConfig, model: Any) -> Iterator[tuple[str, str, str, Sets]]:

@@ -49,7 +49,7 @@ def _train_command(args, extra: list[str]) -> int:
     for name in args.names:
         for field in overrides.keys() - _plan.applying(name, overrides).keys():
             print(f"{name} has no {field}; it is trained without", file=sys.stderr)
-    cells = _grid.parse(args.grid)
+    cells = _grid.parse(args.grid, args.vary)
     found = _grid.plans(args.names, target, overrides, cells, seeds, args.output or args.trained)
     before = {made.folder for made in found if made.is_trained and not args.force}
     _train.train(found, device, args.force)

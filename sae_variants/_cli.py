@@ -159,6 +159,10 @@ def add_grid(parser: argparse.ArgumentParser) -> None:
         "--grid", action="append", default=[], metavar="FIELD=A,B,...",
         help="train one SAE for every value of a field; may be repeated, every combination is a cell",
     )  # fmt: skip
+    parser.add_argument(
+        "--vary", action="append", default=[], metavar="FIELD=A,FIELD=B",
+        help="train also one SAE that differs in these fields alone, as for an ablation; may be repeated",
+    )  # fmt: skip
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:

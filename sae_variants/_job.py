@@ -6,11 +6,12 @@ A finished SAE appears in its folder at once and whole; until then only its chec
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,14 @@ class Job:
                 self.failure = f"training {self.title} diverged at step {self.at} (loss {loss}): lower --learning-rate"
             x, error = output.sae_in, (output.sae_in - output.sae_out).pow(2).sum()
             explained = 1 - (error / (x - x.mean(0)).pow(2).sum().clamp(min=1e-12)).item()
-            l0 = output.feature_acts.bool().sum(-1).float().mean().item()
-            dead = self.trainer.dead_neurons.float().mean().item()
-        self.shown = f"{self.plan.name}: loss {loss:.2f} L0 {l0:.1f} EV {explained:.3f} dead {dead:.0%}"
+            said = {
+                "l0": lambda: output.feature_acts.bool().sum(-1).float().mean().item(),
+                "dead": lambda: self.trainer.dead_neurons.float().mean().item(),
+                **output.metrics,
+            }
+            l0, dead = said["l0"](), said["dead"]()
+        phase = f"phase {said['phase']} " if "phase" in said else ""
+        self.shown = f"{self.plan.name}: {phase}loss {loss:.2f} L0 {l0:.1f} EV {explained:.3f} dead {dead:.0%}"
 
     def save_checkpoint(self) -> None:
         partial = self.plan.checkpoint.with_suffix(".partial")
@@ -98,6 +104,17 @@ class Job:
                 f"the checkpoint {where} cannot be read ({type(error).__name__}): remove it to start anew"
             ) from error
 
+    def save_snapshot(self) -> None:
+        """The SAE as it is now, in inference form."""
+        sae = copy.deepcopy(self.trainer.sae)
+        if self.trainer.activation_scaler.scaling_factor is not None:
+            sae.fold_activation_norm_scaling_factor(self.trainer.activation_scaler.scaling_factor)
+        folder = replace(self.plan, part="").snapshot(self.at / self.plan.settings.steps)
+        partial = folder.with_name(folder.name + ".partial")
+        with _writing(partial):
+            sae.save_inference_model(partial)
+        _replace(folder, partial)
+
     def finish(self) -> None:
         """Folds the input scale into the weights, saves in SAELens' layout, removes the checkpoint."""
         from importlib.metadata import version
@@ -119,7 +136,9 @@ class Job:
         with _writing(partial):
             trainer.sae.save_inference_model(partial)
             save_file({"sparsity": trainer.log_feature_sparsity}, partial / "sparsity.safetensors")
-            (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+            for part in ("", *_register.resolve(made.name).parts):
+                own = {**record, "part": part} if part else record
+                (partial / part / RECORD).write_text(json.dumps(own, indent=2) + "\n")
         _replace(made.folder, partial)
         shutil.rmtree(made.checkpoint, ignore_errors=True)
 
@@ -130,6 +149,8 @@ def trainer(made: Plan, d_in: int, device: str) -> Any:
     from sae_lens.training.sae_trainer import SAETrainer
 
     settings = made.settings
+    dead_after_steps = max(1, settings.dead_after_tokens // settings.batch_tokens)
+    filled_in = {"total_steps": settings.steps, "dead_after_steps": dead_after_steps}
     sae = _register.build(
         made.name,
         d_in=d_in,
@@ -137,6 +158,7 @@ def trainer(made: Plan, d_in: int, device: str) -> Any:
         device=device,
         dtype=settings.dtype,
         normalize_activations=settings.normalize_activations,
+        **{name: filled_in[name] for name in _register.resolve(made.name).from_settings},
         **made.sized,
     )
     sae.cfg.metadata.model_name = made.target.model_name
@@ -157,11 +179,30 @@ def trainer(made: Plan, d_in: int, device: str) -> Any:
         lr_decay_steps=round(settings.decay_share * settings.steps),
         device=device,
         autocast=settings.autocast,
-        dead_feature_window=max(1, settings.dead_after_tokens // settings.batch_tokens),
+        dead_feature_window=dead_after_steps,
         feature_sampling_window=max(2, settings.steps // 4),
         logger=LoggingConfig(log_to_wandb=False),
     )
-    return SAETrainer(cfg, sae.to(device), iter(()))
+    found = SAETrainer(cfg, sae.to(device), iter(()))
+    if hasattr(sae, "learning_rate_scale"):
+        _scale_learning_rate(found)
+    return found
+
+
+def _scale_learning_rate(trainer: Any) -> None:
+    """Lets the SAE scale the learning rate of each step; the schedule, which goes on from the last, never sees it."""
+
+    def before(optimizer: Any, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            group["scheduled_lr"] = group["lr"]
+            group["lr"] *= trainer.sae.learning_rate_scale(trainer.n_training_steps)
+
+    def after(optimizer: Any, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = group.pop("scheduled_lr")
+
+    trainer.optimizer.register_step_pre_hook(before)
+    trainer.optimizer.register_step_post_hook(after)
 
 
 @contextlib.contextmanager

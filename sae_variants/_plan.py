@@ -2,6 +2,7 @@
 
     <root>/<target>/<name>/<hash>/               cfg.json, sae_weights.safetensors, sparsity.safetensors, training.json
     <root>/<target>/<name>/<hash>.checkpoint/    while it trains; removed at the end
+    <root>/<target>/<name>/<hash>.snapshots/<step>/    the SAE as it was after so many steps, where somebody asked
 
 The root is `--trained`, else the environment variable SAE_VARIANTS_TRAINED, else ~/.cache/sae_variants/trained.
 """
@@ -19,6 +20,7 @@ from sae_variants._errors import UsageError, one_of
 from sae_variants._targets import Target
 
 CHECKPOINT_SUFFIX = ".checkpoint"
+SNAPSHOTS_SUFFIX = ".snapshots"
 RECORD = "training.json"
 KEY = ("name", "model", "hook_name", "text", "text_version", "dtype", "fields")
 """What decides the weights, beside the settings."""
@@ -103,6 +105,12 @@ class Plan:
     root: Path
     given: tuple[str, ...] = ()
     """Fields that were set beside the recipe."""
+    part: str = ""
+    """Which SAE of this training is meant, where there are several: `lower`."""
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.name}:{self.part}" if self.part else self.name
 
     @cached_property
     def label(self) -> str:
@@ -110,7 +118,7 @@ class Plan:
         recipe = plan(self.name, self.target).values
         changed = {f: self.values[f] for f in sorted(self.given) if f != "seed" and self.values[f] != recipe[f]}
         shown = " ".join(f"{f}={v:g}" if isinstance(v, float) else f"{f}={v}" for f, v in changed.items())
-        return f"{self.name}[{shown}]" if changed else self.name
+        return f"{self.full_name}[{shown}]" if changed else self.full_name
 
     @cached_property
     def values(self) -> dict[str, Any]:
@@ -147,6 +155,11 @@ class Plan:
         return self.root / self.target.name / self.name.replace(":", "_") / _hash.of_value(self.key)
 
     @property
+    def sae_folder(self) -> Path:
+        """Where the SAE lies that is meant: the folder, or its part's folder in it."""
+        return self.folder / self.part
+
+    @property
     def sized(self) -> dict[str, Any]:
         """Arguments of `_register.config` beside d_in."""
         return {"d_sae": self.settings.d_sae, **self.fields}
@@ -158,6 +171,19 @@ class Plan:
     @property
     def is_trained(self) -> bool:
         return (self.folder / RECORD).is_file()
+
+    def snapshot_step(self, share: float) -> int:
+        """The step after which a share of the training is done."""
+        return min(max(1, round(share * self.settings.steps)), self.settings.steps)
+
+    def snapshot(self, share: float) -> Path:
+        """The folder of the SAE as it was after a share of its training."""
+        snapshots = self.folder.with_name(self.folder.name + SNAPSHOTS_SUFFIX)
+        return snapshots / str(self.snapshot_step(share)) / self.part
+
+    def lacks(self, snapshots: tuple[float, ...]) -> list[int]:
+        """Steps of the snapshots that are not there."""
+        return [self.snapshot_step(share) for share in snapshots if not self.snapshot(share).is_dir()]
 
 
 def kind_of(key: dict[str, Any]) -> str:
@@ -183,11 +209,14 @@ def plan(name: str, target: Target, overrides: dict[str, Any] | None = None, roo
     left out when they come from the recipe and refused when they are overrides; see `check_overrides` for several SAEs.
     """
     overrides = overrides or {}
-    known = _register.resolve(name).field_names
-    wanted = {**target.train, **target.variants.get(name, {}), **overrides}
+    variant = _register.resolve(name)
+    name, part = _register.split(name)
+    known = variant.field_names
+    adapted = getattr(variant.config_class, "recipe", dict)(target.train)
+    wanted = {**target.train, **adapted, **target.variants.get(name, {}), **overrides}
     settings = TrainSettings(**{k: _typed(k, v) for k, v in wanted.items() if k in SETTING_NAMES})
     chosen = {k: v for k, v in wanted.items() if k in known and k not in SETTING_NAMES}
-    made = Plan(name, target, settings, chosen, trained_root(root), tuple(overrides))
+    made = Plan(name, target, settings, chosen, trained_root(root), tuple(overrides), part)
     window = getattr(_register.config(name, d_in=1, **made.sized), "window", 1)
     if settings.stream_window % window == 0:
         return made

@@ -19,6 +19,7 @@ from sae_variants._errors import UsageError, one_of
 T = TypeVar("T", bound=type)
 
 STOCK_PREFIX = "stock:"
+FROM_SETTINGS = {"total_steps", "dead_after_steps"}
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,19 @@ class Variant:
 
     @property
     def field_names(self) -> set[str]:
-        """Config fields a user may set; d_in, device and metadata follow from the target."""
-        return {f.name for f in fields(self.config_class)} - {"d_in", "device", "metadata", "reshape_activations"}
+        """Config fields a user may set; d_in, device and metadata follow from the target, others from the settings."""
+        names = {f.name for f in fields(self.config_class)}
+        return names - {"d_in", "device", "metadata", "reshape_activations", *FROM_SETTINGS}
+
+    @property
+    def from_settings(self) -> set[str]:
+        """Config fields that whoever trains fills in."""
+        return {f.name for f in fields(self.config_class)} & FROM_SETTINGS
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Other SAEs that its training gives, each in a folder of its name beside the first."""
+        return getattr(self.config_class, "parts", ())
 
 
 _variants: dict[str, Variant] = {}
@@ -92,9 +104,22 @@ def names() -> list[str]:
     return own_names() + stock_names()
 
 
+def scorable() -> list[str]:
+    """Every name of an SAE that can be scored: those that `build` takes, and their parts as `name:part`."""
+    found = names()
+    return found + [f"{name}:{part}" for name in own_names() for part in _variants[name].parts]
+
+
+def split(name: str) -> tuple[str, str]:
+    """The name that is trained, and the part of it or "": `hierarchical:lower` is a part of `hierarchical`."""
+    whole, _, part = name.partition(":")
+    return (name, "") if name.startswith(STOCK_PREFIX) or not part else (whole, part)
+
+
 def resolve(name: str) -> Variant:
-    """The variant of that name. UsageError with the nearest names if there is none."""
-    one_of("SAE", name, names())
+    """The variant of that name, or whose part it is. UsageError with the nearest names if there is none."""
+    one_of("SAE", name, scorable())
+    name, _ = split(name)
     if not name.startswith(STOCK_PREFIX):
         return _variants[name]
     from sae_lens.registry import get_sae_training_class
@@ -132,7 +157,7 @@ def config(name: str, *, d_in: int, d_sae: int, **overrides: Any) -> Any:
     """The config of a variant. UsageError for a field it does not have or a value that it refuses."""
     variant = resolve(name)
     for field in overrides:
-        one_of(f"option of {name}", field, variant.field_names | {"device"})
+        one_of(f"option of {name}", field, variant.field_names | variant.from_settings | {"device"})
     for what, size in (("d_in", d_in), ("d_sae", d_sae)):
         check_type(what, size, int)
     if d_in < 1 or d_sae < 1:

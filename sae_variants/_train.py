@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sae_variants import _models, _targets
+from sae_variants import _models, _register, _targets
 from sae_variants._errors import UsageError
 from sae_variants._job import STEPS_BETWEEN_REPORTS, Job, old_of, trainer
 from sae_variants._plan import Plan
@@ -30,8 +30,17 @@ class TrainingFailed(UsageError):
         """Folder of the plan -> what happened."""
 
 
-def train(plans: list[Plan], device: str = "cpu", force: bool = False, checkpoint_steps: int = 50) -> None:
-    """Trains every plan that is not trained yet, those that agree on the stream together.
+def train(
+    plans: list[Plan],
+    device: str = "cpu",
+    force: bool = False,
+    checkpoint_steps: int = 50,
+    snapshots: tuple[float, ...] = (),
+) -> None:
+    """Trains every plan that is not trained yet, or lacks a snapshot, those that agree on the stream together.
+
+    Args:
+        snapshots: shares of the training after which the SAE is kept as it is then.
 
     Raises:
         UsageError: the target cannot be loaded, or a setting does not fit it.
@@ -41,19 +50,22 @@ def train(plans: list[Plan], device: str = "cpu", force: bool = False, checkpoin
         if force:
             for folder in (made.checkpoint, old_of(made.checkpoint)):  # a finished SAE stays until it is replaced
                 shutil.rmtree(folder, ignore_errors=True)
-    missing = [made for made in {made.folder: made for made in plans}.values() if force or not made.is_trained]
+    distinct = {made.folder: made for made in plans}.values()
+    missing = [made for made in distinct if force or not made.is_trained or made.lacks(snapshots)]
     grouped: dict[tuple[Any, ...], list[Plan]] = {}
     for made in missing:
         source = (made.key["model"], made.target.dtype, made.target.hook_name, made.key["text"])
         grouped.setdefault((*source, *made.settings.stream), []).append(made)
     failures: dict[Path, str] = {}
     for group in grouped.values():
-        failures |= _train_group(group, device, checkpoint_steps)
+        failures |= _train_group(group, device, checkpoint_steps, snapshots)
     if failures:
         raise TrainingFailed(failures)
 
 
-def _train_group(plans: list[Plan], device: str, checkpoint_steps: int) -> dict[Path, str]:
+def _train_group(
+    plans: list[Plan], device: str, checkpoint_steps: int, snapshots: tuple[float, ...]
+) -> dict[Path, str]:
     """Trains plans that agree on the stream, as many at once as fit in memory; what went wrong with which."""
     target, settings = plans[0].target, plans[0].settings
     model = _models.load_model(target.model_name, device, target.dtype)
@@ -68,7 +80,7 @@ def _train_group(plans: list[Plan], device: str, checkpoint_steps: int) -> dict[
                 if made not in ours:
                     failures[made.folder] = f"{made.label} is being trained by another command: wait for it"
             if ours:
-                failures |= _train_together(ours, model, d_in, device, checkpoint_steps)
+                failures |= _train_together(ours, model, d_in, device, checkpoint_steps, snapshots)
     return failures
 
 
@@ -96,7 +108,9 @@ def _fitting(plans: list[Plan], d_in: int, device: str) -> list[list[Plan]]:
     taken = 0
     for made in plans:
         size = 4 if made.settings.dtype == "float32" else 8 if made.settings.dtype == "float64" else 2
-        needed = 4 * 2 * d_in * made.settings.d_sae * size  # weights, gradients and Adam's two moments
+        cfg = _register.config(made.name, d_in=d_in, **made.sized)
+        weights = getattr(cfg, "n_weights", 2 * d_in * made.settings.d_sae)
+        needed = 4 * weights * size  # weights, gradients and Adam's two moments
         if parts[-1] and taken + needed > room:
             parts.append([])
             taken = 0
@@ -112,7 +126,9 @@ def _free_memory(device: str) -> float:
     return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
 
 
-def _train_together(plans: list[Plan], model: Any, d_in: int, device: str, checkpoint_steps: int) -> dict[Path, str]:
+def _train_together(
+    plans: list[Plan], model: Any, d_in: int, device: str, checkpoint_steps: int, snapshots: tuple[float, ...]
+) -> dict[Path, str]:
     from sae_lens.util import get_special_token_ids
     from tqdm import tqdm
 
@@ -133,8 +149,11 @@ def _train_together(plans: list[Plan], model: Any, d_in: int, device: str, check
     jobs: list[Job] = []
     for made in plans:
         try:
-            jobs.append(Job(made, trainer(made, d_in, device)))
-            jobs[-1].resume()
+            job = Job(made, trainer(made, d_in, device))
+            job.resume()
+            if any(step <= job.at for step in made.lacks(snapshots)):  # the checkpoint is past it
+                job = Job(made, trainer(made, d_in, device))
+            jobs.append(job)
         except UsageError as error:
             failures[made.folder] = f"{made.label} (seed {made.settings.seed}): {error}"
     jobs = [job for job in jobs if job.plan.folder not in failures]
@@ -151,6 +170,8 @@ def _train_together(plans: list[Plan], model: Any, d_in: int, device: str, check
             for job in jobs:
                 if job.at == step and job.runs:
                     job.step(batch)
+                    if job.at in {job.plan.snapshot_step(share) for share in snapshots} and not job.failure:
+                        job.save_snapshot()
                     if job.is_done and not job.failure:
                         job.finish()
             bar.update(settings.batch_tokens)

@@ -59,13 +59,18 @@ SMALL = {
     "semantics": {"train_documents": 40, "test_documents": 20, "n_contexts": 8, "context_size": 32},
     "positional_consistency": {"n_contexts": 16, "context_size": 32, "n_min": 2},
     "sae_probes": {"dataset_names": ("95_toxic_is",), "ks": (1,)},
+    "hierarchy": {"n_contexts": 16, "context_size": 32, "n_latents": 4, "contexts_per_latent": 2},
+    "concept_stability": {"n_contexts": 8, "context_size": 32, "n_min": 1},
 }  # fmt: skip
 """Settings that make an evaluation short; one that is not named here runs with its defaults."""
 
 
 @pytest.fixture
-def evaluate(name, module, target, model, tasks_file):
+def evaluate(name, module, target, model, tasks_file, tmp_path):
     settings = SMALL.get(name, {}) | ({"tasks": str(tasks_file)} if name == "sparse_probing" else {})
+    if name == "concept_stability":
+        identity(target).save_model(tmp_path / "other")
+        settings |= {"against": (str(tmp_path / "other"),)}
     if name == "semantics":
         settings |= {"dataset_names": (_tasks.register_file(str(tasks_file)),)}
     config = module.EvalConfig(**settings)

@@ -24,10 +24,21 @@ def test_every_combination_is_a_cell():
     assert _grid.parse(["k=4,4"]) == [{"k": 4}]
 
 
+def test_a_variation_stands_beside_every_combination():
+    assert _grid.parse([], ["pairs=adjacent", "window=4,nested-coefficient=1"]) == [
+        {}, {"pairs": "adjacent"}, {"window": 4, "nested_coefficient": 1},
+    ]  # fmt: skip
+    assert _grid.parse(["k=1,2"], ["window=4"]) == [{"k": 1}, {"k": 1, "window": 4}, {"k": 2}, {"k": 2, "window": 4}]
+    with pytest.raises(UsageError, match="k is given twice: in --grid and in --vary"):
+        _grid.parse(["k=1,2"], ["k=3"])
+
+
 @pytest.mark.parametrize("option", ["window", "window=", "=3", "window=,"])
 def test_what_is_no_grid_is_refused(option):
-    with pytest.raises(UsageError, match="is written FIELD=VALUE"):
+    with pytest.raises(UsageError, match="--grid is written FIELD=VALUE"):
         _grid.parse([option])
+    with pytest.raises(UsageError, match="--vary is written FIELD=VALUE"):
+        _grid.parse([], [option])
 
 
 def labels(target, names, overrides, options, seeds=(0,)):

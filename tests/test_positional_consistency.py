@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from conftest import identity, linear_sae, tiny
 
 from eval_runners import _positions, _profiles, _run
 from eval_runners import positional_consistency as evaluator
+from sae_variants._errors import UsageError
 
 LAGS = (1, 2, 4, 8)
 C, T, S = 200, 64, 6
@@ -180,20 +182,135 @@ def test_copies_in_other_bands_are_redundant_and_copies_in_the_same_are_not():
     decoder = torch.stack([eye[0], eye[0] + 0.1 * eye[1], eye[2], eye[2], eye[3], eye[3]])
     band = torch.tensor([0, 2, 1, 1, -1, 0])
     keep = torch.ones(6, dtype=torch.bool)
-    assert _profiles.redundant(decoder, band, keep).tolist() == [True, True, False, False, False, False]
+    copies, redundant = _profiles.redundant(decoder, band, keep)
+    assert copies.tolist() == [True] * 6
+    assert redundant.tolist() == [True, True, False, False, False, False]
     keep[0] = False
-    assert not _profiles.redundant(decoder, band, keep).any()
+    copies, redundant = _profiles.redundant(decoder, band, keep)
+    assert copies.tolist() == [False, False, True, True, True, True]
+    assert not redundant.any()
 
 
 def test_correlation_of_related_latents_is_numpy_s():
     acts = slowly()
-    related = _profiles.Related(torch.randn(S, 4))
+    related = _profiles.Related(torch.randn(S, 4), torch.arange(S) != 2)
+    assert 2 not in related.latents.tolist()  # it never fires
     related.add(acts, torch.zeros(C, T, dtype=torch.bool))
     expected = np.corrcoef(acts.flatten(0, 1)[:, related.latents].T)
     np.testing.assert_allclose(related.correlation_PP().numpy(), expected, atol=1e-6)
 
 
+def test_uneven_firing_by_chance_is_flat():
+    generator = torch.Generator().manual_seed(0)
+    rates = torch.cat([torch.full((40,), 0.003), torch.full((20,), 0.3)])
+    acts = (torch.rand(C, T, 60, generator=generator) < rates).float()
+    found = statistics(acts, bins=16)
+    described = _profiles.describe(found.profile, everything(acts), 0)
+    assert described.shares(everything(acts))["flat"] >= 0.98
+    assert (described.band_S[:40] == -1).all()
+
+
+def test_a_scale_is_taken_where_a_latent_fires_or_over_all_tokens():
+    acts = torch.zeros(1, 4, 1)
+    acts[0, 1], acts[0, 2] = 3.0, 4.0
+    x = torch.arange(4.0).reshape(1, 4, 1)  # steps of length 1
+    found = _positions.Statistics(LAGS, 2)
+    found.add(acts, x, torch.zeros(1, 4, dtype=torch.bool))
+    assert found.scale_S().item() == pytest.approx((25 / 2) ** 0.5)
+    assert found.root_mean_square_S().item() == pytest.approx((25 / 4) ** 0.5)
+    values = found.metrics(torch.tensor([True]))
+    assert values["smoothness"] == pytest.approx(4)  # from 4 to nothing
+    assert values["smoothness_scale_free"] == pytest.approx(4 / (25 / 2) ** 0.5)
+    assert values["smoothness_all_tokens"] == pytest.approx(4 / (25 / 4) ** 0.5)
+
+
+def test_a_mean_over_latents_is_weighted_by_firing_and_the_median_is_not():
+    generator = torch.Generator().manual_seed(0)
+    often = slowly()[..., :1]  # autocorrelation at lag 1 about 0.6, at 8 about 0.02
+    constant = (torch.rand(C, 1, 1, generator=generator) < 0.5).float().expand(C, T, 1)
+    rare = (torch.rand(C, T, 2, generator=generator) < 0.01).float()
+    acts = torch.cat([often, constant, rare], -1)
+    found = statistics(acts)
+    correlation, fires = found.lagged.correlation_LS()[3], found.fires_S
+    values = found.metrics(everything(acts))
+    expected = (correlation * fires).sum() / fires.sum()
+    assert values["autocorrelation_8"] == pytest.approx(expected.item())
+    assert values["autocorrelation_8"] > 0.4
+    assert values["autocorrelation_median"] < 0.05
+
+
+def test_two_halves_make_the_whole():
+    acts, x = slowly() + noise(), torch.randn(C, T, 5)
+    whole = statistics(acts, x)
+    parts = statistics(acts[:80], x[:80]) + statistics(acts[80:], x[80:], seed=1)
+    one, other = (found.metrics(everything(acts)) for found in (whole, parts))
+    for found in (one, other):
+        del found["position_information"], found["position_share"]  # their null is another draw
+    assert other == pytest.approx(one, rel=1e-4)
+
+
+def test_the_most_persistent_latents_are_those_that_stay_on():
+    acts = torch.cat([noise(), slowly()[..., :2]], -1)
+    found = statistics(acts)
+    keep = everything(acts)
+    chosen = found.most_persistent(keep, 1, 0.01)
+    assert chosen.sum() == 1
+    assert chosen[S:].any()
+    share = (found.fires_S[S:].sum() / found.fires_S.sum()).item()
+    assert found.most_persistent(keep, 1, share - 0.01).tolist() == [False] * S + [True] * 2
+    keep[S:] = False
+    assert not found.most_persistent(keep, 1, share)[S:].any()
+    assert found.most_persistent(keep, 1, 1.0)[:S].all()
+
+
 SMALL = evaluator.EvalConfig(n_contexts=24, context_size=32, batch_contexts=5, n_min=3)
+
+
+def test_only_latents_that_fire_often_enough_count(target, model):
+    sae = identity(target)
+    sae.b_enc.data[:8] = -1e4
+    few, many = (score(sae, target, model, replace(SMALL, n_min=n)) for n in (1, 300))
+    counted = [found.output["eval_result_metrics"]["all"]["latents"] for found in (few, many)]
+    assert counted[0] == 56
+    assert counted[1] < counted[0]
+    with pytest.raises(UsageError, match=r"--n-min 100000.*the most that one does is \d+"):
+        score(sae, target, model, replace(SMALL, n_min=100_000))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"n_contexts": 1}, "two contexts"),
+        ({"position_bins": 32}, "--position-bins 32"),
+        ({"persistent_share": 0.0}, "--persistent-share"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(target, model, settings, says):
+    with pytest.raises(UsageError, match=says):
+        score(identity(target), target, model, replace(SMALL, **settings))
+
+
+def test_the_ceilings_are_those_of_the_second_half(target, model):
+    """Of the contexts that are there, however many were asked for, and fitted on the first half alone."""
+    from eval_runners import _heldout
+
+    values = score(identity(target), target, model, replace(SMALL, n_contexts=10_000)).output["eval_result_metrics"]
+    ids = _heldout.tokens(target, model, 10_000, SMALL.context_size)
+    assert 2 < len(ids) < 10_000
+    half = len(ids) // 2
+    documents = _positions.Documents()
+    statistics = [_positions.Statistics(evaluator.LAGS, 16) for _ in range(2)]
+    for x, special in _heldout.activations_of(ids[:half], target, model):
+        documents.add(x, special)
+    for x, special in _heldout.activations_of(ids[half:], target, model):
+        for found, rows in zip(statistics, (x, x @ documents.direction_D1().to(x)), strict=True):
+            found.add(rows, x, special)
+    for category, found in zip(("residual", "document_direction"), statistics, strict=True):
+        for name, expected in found.linear_metrics().items():
+            if values[category][name] is not None:
+                assert values[category][name] == pytest.approx(expected, rel=1e-3), (category, name)
+    x = torch.cat([x[~special] for x, special in _heldout.activations_of(ids[half:], target, model)]).double()
+    torch.testing.assert_close(statistics[0].deviation_S(), x.std(0, unbiased=False), rtol=1e-3, atol=1e-4)
 
 
 def score(sae, target, model, config=SMALL):
@@ -236,11 +353,15 @@ def test_slow_and_fast_stand_apart_where_the_sae_says_which_are_which(
 
 
 def test_numbers_do_not_depend_on_the_size_of_a_batch(target, model):
-    from dataclasses import replace
-
     one, other = (score(identity(target), target, model, replace(SMALL, batch_contexts=size)) for size in (4, 12))
     first, second = (found.output["eval_result_metrics"]["all"] for found in (one, other))
-    for name in ("position_information", "position_share", "smoothness", "smoothness_scale_free"):
+    for name in (
+        "position_information",
+        "position_share",
+        "smoothness",
+        "smoothness_scale_free",
+        "smoothness_all_tokens",
+    ):
         del first[name], second[name]  # another draw of the null; slopes of almost equal tokens
     assert {k: v for k, v in first.items() if v is not None} == pytest.approx(
         {k: v for k, v in second.items() if v is not None}, rel=1e-4

@@ -1,0 +1,129 @@
+"""Two levels of latents as they are saved: the architecture `hierarchical`, and its lower level as a stock one.
+
+    f = jump(x · W_enc_lower + b_enc_lower)      lower latents
+    g = jump(f · W_enc_upper + b_enc)            upper latents, those that encode gives
+    x̂ = g · W_dec + b_dec
+
+`W_links`, what an upper latent adds to each lower one, and the parents are kept for those who look at the hierarchy.
+Shapes: D = d_in, L lower latents, U = d_sae upper latents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sae_lens.registry import register_sae_class
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens.saes.sae import SAE, SAEConfig
+from torch import Tensor, nn
+from typing_extensions import override
+
+ARCHITECTURE = "hierarchical"
+LOWER = "lower"
+"""Name of the part, and of its folder, that holds the lower level."""
+NO_PARENT = -1
+DIGITS = torch.tensor([1, 256, 65536])
+"""Worth of the digits of a parent's number: SAELens reads every tensor as floats, of which bfloat16 counts to 256."""
+
+
+@dataclass
+class TwoLevelSAEConfig(SAEConfig):
+    d_lower: int = 0
+    """Number of lower latents."""
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return ARCHITECTURE
+
+
+class TwoLevelSAE(SAE[TwoLevelSAEConfig]):
+    """The upper level of a trained SAE, with the lower one that it reads."""
+
+    W_enc_lower: nn.Parameter
+    b_enc_lower: nn.Parameter
+    threshold_lower: nn.Parameter
+    W_enc_upper: nn.Parameter
+    b_enc: nn.Parameter
+    threshold: nn.Parameter
+    W_links: nn.Parameter
+    W_dec_lower: nn.Parameter
+    b_dec_lower: nn.Parameter
+    parent_digits_3L: nn.Parameter
+
+    @override
+    def initialize_weights(self) -> None:
+        D, L, U = self.cfg.d_in, self.cfg.d_lower, self.cfg.d_sae
+        shapes = {
+            "W_enc_lower": (D, L), "b_enc_lower": (L,), "threshold_lower": (L,), "W_dec_lower": (L, D),
+            "b_dec_lower": (D,), "W_enc_upper": (L, U), "b_enc": (U,), "threshold": (U,), "W_links": (U, L),
+            "W_dec": (U, D), "b_dec": (D,), "parent_digits_3L": (3, L),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            setattr(self, name, nn.Parameter(torch.zeros(shape, dtype=self.dtype, device=self.device)))
+
+    @property
+    def parent_L(self) -> Tensor:
+        """[L]: the upper latent whose child each lower one is."""
+        return (self.parent_digits_3L.long() * DIGITS.to(self.device)[:, None]).sum(0)
+
+    @property
+    def W_enc(self) -> Tensor:  # type: ignore[override]
+        """[D, U]: the encoder if every lower latent fired; what measures of encoder directions see."""
+        return self.W_enc_lower @ self.W_enc_upper
+
+    def encode_lower(self, x: Tensor) -> Tensor:
+        """Lower latents [..., L] of inputs [..., D]."""
+        return _jump(self.process_sae_in(x) @ self.W_enc_lower + self.b_enc_lower, self.threshold_lower)
+
+    @override
+    def encode(self, x: Tensor) -> Tensor:
+        pre = self.hook_sae_acts_pre(self.encode_lower(x) @ self.W_enc_upper + self.b_enc)
+        return self.hook_sae_acts_post(_jump(pre, self.threshold))
+
+    @override
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        out = self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec)
+        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(out), self.d_head)
+
+    @override
+    @torch.no_grad()
+    def fold_W_dec_norm(self) -> None:
+        norm_U = self.get_W_dec_norm()
+        for rows in (self.W_dec, self.W_links):
+            rows.data /= norm_U[:, None]
+        for columns in (self.W_enc_upper, self.b_enc, self.threshold):
+            columns.data *= norm_U
+
+    @override
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        self.W_enc_lower.data *= scaling_factor
+        for written in (self.W_dec_lower, self.b_dec_lower, self.W_dec, self.b_dec):
+            written.data /= scaling_factor
+        self.cfg.normalize_activations = "none"
+
+    @override
+    def fold_activation_whitening(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("a two-level SAE does not fold whitening: train it without")
+
+
+register_sae_class(ARCHITECTURE, TwoLevelSAE, TwoLevelSAEConfig)
+
+
+def _jump(pre: Tensor, threshold: Tensor) -> Tensor:
+    return pre.relu() * (pre > threshold).to(pre.dtype)
+
+
+def lower_of(sae: TwoLevelSAE) -> JumpReLUSAE:
+    """The lower level of a trained two-level SAE as a stock one."""
+    cfg = JumpReLUSAEConfig(
+        d_in=sae.cfg.d_in, d_sae=sae.cfg.d_lower, dtype=sae.cfg.dtype, device=sae.cfg.device,
+        apply_b_dec_to_input=False, metadata=sae.cfg.metadata,
+    )  # fmt: skip
+    lower = JumpReLUSAE(cfg)
+    names = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
+    lower.load_state_dict({name: getattr(sae, f"{name}_lower").detach() for name in names})
+    return lower

@@ -1,0 +1,70 @@
+"""hierarchical: a dense level that extracts, and a sparse one above it that abstracts.
+
+Two levels, trained one after the other and then together (`_two_level_training` has the equations), with two terms that
+make children of a parent alike, once the parents are fixed:
+
+    λ_cos · mean over lower latents i of 1 - cos(row of i, row of its parent)
+    λ_21 · Σ over groups G of siblings of √|G| · |f_G|₂        an L2,1 norm: few groups fire, not few latents
+
+Scored as `hierarchical`, its upper level, and as `hierarchical:lower`. `k` is of the upper level, per token, averaged
+over the batch. Related: H-SAE (arXiv 2506.01197), whose parents gate their children; Matryoshka (arXiv 2503.17547).
+
+Shapes: N tokens, D = d_in, L lower latents, U = d_sae upper latents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from sae_variants._register import register
+from sae_variants._two_level_config import TwoLevelTrainingSAEConfig
+from sae_variants._two_level_training import Level, TwoLevelTrainingSAE
+from sae_variants._two_levels import NO_PARENT
+
+
+@dataclass
+class HierarchicalTrainingSAEConfig(TwoLevelTrainingSAEConfig):
+    cosine_coefficient: float = 0.1
+    """λ_cos, weight of the distance between lower latents and their parents; 0 switches it off."""
+    group_coefficient: float = 0.01
+    """λ_21, weight of the L2,1 norm over groups of siblings; 0 switches it off."""
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "hierarchical"
+
+
+@register(HierarchicalTrainingSAEConfig)
+class HierarchicalTrainingSAE(TwoLevelTrainingSAE):
+    cfg: Any
+
+    @override
+    def joint_losses(self, lower: Level, upper: Level) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        if (self.parent_L == NO_PARENT).all():
+            return losses
+        if self.cfg.cosine_coefficient:
+            losses["cosine_loss"] = self.cfg.cosine_coefficient * cosine_loss(lower.rows, upper.rows, self.parent_L)
+        if self.cfg.group_coefficient:
+            losses["group_loss"] = self.cfg.group_coefficient * group_loss(lower.acts, self.parent_L, self.cfg.d_sae)
+        return losses
+
+
+def cosine_loss(rows_LD: Tensor, parent_rows_UD: Tensor, parent_L: Tensor) -> Tensor:
+    """Mean over lower latents of 1 - cos to their parent; rows are of unit norm. In [0, 2]."""
+    return (1 - (rows_LD * parent_rows_UD[parent_L]).sum(-1)).mean()
+
+
+def group_loss(acts_NL: Tensor, parent_L: Tensor, n_parents: int) -> Tensor:
+    """Σ over groups of √|G| times the Euclidean norm of the group's latents, mean over tokens."""
+    squares_NU = acts_NL.new_zeros(len(acts_NL), n_parents).index_add(1, parent_L, acts_NL.pow(2))
+    fires = squares_NU > 0
+    norms_NU = torch.where(fires, squares_NU, 1).sqrt() * fires  # the root's slope at 0 is infinite
+    sizes_U = torch.bincount(parent_L, minlength=n_parents).to(acts_NL.dtype)
+    return (norms_NU @ sizes_U.sqrt()).mean()

@@ -1,0 +1,76 @@
+"""Time of training `hierarchical` over that of `stock:standard` of its lower level's size, on the sandbox, interleaved.
+
+python tests/benchmarks/two_levels.py [--rounds 7] [--steps 4]
+
+Steps of each phase are weighted by its share. Two ratios: of the steps alone, and with the language model's part, which
+both share, as users pay it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import sae_lens  # noqa: F401  registers
+import torch
+
+from sae_variants import _job, _models, _plan, _targets
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=4)
+    args = parser.parse_args()
+    target = _targets.load("sandbox")
+    model = _models.load_model(target.model_name, "cpu", target.dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        plans = {name: _plan.plan(name, target, {}, folder) for name in ("stock:standard", "hierarchical")}
+        d_in = _models.hook_width(model, target.hook_name)
+        trainers = {"stock:standard": _job.trainer(plans["stock:standard"], d_in, "cpu")}
+        settings = plans["hierarchical"].settings
+        cfg = trainers["stock:standard"].sae.cfg
+        shares = {}
+        for phase in (1, 2, 3):
+            trainers[f"phase {phase}"] = _job.trainer(plans["hierarchical"], d_in, "cpu")
+            sae = trainers[f"phase {phase}"].sae
+            starts = [step for step in range(settings.steps) if sae.cfg.phase(step) == phase]
+            trainers[f"phase {phase}"].n_training_steps = starts[0]
+            shares[phase] = len(starts) / settings.steps
+        assert sae.cfg.d_lower == cfg.d_sae, "not of one size"
+        contexts = _targets.contexts(target, model, settings.context_size)
+        per_batch = settings.batch_tokens // (settings.context_size - 1) + 1
+        activations = _models.hook_activations(model, target.hook_name)
+        times: dict[str, list[float]] = {name: [] for name in (*trainers, "language model")}
+        for number in range(args.rounds + 1):  # the first round warms up
+            started = time.perf_counter()
+            tokens = [torch.stack([next(contexts) for _ in range(per_batch)]) for _ in range(args.steps)]
+            batches = [activations(ids)[:, 1:].flatten(0, 1)[: settings.batch_tokens] for ids in tokens]
+            spent = {"language model": time.perf_counter() - started}
+            for name, trainer in trainers.items():
+                started = time.perf_counter()
+                for acts in batches:
+                    trainer.step(acts)
+                spent[name] = time.perf_counter() - started
+            if number:
+                for name, seconds in spent.items():
+                    times[name].append(seconds)
+    rounds = [{name: column[i] for name, column in times.items()} for i in range(args.rounds)]
+    for title, shared in (("steps alone", 0.0), ("with the language model", 1.0)):
+        ratios = [
+            (sum(shares[phase] * one[f"phase {phase}"] for phase in shares) + shared * one["language model"])
+            / (one["stock:standard"] + shared * one["language model"])
+            for one in rounds
+        ]
+        print(f"{title}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    for phase in shares:
+        alone = [one[f"phase {phase}"] / one["stock:standard"] for one in rounds]
+        print(
+            f"phase {phase}, {shares[phase]:.0%} of the steps: {statistics.median(alone):.2f} of a step of stock:standard"
+        )
+
+
+if __name__ == "__main__":
+    main()

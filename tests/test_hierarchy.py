@@ -1,0 +1,158 @@
+"""Oracles: a planted hierarchy, levels that know nothing of each other, and ablations whose effect is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import sae_lens  # noqa: F401  registers
+import torch
+from conftest import identity, linear_sae
+
+from eval_runners import _causal, _information, hierarchy
+from eval_runners._causal import Ablation
+from sae_variants._two_levels import TwoLevelSAE, TwoLevelSAEConfig
+
+EVERY = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
+
+
+def entropy(p: float) -> float:
+    return -sum(q * math.log2(q) for q in (p, 1 - p) if q > 0)
+
+
+def test_mutual_information_by_hand():
+    # 8 tokens: both fire on 2, the upper alone on 2, the lower alone on none, neither on 4
+    bits = _information.mutual_information(torch.tensor([[2.0]]), torch.tensor([4]), torch.tensor([2]), 8)
+    plain = entropy(0.25) - 0.5 * entropy(0.5)
+    # 3 cells that are not empty, of 2 x 2: the plug-in estimate has no bias to first order
+    assert bits.item() == pytest.approx(plain, abs=1e-9)
+    # all four cells: it is (4 - 2 - 2 + 1) / (2 · 8) nats too large
+    bits = _information.mutual_information(torch.tensor([[1.0]]), torch.tensor([4]), torch.tensor([2]), 8)
+    assert bits.item() == pytest.approx(0 - 1 / (16 * math.log(2)), abs=1e-9)
+
+
+def planted(n: int = 40_000, parents: int = 4, children: int = 3):
+    """Parents fire on a tenth of the tokens each; a child fires on half of its parent's tokens and nowhere else."""
+    torch.manual_seed(0)
+    upper = torch.rand(n, parents) < 0.1
+    lower = upper.repeat_interleave(children, 1) & (torch.rand(n, parents * children) < 0.5)
+    return upper, lower, torch.arange(parents).repeat_interleave(children)
+
+
+def test_a_planted_hierarchy_has_its_analytic_information():
+    upper, lower, parent_L = planted()
+    found, counts_U = _information.information(upper, lower, parent_L, permutations=3, seed=0)
+    expected = entropy(0.05) - 0.1 * entropy(0.5)
+    assert counts_U.all()
+    assert found.total.mean().item() / 3 == pytest.approx(expected, rel=0.02)
+    assert found.best_child.mean().item() == pytest.approx(expected, rel=0.03)
+    torch.testing.assert_close(found.best_of_all, found.best_child)
+    assert found.best_child_null.mean().item() < 0.01 * expected
+
+
+def test_levels_that_know_nothing_of_each_other_share_no_information():
+    upper, lower, parent_L = planted()
+    found, _ = _information.information(upper[torch.randperm(len(upper))], lower, parent_L, permutations=20, seed=1)
+    excess = found.total - found.total_null
+    assert excess.abs().max() < 5e-4
+    assert excess.mean().item() == pytest.approx(0, abs=2e-4)
+
+
+def test_an_upper_latent_without_children_does_not_count():
+    upper, lower, parent_L = planted()
+    _, counts_U = _information.information(upper, lower, torch.where(parent_L == 2, 1, parent_L), 1, seed=0)
+    assert counts_U.tolist() == [True, True, False, True]
+
+
+def test_planted_groups_are_found_by_every_clustering():
+    _, lower, parent_L = planted()
+    rows = torch.eye(8)[parent_L] + 0.05 * torch.randn(12, 8)
+    found = hierarchy.clustering(rows, lower, parent_L, seed=0)
+    for by in ("kmeans", "agglomerative"):
+        assert found[f"ari_{by}"] == 1
+        assert found[f"nmi_{by}"] == pytest.approx(1)
+    assert found["silhouette_learned"] > 0.9 > 0.1 > found["silhouette_shuffled"]
+    # two children of one parent fire together on a quarter of its tokens, and at all on three quarters
+    assert found["coactivation_learned"] == pytest.approx(1 / 3, abs=0.03)
+    assert found["coactivation_shuffled"] < 0.15
+
+
+def test_latents_that_never_fire_are_not_clustered():
+    _, lower, parent_L = planted()
+    lower = lower.clone()
+    lower[:, parent_L > 0] = False
+    assert hierarchy.clustering(torch.eye(12), lower, parent_L, seed=0) == {}  # one group is left
+
+
+def tree(target, d: int = 32) -> TwoLevelSAE:
+    """Upper latent j fires with channels 2j and 2j + 1, its children, and writes the sum of what they write."""
+    cfg = TwoLevelSAEConfig(d_in=d, d_sae=d // 2, d_lower=d, apply_b_dec_to_input=False)
+    sae = TwoLevelSAE(cfg)
+    parent_L = torch.arange(d) // 2
+    links = torch.zeros(d // 2, d).index_put((parent_L, torch.arange(d)), torch.tensor(1.0))
+    state = sae.state_dict()
+    state |= {
+        "W_enc_lower": torch.eye(d), "W_dec_lower": torch.eye(d), "W_enc_upper": 0.5 * links.T, "W_links": links,
+        "W_dec": links, "parent_digits_3L": torch.stack([parent_L, 0 * parent_L, 0 * parent_L]).float(),
+    }  # fmt: skip
+    sae.load_state_dict(state)
+    sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = target.model_name, target.hook_name
+    return sae
+
+
+def evaluate(sae, target, model, **settings):
+    config = hierarchy.EvalConfig(
+        **{"n_contexts": 8, "context_size": 32, "n_latents": 6, "contexts_per_latent": 3, **settings}
+    )
+    return hierarchy.evaluate(sae, target, config, model=model, device="cpu").output["eval_result_metrics"]
+
+
+def test_a_planted_tree(target, model):
+    values = evaluate(tree(target), target, model)
+    assert values["information"]["parents"] == 16
+    assert values["information"]["childless"] == 0
+    assert values["information"]["best_child_ratio"] > 10
+    assert values["causes"]["traced"] == 6
+    assert values["causes"]["children_share"] > 3 * values["causes"]["other_children_share"]
+
+
+def test_an_sae_of_one_level_has_causes_only(target, model):
+    values = evaluate(identity(target), target, model)
+    assert values["causes"]["kl"] > 0
+    assert values["causes"]["kl_low"] <= values["causes"]["kl"] <= values["causes"]["kl_high"]
+    assert values["causes"]["kl_children"] is None
+    assert set(values["information"].values()) == set(values["clustering"].values()) == {None}
+
+
+def test_what_writes_nothing_has_no_effect(target, model):
+    eye = torch.eye(32)
+    values = evaluate(linear_sae(target, eye, torch.zeros(32, 32)), target, model)
+    assert values["causes"]["traced"] > 0
+    assert values["causes"]["kl"] == pytest.approx(0, abs=1e-9)
+    assert values["causes"]["top_change"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_effect_of_an_ablation_by_hand(target, model):
+    places = torch.zeros(2, 6, dtype=torch.bool)
+    places[0, 3] = places[1, 5] = True
+    ablation = Ablation(model, target.hook_name, EVERY, places)
+    # the hook is the last residual stream: what is taken out reaches the logits through the last norm alone
+    written = torch.zeros(2, 6, 32)
+    written[0, 3], written[1, 5] = torch.randn(32), torch.randn(32)
+    _, cached = model.run_with_cache(EVERY, names_filter=target.hook_name, prepend_bos=False)
+    logits = model.unembed(model.ln_final(cached[target.hook_name] - written)).log_softmax(-1)
+    clean = model(EVERY, prepend_bos=False).log_softmax(-1)
+    torch.testing.assert_close(ablation.clean_PV.log_softmax(-1), clean[places])
+    effect = ablation.effect(ablation.without(written))
+    expected = (clean.exp() * (clean - logits)).sum(-1)[places].mean()
+    assert effect.kl == pytest.approx(expected.item(), rel=1e-3)
+    top = clean[places].argmax(-1)
+    change = (logits[places] - clean[places]).gather(-1, top[:, None]).abs().mean()
+    assert effect.top == pytest.approx(change.item(), rel=1e-3)
+
+
+def test_a_share_is_a_projection():
+    whole = torch.tensor([[2.0, 0.0], [0.0, 4.0]])
+    assert _causal.share(whole, whole) == 1
+    assert _causal.share(torch.tensor([[1.0, 5.0], [7.0, 0.0]]), whole) == pytest.approx((0.5 + 0) / 2)
+    assert math.isnan(_causal.share(whole, 0 * whole))
