@@ -8,8 +8,8 @@ and b_dec = b_links · W_dec_lower + b. Decoder rows of both levels count as if 
 BatchTopK, so latents are in the units of what they write.
 
 What is trained goes by shares of the steps: the lower level alone; the upper level, the lower frozen to the bit; then
-both, at a lower learning rate. Which upper latent is the parent of which lower one is fixed when the third begins:
-the one that writes most to it, |W_links| times its mean activation.
+both. The last two have factors of their own for the learning rate. Which upper latent is the parent of which lower one
+is fixed when the third begins: the one that writes most to it, |W_links| times its mean activation.
 
     L = lower · |x - x̂_lower|² + upper · |x - x̂_upper|² + η · |sg(f) - f̂|² + sparsity of both + AuxK of both
 
