@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from eval_runners import _saebench
+from eval_runners import _remembered, _saebench
 from sae_variants._targets import Target
 
 
@@ -116,6 +116,7 @@ def score(
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         stack.enter_context(_saebench.serving_text(target, _saebench.text_name(target)))
         stack.enter_context(mock.patch.object(core, "HookedTransformer", _saebench.OneModel(model)))
+        stack.enter_context(_remembered.remembering(model, target.hook_name))
         variance = stack.enter_context(observing_variance())
         caught = stack.enter_context(catching_errors())
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

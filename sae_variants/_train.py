@@ -103,7 +103,7 @@ def _locked(made: Plan, stack: contextlib.ExitStack) -> bool:
 
 def _fitting(plans: list[Plan], d_in: int, device: str) -> list[list[Plan]]:
     """The plans in parts, each of which takes at most half of the free memory; at least one plan in each."""
-    room = _free_memory(device) / 2
+    room = free_memory(device) / 2
     parts: list[list[Plan]] = [[]]
     taken = 0
     for made in plans:
@@ -119,7 +119,8 @@ def _fitting(plans: list[Plan], d_in: int, device: str) -> list[list[Plan]]:
     return parts
 
 
-def _free_memory(device: str) -> float:
+def free_memory(device: str) -> float:
+    """Bytes."""
     import psutil
     import torch
 

@@ -110,6 +110,36 @@ def test_watching_changes_no_number_of_saebench(target, model, trained):
             assert ours[group][name] == value, f"{group}.{name}"
 
 
+def test_what_does_not_depend_on_the_sae_is_computed_once_and_changes_no_number(target, model, monkeypatch):
+    from weakref import WeakKeyDictionary
+
+    from eval_runners import _remembered
+
+    def scored(share):
+        monkeypatch.setattr(_remembered, "SHARE", share)
+        monkeypatch.setattr(_remembered, "_memories", WeakKeyDictionary())
+        runs = []
+        with_cache, forward = model.run_with_cache, model.forward
+        monkeypatch.setattr(
+            model, "run_with_cache", lambda *a, **k: (runs.append("activations"), with_cache(*a, **k))[1]
+        )
+        monkeypatch.setattr(model, "forward", lambda *a, **k: (runs.append("forward"), forward(*a, **k))[1])
+        found = [score(make(target), target, model) for make in (identity, zero, identity)]
+        monkeypatch.setattr(model, "run_with_cache", with_cache)
+        monkeypatch.setattr(model, "forward", forward)
+        for evaluation in found:
+            for changing in ("eval_id", "datetime_epoch_millis"):
+                del evaluation.output[changing]
+        return [(evaluation.output, evaluation.ours) for evaluation in found], runs
+
+    plain, all_runs = scored(0)
+    remembered, runs = scored(1)
+    assert remembered == plain
+    # of three SAEs with two batches to reconstruct and three to encode, one needs all, the others their own two
+    assert (all_runs.count("activations"), runs.count("activations")) == (9, 3)
+    assert all_runs.count("forward") - runs.count("forward") == 2 * (2 + 2 + 3)
+
+
 def test_a_failing_sae_stops_the_run_with_its_error(target, model):
     sae = identity(target)
     sae.decode = lambda acts: (_ for _ in ()).throw(RuntimeError("decoder is broken"))

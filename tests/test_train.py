@@ -245,7 +245,7 @@ def test_as_many_train_at_once_as_half_of_the_free_memory_holds(target, tmp_path
     plans = [plan("temporal", target, tmp_path, seed=0, k=k) for k in (2, 3, 4)]
     one = 4 * 2 * 32 * 64 * 4  # four copies of two matrices 32 x 64 of 4 bytes
     for room, parts in ((2 * one, [1, 1, 1]), (4 * one, [2, 1]), (1, [1, 1, 1]), (1e12, [3])):
-        monkeypatch.setattr(_train, "_free_memory", lambda device, room=room: room)
+        monkeypatch.setattr(_train, "free_memory", lambda device, room=room: room)
         assert [len(part) for part in _train._fitting(plans, 32, "cpu")] == parts
 
 
