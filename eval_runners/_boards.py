@@ -8,6 +8,7 @@ error part. Pure: imports no torch.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +18,8 @@ from eval_runners import _contract, _read, _rows
 from eval_runners._read import Result
 from eval_runners._rows import OLDER, Column, Number, Row
 
+AS_LITTLE = 1.02
+"""L0 that is at most so many times another's counts as little as it."""
 SAME_L0 = 1.1
 """Rows whose L0 is at most so many times the least of their group are ranked together."""
 
@@ -44,7 +47,11 @@ class Board:
 
     def group(self, row: Row) -> list[Row]:
         """The rows that it may be ranked with, itself among them; none for what is untrained or no SAE."""
-        return next((group for group in self.groups if row in group), [])
+        return self._group_of.get(id(row), [])
+
+    @cached_property
+    def _group_of(self) -> dict[int, list[Row]]:
+        return {id(row): group for group in self.groups for row in group}
 
     @cached_property
     def groups(self) -> list[list[Row]]:
@@ -57,22 +64,41 @@ class Board:
         if own is None or own[1] is None or column[1].better == "neither" or len(self.group(row)) < 2:
             return None
         sign = 1 if column[1].better == "higher" else -1
-        mean, error = own[0], own[1]
-        others = [number for other in self.group(row) if (number := other.number(column))]
-        return 1 + sum(sign * (of - mean) > error + its for of, its in others if its is not None)
+        ends = self._lower_ends(self.group(row), column, sign)
+        return 1 + len(ends) - bisect_right(ends, sign * own[0] + own[1])
 
     def on_front(self, row: Row, column: Column) -> bool:
-        """Whether no trained row of the board has as much with as little L0 (Pareto)."""
+        """Whether no trained row of the board has more, by intervals that part, with as little L0 (Pareto)."""
         own, l0 = row.number(column), row.l0
         if not column[1].against_l0 or own is None or l0 is None or not self.group(row):
             return False
-        rivals = [
-            (other.l0, number[0])
-            for group in self.groups
-            for other in group
-            if other is not row and other.l0 is not None and (number := other.number(column))
-        ]
-        return not any(a <= l0 and b >= own[0] and (a, b) != (l0, own[0]) for a, b in rivals)
+        every = self._over_l0.get(_rows.key(column)) or self._over_l0.setdefault(
+            _rows.key(column),
+            [
+                (other.l0, number[0] - (number[1] or 0.0))
+                for group in self.groups
+                for other in group
+                if other.l0 is not None and (number := other.number(column))
+            ],
+        )
+        return len(every) > 1 and not any(a <= AS_LITTLE * l0 and b > own[0] + (own[1] or 0.0) for a, b in every)
+
+    def _lower_ends(self, group: list[Row], column: Column, sign: int) -> list[float]:
+        """The worse ends of the intervals of a group, ascending in merit."""
+        at = (id(group), _rows.key(column))
+        if at not in self._ends:
+            numbers = (row.number(column) for row in group)
+            self._ends[at] = sorted(sign * n[0] - n[1] for n in numbers if n and n[1] is not None)
+        return self._ends[at]
+
+    @cached_property
+    def _ends(self) -> dict[tuple[int, str], list[float]]:
+        return {}
+
+    @cached_property
+    def _over_l0(self) -> dict[str, list[tuple[float, float]]]:
+        """Column -> L0 and the lower end of the interval of every trained row."""
+        return {}
 
 
 def _groups(rows: list[Row]) -> Iterable[list[Row]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eval_runners import _leaderboard, _render, _rows
+from eval_runners import _boards, _leaderboard, _render, _rows
 from eval_runners._boards import Board
 from sae_variants import _register
 
@@ -54,7 +55,7 @@ def card(
     body = template.render(
         warning=warning, title=repo.partition("/")[2], intro=intro or "Sparse autoencoders.", saes=saes, repo=repo,
         others=others, plain=plain, table=_table(saes, boards) or "None yet.", legend=_render.LEGEND,
-        version=version("sae-variants"),
+        version=version("sae-variants"), year=date.today().year,
     )  # fmt: skip
     return f"---\n{data.to_yaml()}\n---\n\n{body.strip()}\n"
 
@@ -72,5 +73,6 @@ def _table(saes: list[dict[str, Any]], boards: list[Board]) -> str:
             if not row.results or row in ours or (_leaderboard.is_near(row, levels) and not row.changed_kind)
         ]
         if ours:
-            chosen.append(replace(board, rows=beside))
+            scored = list(dict.fromkeys(evaluation for row in ours for evaluation in row.results))
+            chosen.append(_boards.narrowed(replace(board, rows=beside), scored))
     return _render.as_markdown(chosen, legend=False).strip()

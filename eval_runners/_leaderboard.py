@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,9 @@ def main(argv: list[str]) -> int:
 def found(args: Any) -> tuple[list[Board], list[str]]:
     """The boards that a command's options ask for, and the files that are no results. UsageError if there is none."""
     results, broken = read(args)
-    boards = _filtered(results, args)
+    every = _boards.boards(results)
+    _check_names(every, args)
+    boards = _filtered(every, args)
     if not boards:
         raise UsageError("no results of that kind in " + (", ".join(args.results) or "results"))
     return boards, broken
@@ -107,11 +110,24 @@ def _all(folders: list[Path], asked: bool) -> tuple[list[Result], list[str]]:
         print(f"left out: {reason}", file=sys.stderr)
     if broken:
         print(f"{len(broken)} of {len(results) + len(broken)} are no results", file=sys.stderr)
-    return results, broken
+    types = Counter(result["eval_type_id"] for result in results)
+    unknown = {name: number for name, number in types.items() if _contract.of_type(name) not in _contract.names()}
+    for name, number in unknown.items():
+        print(f"left out: {number} results of {name!r}, an evaluation that is not known here", file=sys.stderr)
+    return [result for result in results if result["eval_type_id"] not in unknown], broken
 
 
-def _filtered(results: list[Result], args: Any) -> list[Board]:
-    boards = _boards.boards(results)
+def _check_names(boards: list[Board], args: Any) -> None:
+    """UsageError, with the near names, for a model or an SAE that no result is of."""
+    rows = [(board.model, row.name) for board in boards for row in board.rows if row.results]
+    if rows and args.model:
+        one_of("model", args.model, {model for model, _ in rows})
+    for name in (args.sae or "").split(",") if rows else ():
+        if name:
+            one_of("SAE", name.strip(), {label for _, label in rows})
+
+
+def _filtered(boards: list[Board], args: Any) -> list[Board]:
     if args.evals:
         types = [_contract.eval_type(_contract.module(name.strip())) for name in args.evals.split(",")]
         boards = [_boards.narrowed(board, types) for board in boards]
@@ -146,13 +162,14 @@ def fill(file: Path, results: list[Result], check: bool) -> int:
         raise UsageError(f"cannot read {file}: {error.strerror}") from error
     if not BLOCK.search(text):
         raise UsageError(f"{file} has no table: it has no <!-- leaderboard --> ... <!-- /leaderboard -->")
+    boards = _boards.boards(results)
     parser = _cli.Parser(prog=f"leaderboard in {file}")
     add_filters(parser)
     parser.add_argument("--legend", action="store_true", help="say what bold and marks mean")
 
     def made(match: re.Match[str]) -> str:
         args = parser.parse_args(shlex.split(match["options"]))
-        table = _render.as_markdown(_filtered(results, args), args.legend)
+        table = _render.as_markdown(_filtered(boards, args), args.legend)
         return f"{match[1]}\n{table}\n{match[3]}"
 
     new = BLOCK.sub(made, text)
@@ -199,6 +216,8 @@ def _why(argv: list[str]) -> int:
     boards = _boards.boards(read(args)[0])
     one, other = (_places(boards, name) for name in (args.one, args.other))
     here, there = next(((a, b) for a in one for b in other if a[0] is b[0] and a[1] is not b[1]), (one[0], other[-1]))
+    if here[1] is there[1]:
+        raise UsageError(f"{args.one} and {args.other} are one row")
     for line in separating(*here, *there) or ["nothing: they are ranked together"]:
         print(line)
     return 0
@@ -208,7 +227,8 @@ def _places(boards: list[Board], name: str) -> list[tuple[Board, Row]]:
     every = [(board, row) for board in boards for row in board.rows if row.results]
     places = [(board, row) for board, row in every if name in (row.label, f"{board.model}/{row.label}")]
     if not places:
-        one_of("row", name, {row.label for _, row in every})
+        near = {row.label for _, row in every if row.name == name.partition("[")[0]}
+        one_of("row", name, near or {row.name for _, row in every})
     return places
 
 

@@ -56,8 +56,7 @@ def main(argv: list[str]) -> int:
     parser.epilog = "A variant trained with other fields takes --train.FIELD VALUE, as for the evaluations."
     words, extra = _cli.split_unknown(parser, argv)
     args = parser.parse_args(words)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo):
-        raise UsageError(f"--repo is written user/name, not {args.repo!r}")
+    _check_repo(args.repo)
     _cli.quiet()
     overrides = _cli.extra_options(extra, prefix=_run.TRAIN_PREFIX)
     wanted = _saes.asked(
@@ -65,21 +64,40 @@ def main(argv: list[str]) -> int:
     )
     for one in wanted:
         if isinstance(one, _plan.Plan) and not one.is_trained:
-            raise UsageError(f"{one.label} is not trained: python -m eval_runners suite --sae {one.name}")
+            raise UsageError(
+                f"{one.label} is not trained with seed {one.settings.seed}: train and score it first, "
+                "by python -m eval_runners suite with the same --sae, --train and --seeds"
+            )
         if isinstance(one, str) and not _saes.is_folder(one):
             raise UsageError(f"{one} is on the Hub already")
     found, _ = _saes.ready(wanted, (), "cpu")
     results, _ = _leaderboard.read(args)
     if args.dry_run:
         folder = Path(args.dry_run)
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"--dry-run {folder} is not empty: give a new folder")
-        return _say(folder, build(folder, args.repo, found, results, args.licence, args.force), args.repo)
+        try:
+            saes = build(folder, args.repo, found, results, args.licence, args.force)
+        except OSError as error:
+            raise UsageError(f"cannot write --dry-run {folder}: {error.strerror}") from error
+        return _say(folder, saes, args.repo)
     with tempfile.TemporaryDirectory() as made:
         there = already_there(args.repo)
         saes = build(Path(made), args.repo, found, results, args.licence, args.force, there)
-        upload(Path(made), args.repo, args.private)
+        upload(Path(made), args.repo, args.private, replaced=[sae["id"] for sae in saes])
         return _say(None, saes, args.repo)
+
+
+def _check_repo(repo: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UsageError(f"--repo is written user/name, not {repo!r}")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UsageError(f"--repo: {str(error).splitlines()[0]}") from error
 
 
 def build(
@@ -103,7 +121,7 @@ def build(
         reasons = [reason for result in own for reason in result["eval_result_unstructured"]["not_trained_because"]]
         problem = f"untrained: {'; '.join(dict.fromkeys(reasons))}" if reasons else "" if own else "without any result"
         if problem and not force:
-            score = f"; score it first: python -m eval_runners suite --sae {one.label.partition('[')[0]}"
+            score = "; score it first, by python -m eval_runners suite with the same --sae, --train and --seeds"
             raise UsageError(f"{one.label} is {problem}{'' if own else score}; --force publishes it all the same")
         if problem:
             warnings.append(f"{one.label} is {problem}.")
@@ -127,12 +145,14 @@ def _described(one: Any, own: list[Result]) -> dict[str, Any]:
     metadata = sae.cfg.metadata
     row = _rows.Row(one.label, sae.cfg.d_sae, one.training_tokens, {r["eval_type_id"]: [r] for r in own})
     hook_name = metadata.hook_name or "hook"
-    l0 = f"L0-{row.l0:.0f}" if row.l0 else f"k-{getattr(sae.cfg, 'k', 'unknown')}"
+    l0 = f"-L0-{row.l0:.0f}" if row.l0 else ""
     seed = f"-seed{one.seed}" if one.seed is not None else ""
+    # what differs from a recipe is no part of a file's name, but must not fall into the folder of another SAE
+    kind = f"-{(one.kind or one.weight_hash)[:6]}" if "[" in one.label else ""
     name = one.label.partition("[")[0].replace(":", "-").replace("/", "-")
     stock = type(sae).__module__.startswith("sae_lens.")
     return {
-        "id": f"{hook_name}-{name}-{sae.cfg.d_sae}-{l0}{seed}", "label": one.label, "name": name,
+        "id": f"{hook_name}-{name}-{sae.cfg.d_sae}{l0}{seed}{kind}", "label": one.label, "name": name,
         "model": metadata.model_name, "hook_name": hook_name, "d_in": sae.cfg.d_in, "d_sae": sae.cfg.d_sae,
         "l0": f"{row.l0:.1f}" if row.l0 else "-", "tokens": _render.count(one.training_tokens), "seed": one.seed,
         "plain": sae.cfg.architecture() if stock else "", "hash": one.weight_hash, "row": row, "results": own,
@@ -170,7 +190,10 @@ def _refusals(repo: str) -> Iterator[None]:
         said = SAID.get(status, "the Hub failed: run the command again")
         raise UsageError(f"cannot publish to {repo} (HTTP {status}): {said}") from error
     except Exception as error:
-        if not _models.is_transport(error):
+        cause: BaseException | None = error
+        while cause is not None and not _models.is_transport(cause):  # an upload that breaks off is wrapped
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
             raise
         raise UsageError(f"cannot reach the Hub ({type(error).__name__}): check the network, then run again") from error
 
@@ -193,8 +216,18 @@ def already_there(repo: str) -> list[str]:
     return sorted(name.removesuffix("/cfg.json") for name in files if name.endswith("/cfg.json"))
 
 
-def upload(folder: Path, repo: str, private: bool, endpoint: str | None = None, token: str | None = None) -> None:
+def upload(
+    folder: Path,
+    repo: str,
+    private: bool,
+    endpoint: str | None = None,
+    token: str | None = None,
+    replaced: Iterable[str] = (),
+) -> None:
     """One commit with all files, so that an upload that was cut off leaves nothing behind.
+
+    Args:
+        replaced: folders of which nothing stays that is not uploaded now.
 
     Raises:
         UsageError: the Hub refuses, or cannot be reached; in one line.
@@ -202,7 +235,10 @@ def upload(folder: Path, repo: str, private: bool, endpoint: str | None = None, 
     api = _api(endpoint, token)
     with _refusals(repo):
         api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="SAEs, results and card")
+        stale = [f"{name}/*" for name in replaced]
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message="SAEs, results and card", delete_patterns=stale or None
+        )
 
 
 def _say(folder: Path | None, saes: list[dict[str, Any]], repo: str) -> int:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from eval_runners import _contract
@@ -15,11 +14,25 @@ from sae_variants._errors import UsageError
 Result = dict[str, Any]
 PUBLISHED, BASELINES, RUNS = (Path("results") / name for name in ("published", "baselines", "runs"))
 
+HUGE = 1e308
 IMMATERIAL = {
     "llm_batch_size", "sae_batch_size", "lower_vram_usage", "verbose", "random_seed", "results_path",
     "model_cache_path", "compute_featurewise_density_statistics", "compute_featurewise_weight_based_metrics",
 }  # fmt: skip
 """Settings of SAEBench's that may differ between two results that are compared."""
+
+
+_OURS, _TEXT, _NUMBER = "eval_result_unstructured", (str, type(None)), (int, float, type(None))
+SHAPES: dict[str, tuple[type, ...]] = {
+    "eval_type_id": (str,), "datetime_epoch_millis": _NUMBER, "sae_cfg_dict.d_sae": (int, type(None)),
+    "sae_cfg_dict.hook_name": _TEXT, "source": _TEXT,
+    f"{_OURS}.not_trained_because": (list, type(None)), f"{_OURS}.not_a_number": (list, type(None)),
+    f"{_OURS}.densities": (dict, type(None)), f"{_OURS}.provenance": (dict, type(None)),
+    f"{_OURS}.provenance.seed": (int, type(None)), f"{_OURS}.provenance.training_tokens": (int, type(None)),
+    **{f"{_OURS}.provenance.{name}": _TEXT for name in ("command", "commit", "target", "weight_hash", "kind")},
+    **{f"{_OURS}.densities.{name}": _NUMBER for name in ("log10_from", "bins_per_decade", "never")},
+}  # fmt: skip
+"""Place in a result -> what may stand there; beside the metrics, all that the leaderboard reads."""
 
 
 def load(path: Path) -> Result:
@@ -36,7 +49,7 @@ def parse(text: str, path: str) -> Result:
     """The same of the text of one result, at a place to be named in errors."""
     try:
         result = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"cannot read the result {path}: it is not JSON: {error}") from error
     needed = ("eval_type_id", "eval_config", "eval_result_metrics")
     missing = [key for key in needed if not isinstance(result, dict) or key not in result]
@@ -45,6 +58,10 @@ def parse(text: str, path: str) -> Result:
     for key in ("eval_config", "eval_result_metrics", "sae_cfg_dict", "eval_result_unstructured"):
         if not isinstance(result.get(key) or {}, dict):
             raise UsageError(f"{path} is not a result of SAEBench: its {key} holds no names")
+    for place, kinds in SHAPES.items():
+        found = _contract.at(result, place)
+        if not isinstance(found, kinds) or (isinstance(found, list) and not all(isinstance(x, str) for x in found)):
+            raise UsageError(f"{path} is not a result of SAEBench: its {place} is {str(found)[:40]!r}")
     return result
 
 
@@ -89,7 +106,7 @@ def why_no_value(metric: _contract.Metric, result: Result) -> str | None:
         return "not a number"
     if found is None:
         return "not among its numbers"
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+    if isinstance(found, bool) or not isinstance(found, int | float) or not -HUGE < found < HUGE:
         return "not a number"
     if found == -1 and not provenance(result):
         return "-1, SAEBench's sign for not a number"
@@ -110,7 +127,8 @@ def mean_and_error(metric: _contract.Metric, results: list[Result]) -> tuple[flo
         return None
     if len(numbers) == 1:
         return numbers[0], None
-    return fmean(numbers), stdev(numbers) / sqrt(len(numbers))
+    mean = fmean(numbers)
+    return mean, sqrt(sum((number - mean) ** 2 for number in numbers) / (len(numbers) - 1) / len(numbers))
 
 
 def conditions(result: Result) -> dict[str, Any]:

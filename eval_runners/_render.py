@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from typing import Any
 
@@ -16,7 +17,7 @@ BOLD, FRONT = "**", "◆"
 LEGEND = (
     "Mean ± standard error over seeds. Bold: best, or not told apart from the best by one standard error, among those "
     "trained SAEs of this table that have several seeds, that width, number of training tokens and (within 10 %) L0. "
-    f"{FRONT}: no SAE of this table has more with as little L0."
+    f"{FRONT}: no SAE of this table has more, by more than one standard error, with as little L0."
 )
 
 
@@ -25,6 +26,8 @@ def number(found: Number | None) -> str:
         return "-"
     mean, error = found
     places = 1 if abs(mean) >= 10 else 3 if abs(mean) >= 0.05 else 5
+    if error:  # an interval that is printed as nothing tells nobody what is best
+        places = min(max(places, -math.floor(math.log10(error))), places + 2)
     return f"{mean:.{places}f}" + (f" ± {error:.{places}f}" if error is not None else "")
 
 
@@ -75,35 +78,72 @@ def _board(board: Board) -> list[str]:
     heads = ["SAE", "L0", "latents", "tokens", "seeds", *map(head, columns)]
     lines = [f"{title(board)}. {about}.", "", _line(heads), _line(["---"] * len(heads))]
     for row in board.rows:
-        name = row.label.replace("|", "\\|")
+        name = _one_line(row.label)
         name = name if not row.results else f"*{name}* (untrained)" if row.untrained else f"`{name}`"
         cells = [cell(board, row, column, BOLD) for column in columns]
         l0 = f"{row.l0:.1f}" if row.l0 is not None else "-"
         lines.append(_line([name, l0, count(row.d_sae), count(row.training_tokens), row.n_seeds, *cells]))
-    reasons = [f"`{row.label}` is untrained: {row.untrained[0]}." for row in board.rows if row.untrained]
-    missing = [
-        f"`{row.label}` has no {column[1].short}: {row.why_not(column)}."
-        for row in board.rows
-        for column in columns
-        if row.results and row.number(column) is None and column[0] in row.results and _is_mishap(row, column)
+    reasons = [f"`{name}` is untrained: {why}." for name, why in _untrained(board)]
+    absent = _absent(board)
+    folded = [
+        *[f"- `{command}`, commit {commit}: {_listed(what)}" for (command, commit), what in _made_by(board).items()],
+        *[f"- {line}" for line in absent],
     ]
-    commands: dict[str, list[str]] = {}
-    for result in (r for row in board.rows for name in board.conditions for r in row.results.get(name, [])):
-        said = _read.provenance(result)
-        if said:
-            commands.setdefault(said["command"], []).append(said["commit"] or "unknown")
-    made_by = [f"`{command}`, commit {', '.join(dict.fromkeys(commits))}" for command, commits in commands.items()]
-    folded = ["<details><summary>Made by</summary>", *made_by, "</details>"] if made_by else []
+    details = ["<details><summary>Made by</summary>", "\n".join(folded), "</details>"] if folded else []
     sources = [f"Source: {source}." for source in dict.fromkeys(row.source for row in board.rows) if source]
-    return [*lines, "", *_paragraphs([*reasons, *missing, *sources, *folded])]
+    return [*lines, "", *_paragraphs([*reasons, *sources, *details])]
+
+
+def _untrained(board: Board) -> list[tuple[str, str]]:
+    return [(_one_line(row.label), row.untrained[0]) for row in board.rows if row.untrained]
+
+
+def _made_by(board: Board) -> dict[tuple[str, str], dict[str, list[str]]]:
+    """(command, commit) -> evaluation -> rows."""
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for row in board.rows:
+        for name in board.conditions:
+            for said in map(_read.provenance, row.results.get(name, [])):
+                if command := said.get("command"):
+                    of = found.setdefault((command, said.get("commit") or "unknown"), {}).setdefault(name, [])
+                    of.append(_one_line(row.label))
+    return found
+
+
+def _one_line(label: str) -> str:
+    return " ".join(label.replace("|", "\\|").split())
+
+
+def _listed(what: dict[str, list[str]]) -> str:
+    parts = []
+    for evaluation, labels in what.items():
+        names = dict.fromkeys(labels)
+        parts.append(
+            f"{evaluation} of " + (", ".join(f"`{n}`" for n in names) if len(names) < 9 else f"{len(names)} rows")
+        )
+    return "; ".join(parts)
+
+
+def _absent(board: Board) -> list[str]:
+    """Why there is no number, in as few lines as say it."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in board.rows:
+        for column in board.shown:
+            if row.results and row.number(column) is None:
+                found.setdefault(row.why_not(column), {}).setdefault(_one_line(row.label), []).append(column[1].short)
+    lines = []
+    for why, rows in found.items():
+        by_heads: dict[str, list[str]] = {}
+        for label, heads in rows.items():
+            by_heads.setdefault("" if why.endswith("was not run") else ", ".join(heads), []).append(label)
+        for heads, labels in by_heads.items():
+            names = ", ".join(f"`{label}`" for label in labels)
+            lines.append(f"{why} for {names}" if not heads else f"no {heads} of {names}: {why}")
+    return lines
 
 
 def _paragraphs(lines: list[str]) -> list[str]:
     return [text for line in dict.fromkeys(lines) for text in (line, "")]
-
-
-def _is_mishap(row: Row, column: Column) -> bool:
-    return "not a number" in row.why_not(column)
 
 
 def _line(cells: list[str]) -> str:
@@ -167,7 +207,7 @@ def show(boards: list[Board]) -> None:
         columns = board.shown
         table = Table(title=title(board))
         table.add_column("SAE", overflow="fold", min_width=24)
-        for text in ("L0", "latents", "seeds", *map(head, columns)):
+        for text in ("L0", "latents", "tokens", "seeds", *map(head, columns)):
             table.add_column(text, justify="right")
         for row in board.rows:
             name = f"{row.label} (untrained)" if row.untrained else row.label
@@ -175,9 +215,13 @@ def show(boards: list[Board]) -> None:
             l0 = f"{row.l0:.1f}" if row.l0 is not None else "-"
             style = "dim" if row.untrained or not row.results else None
             table.add_row(
-                _escaped(name), l0, count(row.d_sae), row.n_seeds, *cells, style=style
+                _escaped(name), l0, count(row.d_sae), count(row.training_tokens), row.n_seeds, *cells, style=style
             )  # fmt: skip
         console.print(table)
+        for name, why in _untrained(board):
+            console.print(f"{_escaped(name)} is untrained: {_escaped(why)}", style="dim")
+    if boards:
+        console.print(LEGEND.replace("Bold", "*"), style="dim")
 
 
 def _escaped(text: str) -> str:

@@ -46,6 +46,7 @@ def page(boards: list[Board], broken: list[str]) -> str:
         "boards": [_described(board) for board in sorted(boards, key=_place)],
         "broken": [without_paths(reason) for reason in broken],
         "legend": _render.LEGEND,
+        "usual": _contract.USUAL,
         "arrows": _contract.ARROWS,
     }
     template = Environment(autoescape=True).from_string(TEMPLATE.read_text())
@@ -123,6 +124,7 @@ def _row(board: Board, row: Row, group: int | None, curves: dict[str, dict[str, 
     return {
         "label": row.label, "name": row.name, "l0": _short(row.l0), "d_sae": row.d_sae, "tokens": row.training_tokens,
         "seeds": row.seeds, "untrained": row.untrained, "is_sae": bool(row.results), "group": group,
+        "varied": row.changed_kind,
         "commands": row.said("command"), "commits": row.said("commit"), "source": row.source, "values": values,
         "densities": _mean_densities(densities),
     }  # fmt: skip

@@ -96,17 +96,23 @@ class Place:
 
 
 ABSOLUTE_PATH = re.compile(
-    r"""(?:file://(?=/)|(?<![\w:/.])(?:~\w*|[A-Za-z]:|\.\.)?)[/\\](?:[^\s/\\'"]+[/\\])*([^\s/\\'"]+)[/\\]?"""
+    r"""(?:file:(?://)?(?=/)|(?<![\w/.])(?:~\w*|[A-Za-z]:|(?:\./)?\.\.)?)[/\\](?:[^\s/\\'"]+[/\\])*([^\s/\\'"]+)[/\\]?"""
 )
+WHOLE = re.compile(r"""(?:~|[A-Za-z]:)?[/\\](?:[^/\\'"\n]+[/\\])+([^/\\'"\n]+)""")
+"""A text that is nothing but a path, spaces and all."""
 
 
 def without_paths(value: Any) -> Any:
     """The same with every absolute path in it cut down to its last part: a result may be published."""
     if isinstance(value, dict):
-        return {key: without_paths(part) for key, part in value.items()}
+        return {without_paths(key): without_paths(part) for key, part in value.items()}
     if isinstance(value, list):
         return [without_paths(part) for part in value]
-    return ABSOLUTE_PATH.sub(r"\1", value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if (whole := WHOLE.fullmatch(value)) and " -" not in value:
+        return whole[1]
+    return ABSOLUTE_PATH.sub(r"\1", value)
 
 
 def path_name(label: str) -> str:

@@ -105,7 +105,8 @@ class Row:
         for evaluation, results in self.results.items():
             for result in results:
                 ours = result.get("eval_result_unstructured") or {}
-                reasons += ours.get("not_trained_because", [])
+                said = ours.get("not_trained_because") or []
+                reasons += said or (["its result says so"] if ours.get("trained") is False else [])
                 if hasattr(module(evaluation), "untrained"):
                     reasons += module(evaluation).untrained(result)
                 if result.get("training_steps") == 0:

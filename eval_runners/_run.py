@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_runners import _boards, _contract, _read, _result, _table
+from eval_runners._files import writable
 from eval_runners._read import Result
 from sae_variants import _cli, _grid
 from sae_variants._errors import UsageError, run_command
@@ -34,7 +35,9 @@ def main(name: str, argv: list[str]) -> int:
     from eval_runners import _saes
 
     evaluator = _contract.module(name)
-    parser = _cli.Parser(prog=f"python -m eval_runners.{name}", description=evaluator.__doc__)
+    is_own = _contract.places()[name] == f"eval_runners.{name}"
+    words_of_it = [f"eval_runners.{name}"] if is_own else ["eval_runners", name]
+    parser = _cli.Parser(prog=f"python -m {' '.join(words_of_it)}", description=evaluator.__doc__)
     parser.add_argument("--baseline", metavar="FILE", help="a result of SAEBench's, to print the differences to")
     if hasattr(evaluator, "details"):
         parser.add_argument("--details", action="store_true", help="print a row for every task")
@@ -46,8 +49,9 @@ def main(name: str, argv: list[str]) -> int:
     overrides = _cli.extra_options(extra, prefix=TRAIN_PREFIX)
     _cli.quiet()
     target, device = _cli.target_of(args), _cli.device_of(args)
-    is_own = _contract.places()[name] == f"eval_runners.{name}"
-    command = ["python", "-m", *([f"eval_runners.{name}"] if is_own else ["eval_runners", name]), *argv]
+    command = ["python", "-m", *words_of_it, *argv]
+    if args.csv:
+        writable(Path(args.csv), "--csv")
     scoring = prepared(name, target, _cli.given(args, evaluator.EvalConfig), Path(args.output), device, command)
     baseline = _baseline(args.baseline, scoring) if args.baseline is not None else None
     _result.writable(Path(args.output))
@@ -262,9 +266,13 @@ def verdict_code(results: list[tuple[Found, Result]], failures: list[str]) -> in
     for failure in failures:
         print(failure)
         code = 1
+    said = []
     for found, result in results:
         ours = result["eval_result_unstructured"]
         if not ours["trained"]:
-            print(f"{found.label}: untrained: {'; '.join(ours['not_trained_because'])}")
+            seed = "" if found.seed is None else f" (seed {found.seed})"
+            said.append(f"{found.label}{seed}: untrained: {'; '.join(ours['not_trained_because'])}")
             code = 1 if found.learns else code
+    for line in dict.fromkeys(said):
+        print(line)
     return code

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_runners import _boards, _contract, _grid_picture, _render, _result, _run, _table
+from eval_runners._files import writable
 from sae_variants import _cli, _grid, _plan, _register
 from sae_variants._errors import UsageError, one_of
 from sae_variants._targets import Target
@@ -40,6 +41,9 @@ def main(argv: list[str]) -> int:
     evaluations = _evaluations(args.evals)
     if args.picture:
         _grid_picture.check(Path(args.picture), args.grid)
+    for file, option in ((args.csv, "--csv"), (args.picture, "--picture")):
+        if file:
+            writable(Path(file), option)
     overrides, settings = _sorted_options(extra, evaluations)
     _cli.quiet()
     target, device = _cli.target_of(args), _cli.device_of(args)

@@ -158,7 +158,7 @@ def name_folder(folder: Path) -> str:
     return name
 
 
-def is_transport(error: Exception) -> bool:
+def is_transport(error: BaseException) -> bool:
     """Whether an error is of the network, whichever library huggingface_hub speaks HTTP with."""
     return isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in HTTP_LIBRARIES
 

@@ -1,7 +1,7 @@
 """A server on loopback that speaks the Hugging Face Hub's HTTP API for the calls that publishing and loading make.
 
 Files go through the Hub's LFS protocol (set HF_HUB_DISABLE_XET=1). `fails` maps a path's part to the statuses that
-requests to it get before it works; "always" for ever.
+requests to it get before it works; 0 cuts the connection.
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ class Hub:
         self.log.append(f"{handler.command} {path}")
         for part, statuses in self.fails.items():
             if part in path and statuses:
+                if statuses[0] == 0:
+                    statuses.pop(0)
+                    handler.close_connection = True
+                    return handler.connection.close()
                 return self.send(handler, statuses.pop(0), {"error": "as asked"})
         if handler.headers.get("Authorization") != f"Bearer {TOKEN}" and not path.startswith("/upload/"):
             return self.send(handler, 401, {"error": "Invalid username or password."})
@@ -118,6 +122,8 @@ class Hub:
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif item["key"] == "lfsFile":
                     files[value["path"]] = self.blobs[value["oid"]]
+                elif item["key"] == "deletedFile":
+                    del files[value["path"]]
             self.commits += 1
             return 200, {"commitUrl": f"{self.url}/{repo}/commit/{self.sha}", "commitOid": self.sha}, None
         if rest.startswith("/resolve/"):

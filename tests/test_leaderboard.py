@@ -228,6 +228,106 @@ def test_broken_files_are_named_and_counted(tmp_path, capsys):
     assert "│ b " in said.out
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"eval_type_id": []}, {"datetime_epoch_millis": "now"}, {"sae_cfg_dict": {"d_sae": "wide"}},
+        {"sae_cfg_dict": {"hook_name": []}}, {"eval_result_unstructured": {"not_trained_because": [1]}},
+        {"eval_result_unstructured": {"not_a_number": "x"}}, {"eval_result_unstructured": {"densities": {"never": "x"}}},
+        {"eval_result_unstructured": {"provenance": {"seed": "0"}}}, {"eval_result_unstructured": {"provenance": [1]}},
+    ],
+)  # fmt: skip
+def test_what_is_not_of_the_shape_of_a_result_is_named_and_counted(tmp_path, capsys, change):
+    (tmp_path / "good.json").write_text(json.dumps(made("a")))
+    (tmp_path / "bad.json").write_text(json.dumps({**made("b"), **change}))
+    markdown = tmp_path / "t.md"
+    assert main(["leaderboard", "--results", str(tmp_path), "--markdown", str(markdown)]) == 1
+    said = capsys.readouterr().err
+    assert "bad.json is not a result of SAEBench: its" in said
+    assert "1 of 2 are no results" in said
+    assert "`a`" in markdown.read_text()
+
+
+def test_odd_numbers_and_provenance_without_a_command_are_no_crash(tmp_path):
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 100_000)
+    huge, bare = made("huge"), made("bare")
+    huge["eval_result_metrics"]["sparsity"]["l0"] = 10**400
+    bare["eval_result_unstructured"]["provenance"] = {"seed": 0}
+    for result in (huge, bare):
+        (tmp_path / f"{result['sae_lens_id']}.json").write_text(json.dumps(result))
+    markdown = tmp_path / "t.md"
+    assert main(["leaderboard", "--results", str(tmp_path), "--markdown", str(markdown)]) == 1
+    assert main(["report", "--results", str(tmp_path), "--output", str(tmp_path / "t.html")]) == 1
+    assert "`huge` | - |" in markdown.read_text()
+
+
+def test_results_of_an_evaluation_that_is_not_known_are_counted(tmp_path, capsys):
+    for number in range(3):
+        (tmp_path / f"{number}.json").write_text(json.dumps(made("a", number) | {"eval_type_id": "absorption"}))
+    (tmp_path / "core.json").write_text(json.dumps(made("a")))
+    assert main(["leaderboard", "--results", str(tmp_path), "--csv", str(tmp_path / "t.csv")]) == 0
+    assert "left out: 3 results of 'absorption'" in capsys.readouterr().err
+
+
+def test_untrained_without_a_reason_is_untrained_all_the_same():
+    result = made("a")
+    result["eval_result_unstructured"] |= {"trained": False, "not_trained_because": []}
+    assert row_of(board_of(result), "a").untrained == ["its result says so"]
+
+
+def test_a_table_says_what_made_it_and_why_a_number_is_missing():
+    probing = [
+        made(label)
+        | {
+            "eval_type_id": "sparse_probing",
+            "eval_result_metrics": {"sae": {f"sae_top_{k}_test_accuracy": 0.7 for k in ks}},
+        }
+        for label, ks in (("a", [1]), ("d", [1, 5]))
+    ]
+    text = _render.as_markdown([board_of(made("a"), made("b\nc"), made("d"), probing)])
+    assert "- `python -m eval_runners.core`, commit abc: core of" in text
+    assert "- sparse_probing was not run for `b c`" in text
+    assert "- no accuracy, k = 5 of `a`: not among its numbers" in text
+    assert "| `b c` |" in text
+
+
+def test_an_error_is_printed_with_a_digit_that_says_something():
+    assert _render.number((0.8419, 0.00031)) == "0.8419 ± 0.0003"
+    assert _render.number((0.8419, 0.0131)) == "0.842 ± 0.013"
+    assert _render.number((0.8419, 0.0000031)) == "0.84190 ± 0.00000"
+    assert _render.number((30.2, None)) == "30.2"
+
+
+def test_what_is_no_file_is_written_to_and_stays(tmp_path):
+    import os
+    import threading
+
+    (tmp_path / "r.json").write_text(json.dumps(made("a")))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    said = []
+    reader = threading.Thread(target=lambda: said.append(pipe.read_text()))
+    reader.start()
+    assert main(["leaderboard", "--results", str(tmp_path), "--csv", str(pipe)]) == 0
+    reader.join(timeout=10)
+    assert "core.ce_loss_score" in said[0]
+    assert pipe.is_fifo()
+
+
+def test_why_names_the_fields_that_differ(tmp_path, capsys):
+    for label, window in (("temporal", 8), ("temporal[window=2]", 2)):
+        result = made(label)
+        result["sae_cfg_dict"]["metadata"]["training_architecture_details"] = {"window": window, "k": 30}
+        (tmp_path / f"{window}.json").write_text(json.dumps(result))
+    assert main(["leaderboard", "why", "temporal", "temporal[window=2]", "--results", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "window is 8 for temporal and 2 for temporal[window=2]" in said
+    assert "k is" not in said
+    with pytest.raises(UsageError, match="are one row"):
+        main(["leaderboard", "why", "temporal", "temporal", "--results", str(tmp_path)])
+
+
 def test_csv_and_json_say_everything(tmp_path):
     write(tmp_path / "r", [*over_seeds("a", [0.9, 0.91]), *over_seeds("b[k=4]", [0.8, 0.81])])
     argv = ["leaderboard", "--results", str(tmp_path / "r"), "--csv", str(tmp_path / "t.csv"), "--json", str(tmp_path / "t.json")]  # fmt: skip
@@ -256,7 +356,7 @@ def test_tables_in_a_file_are_made_anew_and_checked(tmp_path, capsys):
     text = file.read_text()
     assert text.startswith("before\n<!-- leaderboard --sae a,b -->\n")
     assert text.endswith("<!-- /leaderboard -->\nafter\n")
-    assert "| `a` | 30.0 | 64 | 1000 | 2 | 0.905 ± 0.005 ◆ |" in text
+    assert "| `a` | 30.0 | 64 | 1000 | 2 | 0.905 ± 0.005 |" in text
     assert "`c`" not in text
     assert _leaderboard.fill(file, results, check=True) == 0
     assert "up to date" in capsys.readouterr().out
@@ -310,7 +410,9 @@ def test_differences_to_a_baseline(tmp_path, capsys):
         (["--evals", "corre"], "did you mean 'core'"),
         (["--check"], "--check goes with --readme"),
         (["--readme", "nowhere.md"], "cannot read nowhere.md"),
-        (["--model", "no-such-model"], "no results of that kind"),
+        (["--model", "sandbx"], "did you mean 'sandbox'"),
+        (["--sae", "temporall"], "did you mean 'temporal'"),
+        (["--evals", "core", "--l0", "3000"], "no results of that kind"),
     ],
 )
 def test_bad_options(argv, says):

@@ -83,11 +83,13 @@ def test_no_path_of_this_machine_is_published(place, tmp_path):
         ("C:\\Users\\ann\\x.txt", "x.txt"), ("https://huggingface.co/a/b", "https://huggingface.co/a/b"),
         ("google/gemma-2-2b", "google/gemma-2-2b"), ("1/2 of it", "1/2 of it"), ("file='/home/ann/x'", "file='x'"),
         ("file:///home/ann/x", "x"), ("~ann/m/x", "x"), ("../up/x.txt", "x.txt"), ("--out=/a/b", "--out=b"),
+        ("/home/ann lee/models/gpt 2", "gpt 2"), ("local:/home/ann/m", "local:m"), ("file:/home/ann/x", "x"),
+        ("./../../home/ann/x", "x"), ("user/name:an-id", "user/name:an-id"), ("--x /a/b c/d", "--x b c/d"),
         ("sandbox/heldout", "sandbox/heldout"), ("blocks.3.hook_resid_post", "blocks.3.hook_resid_post"),
     ],
 )  # fmt: skip
 def test_paths_are_cut_down_and_nothing_else_is(text, cut):
-    assert _result.without_paths({"a": [text]}) == {"a": [cut]}
+    assert _result.without_paths({"a": [text], text: 1}) == {"a": [cut], cut: 1}
 
 
 def test_stock_sae_lens_loads_it_where_this_package_is_not(place, tmp_path):
@@ -102,7 +104,7 @@ def test_what_has_no_results_or_is_untrained_is_refused_unless_forced(place, tmp
     root, words = place
     nowhere = ["publish", *words, "--results", str(tmp_path), "--repo", "me/saes", "--dry-run", str(tmp_path / "dry")]
     with pytest.raises(
-        UsageError, match=r"without any result; score it first: python -m eval_runners suite --sae temporal; --force"
+        UsageError, match=r"without any result; score it first, by python -m eval_runners suite .*; --force"
     ):
         main(nowhere)
     assert not (tmp_path / "dry").exists()
@@ -134,7 +136,11 @@ def test_what_has_no_results_or_is_untrained_is_refused_unless_forced(place, tmp
         (["--repo", "saes"], "written user/name, not 'saes'"),
         (["--sae", "me/other:x"], "on the Hub already"),
         (["--sae", "tempora"], "did you mean 'temporal'"),
-        (["--seeds", "7"], "is not trained: python -m eval_runners suite --sae temporal"),
+        (["--seeds", "7"], "is not trained with seed 7: train and score it first"),
+        (["--repo", "me/a--b"], "--repo: "),
+        (["--repo", "me/.."], "--repo: "),
+        (["--repo", "me/" + "a" * 120], "--repo: "),
+        (["--dry-run", "/proc/x"], "cannot write --dry-run /proc/x"),
     ],
 )
 def test_bad_options(place, more, says):
@@ -189,7 +195,7 @@ def test_there_and_back_to_the_last_bit(place, hub, tmp_path):
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr
     sae_id = next(name.partition("/")[0] for name in hub.repos["me/saes"] if name.endswith("runner_cfg.json"))
-    assert b"Published here before: `older`." in hub.repos["me/saes"]["README.md"]
+    assert b"in its folder: [`older`](older)." in hub.repos["me/saes"]["README.md"]
     root, words = place
     (weights,) = (root / "trained").rglob("sae_weights.safetensors")
     script = (
@@ -227,6 +233,38 @@ def test_what_the_hub_refuses_is_one_line(hub, tmp_path, path, status, says):
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(UsageError, match=says):
         _publish.upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_connection_that_is_cut_leaves_nothing_and_the_same_upload_works_afterwards(hub, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.safetensors").write_bytes(bytes(1000))
+    hub.fails["/upload/"] = [0] * 100
+    with pytest.raises(UsageError, match=r"cannot reach the Hub|the Hub failed"):
+        _publish.upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
+    assert hub.repos["me/saes"] == {}
+    hub.fails.clear()
+    _publish.upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
+    assert hub.repos["me/saes"] == {"a/x.safetensors": bytes(1000)}
+
+
+def test_an_sae_that_is_published_again_keeps_nothing_of_its_former_self(hub, tmp_path):
+    for name in ("a/cfg.json", "a/results/core.json", "a/results/old.json", "b/cfg.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    _publish.upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
+    (tmp_path / "a" / "results" / "old.json").unlink()
+    (tmp_path / "b" / "cfg.json").unlink()
+    _publish.upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN, replaced=["a"])
+    assert sorted(hub.repos["me/saes"]) == ["a/cfg.json", "a/results/core.json", "b/cfg.json"]
+
+
+def test_what_differs_from_the_recipe_has_a_folder_of_its_own(place, tmp_path):
+    publish(place, "--dry-run", str(tmp_path / "dry"))
+    (folder,) = (path for path in (tmp_path / "dry").iterdir() if path.is_dir())
+    (found,) = (json.loads(path.read_text()) for path in (place[0] / "runs").rglob("*.json"))
+    assert "[" in found["sae_lens_id"]
+    assert folder.name.endswith(found["eval_result_unstructured"]["provenance"]["kind"][:6])
 
 
 def test_a_wrong_token_and_none(hub, tmp_path):

@@ -33,6 +33,7 @@ def test_mean_and_standard_error_by_hand():
     assert error == pytest.approx((7 / 3) ** 0.5)  # variance 7, of three
     assert _read.mean_and_error(metric, results[:1]) == (1.0, None)
     assert _read.mean_and_error(metric, results[:1] * 3) == (1.0, 0.0)
+    assert _read.mean_and_error(metric, [{"a": {"x": 0.1}}] * 3) == pytest.approx((0.1, 0), abs=1e-15)
     assert _read.value(metric, {"a": {"x": "high"}}) is None
     assert _read.mean_and_error(metric, [*results, {"a": {}}]) is None
 

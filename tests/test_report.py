@@ -23,7 +23,7 @@ HOSTILE = "</script><script>document.body.dataset.broken='yes'</script><b>bold</
 def results():
     found = [
         *over_seeds("a", [0.90, 0.91]), *over_seeds("b", [0.80, 0.81]), *over_seeds("a[k=60]", [0.95, 0.96], l0=60.0),
-        *over_seeds("wide", [0.97, 0.98], d_sae=128), *over_seeds("random", [0.1, 0.2], trained=False, tokens=0), made(HOSTILE, ce=0.7),
+        *over_seeds("a[window=2]", [0.91, 0.92], l0=29.0), *over_seeds("wide", [0.97, 0.98], d_sae=128), *over_seeds("random", [0.1, 0.2], trained=False, tokens=0), made(HOSTILE, ce=0.7),
     ]  # fmt: skip
     for result in found:
         densities = {"log10_from": -6, "bins_per_decade": 6, "counts": [1] * 36, "never": 2}
@@ -120,6 +120,39 @@ def test_filters(driver, page):
     click(driver, "#names input", boxes.index("b"))
     assert "b" not in cells(driver, 0)
     assert "a" in cells(driver, 0)
+
+
+@needs_chromium
+def test_what_was_varied_and_other_evaluations_are_shown_when_asked_for(driver, page):
+    opened(driver, page)
+    assert "a[window=2]" not in cells(driver, 0)
+    click(driver, "#varied")
+    assert "a[window=2]" in cells(driver, 0)
+    heads = "return [...document.querySelectorAll('#table th')].map(t => t.textContent)"
+    assert "CE score ↑" in driver.execute_script(heads)
+    script = "const s = document.getElementById('evaluation'); s.value = 'sparse_probing'; s.onchange({ target: s })"
+    driver.execute_script(script)
+    assert "CE score ↑" not in driver.execute_script(heads)
+    titles = driver.execute_script(
+        "return [...document.querySelectorAll('#scatters figcaption')].map(f => f.textContent)"
+    )
+    assert titles
+    assert all(title.endswith("(sparse_probing)") for title in titles)
+
+
+@needs_chromium
+def test_a_row_opens_by_keyboard_and_says_where_it_comes_from(driver, page):
+    from selenium.webdriver.common.keys import Keys
+
+    opened(driver, page)
+    driver.find_element("css selector", "#table td:first-child button").send_keys(Keys.ENTER)
+    (text,) = driver.execute_script("return [...document.querySelectorAll('tr.details')].map(d => d.textContent)")
+    assert "python -m eval_runners.core" in text
+    assert "abc" in text
+    assert "in CE loss score" in text
+    assert driver.switch_to.active_element.get_attribute("aria-expanded") == "true"
+    driver.switch_to.active_element.send_keys(Keys.ENTER)
+    assert not driver.find_elements("css selector", "tr.details")
 
 
 @needs_chromium

@@ -32,7 +32,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.files // 4):
-            for result in over_seeds(f"sae{number}", [0.9, 0.91, 0.92, 0.93], l0=10.0 + number):
+            level = 15.0 * 2 ** (number % 3)  # many rows of one L0, which are ranked with one another
+            for result in over_seeds(f"sae{number}", [0.9, 0.91, 0.92, 0.93], l0=level):
                 path = Path(folder) / f"{number}-{result['eval_id']}.json"
                 path.write_text(json.dumps(result | {"eval_result_details": [{"latent": i} for i in range(500)]}))
         leaderboard = ["leaderboard", "--results", folder, "--csv", f"{folder}/t.csv"]
