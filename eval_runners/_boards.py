@@ -65,6 +65,8 @@ class Board:
             return None
         sign = 1 if column[1].better == "higher" else -1
         ends = self._lower_ends(self.group(row), column, sign)
+        if len(ends) < 2:
+            return None
         return 1 + len(ends) - bisect_right(ends, sign * own[0] + own[1])
 
     def on_front(self, row: Row, column: Column) -> bool:

@@ -38,6 +38,7 @@ def draw(path: Path, results: list[tuple[Any, Result]], axes: list[str]) -> None
     panels = [column for column in known if column[1].short] or known
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *axes])))
     first, others = axes[0], axes[1:]
+    fixed = {found.label: _fixed(found.label, axes) for found, _ in results}
     table = table.assign(line=table.apply(lambda row: _line(row, others), axis="columns"))
     values = list(dict.fromkeys(table[first].dropna()))
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
@@ -66,11 +67,20 @@ def draw(path: Path, results: list[tuple[Any, Result]], axes: list[str]) -> None
             panel.minorticks_off()
         for empty in grid_of_axes[len(panels) :]:
             empty.set_axis_off()
+        if same := set(fixed.values()) - {""}:
+            figure.suptitle("; ".join(sorted(same)), fontsize=10)
         handles, labels = grid_of_axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=110, format=path.suffix.lstrip(".").lower())
     write_whole(path, buffer.getvalue(), "--picture")
+
+
+def _fixed(label: str, axes: list[str]) -> str:
+    """What an SAE differs in from its recipe beside the fields of the grid: `temporal: pairs=adjacent`."""
+    name, _, fields = label.rstrip("]").partition("[")
+    words = [word for word in fields.split() if word.partition("=")[0] not in axes]
+    return f"{name}: {' '.join(words)}" if words else ""
 
 
 def _line(row: Any, fields: list[str]) -> str:

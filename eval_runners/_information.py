@@ -24,11 +24,11 @@ def joint_counts(upper_NU: Tensor, lower_NL: Tensor) -> Tensor:
     return counts
 
 
-def mutual_information(both_UL: Tensor, upper_U: Tensor, lower_L: Tensor, n: int) -> Tensor:
-    """[U, L] bits between firing and firing, from counts over n tokens, less the bias of counting.
+def mutual_information(both_UL: Tensor, upper_U: Tensor, lower_L: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """[U, L] bits between firing and firing, as counted over n tokens, and how much too many counting gives.
 
-    The bias of the plug-in estimate is (cells of the joint - cells of one - cells of the other + 1) / 2n nats, of cells
-    that are not empty (Miller 1955; Panzeri and Treves 1996).
+    That bias is (cells of the joint - cells of one - cells of the other + 1) / 2n nats, of cells that are not empty
+    (Miller 1955; Panzeri and Treves 1996).
     """
     upper_U1, lower_1L = upper_U.double()[:, None], lower_L.double()[None]
     cells = (both_UL, upper_U1 - both_UL, lower_1L - both_UL, n - upper_U1 - lower_1L + both_UL)
@@ -38,7 +38,7 @@ def mutual_information(both_UL: Tensor, upper_U: Tensor, lower_L: Tensor, n: int
         bits = bits + _plogp(cell, row * column, n)
         joint = joint + (cell > 0)
     single = sum((side > 0).double() for side in (upper_U1, n - upper_U1, lower_1L, n - lower_1L))
-    return bits - (joint - single + 1) / (2 * n * math.log(2))
+    return bits, (joint - single + 1) / (2 * n * math.log(2))
 
 
 def _plogp(cell: Tensor, product: Tensor, n: int) -> Tensor:
@@ -51,14 +51,15 @@ class Information:
     """Of each upper latent that counts, in bits."""
 
     best_child: Tensor
-    """With the child that tells most."""
+    """With the child that tells most, as counted."""
     best_child_null: Tensor
     """The same with tokens permuted, mean over permutations."""
-    total: Tensor
-    """Sum over its children."""
-    total_null: Tensor
+    best_child_corrected: Tensor
+    """Both less the bias of counting, the second subtracted from the first."""
+    total_corrected: Tensor
+    """The same, summed over its children."""
     best_of_all: Tensor
-    """With the lower latent that tells most, child or not."""
+    """With the lower latent that tells most, child or not, less the bias."""
 
 
 def information(
@@ -75,17 +76,19 @@ def information(
     is_child_UL = (parent_L[None] == torch.arange(len(upper_U))[:, None]) & (lower_L > 0)
     counts_U = (upper_U > 0) & is_child_UL.any(1)
 
-    def of(upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        bits_UL = mutual_information(joint_counts(upper, lower_NL), upper_U, lower_L, n)
-        children_UL = torch.where(is_child_UL, bits_UL, -math.inf)
-        total_U = torch.where(is_child_UL, bits_UL, 0.0).sum(1)
-        return children_UL.amax(1)[counts_U], total_U[counts_U], bits_UL.amax(1)[counts_U]
+    def of(upper: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        bits_UL, bias_UL = mutual_information(joint_counts(upper, lower_NL), upper_U, lower_L, n)
+        best_U = torch.where(is_child_UL, bits_UL, -math.inf).amax(1)
+        corrected_UL = bits_UL - bias_UL
+        corrected_U = torch.where(is_child_UL, corrected_UL, -math.inf).amax(1)
+        total_U = torch.where(is_child_UL, corrected_UL, 0.0).sum(1)
+        return best_U[counts_U], corrected_U[counts_U], total_U[counts_U], corrected_UL.amax(1)[counts_U]
 
-    best, total, best_of_all = of(upper_NU)
+    best, corrected, total, best_of_all = of(upper_NU)
     generator = torch.Generator().manual_seed(seed)
-    nulls = [of(upper_NU[torch.randperm(n, generator=generator)])[:2] for _ in range(permutations)]
-    best_null, total_null = (torch.stack(found).mean(0) for found in zip(*nulls, strict=True))
-    return Information(best, best_null, total, total_null, best_of_all), counts_U
+    nulls = [of(upper_NU[torch.randperm(n, generator=generator)]) for _ in range(permutations)]
+    null, null_corrected, null_total, _ = (torch.stack(found).mean(0) for found in zip(*nulls, strict=True))
+    return Information(best, null, corrected - null_corrected, total - null_total, best_of_all), counts_U
 
 
 def mean(values: Tensor) -> Any:

@@ -43,8 +43,8 @@ class EvalConfig:
 _NAMES: dict[str, tuple[tuple[str, str, Direction], ...]] = {
     "information": (
         ("best_child_bits", "bits with the best child, above chance", "higher"),
-        ("best_child_null_bits", "bits with the best child, by chance", "neither"),
-        ("best_child_ratio", "bits with the best child / by chance", "higher"),
+        ("best_child_null_bits", "bits with the best child of permuted tokens", "neither"),
+        ("best_child_ratio", "bits with the best child / of permuted tokens", "higher"),
         ("total_bits", "bits with all children, above chance", "higher"),
         ("best_of_all_bits", "bits with the best lower latent, child or not", "neither"),
         ("parents", "upper latents that fire and have children that do", "neither"),
@@ -123,10 +123,10 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
         found, counts_U = _information.information(upper_NU, lower_NL, parent_L, config.permutations, config.seed)
         chance, best = _information.mean(found.best_child_null), _information.mean(found.best_child)
         values["information"] = {
-            "best_child_bits": _information.mean(found.best_child - found.best_child_null),
+            "best_child_bits": _information.mean(found.best_child_corrected),
             "best_child_null_bits": chance,
-            "best_child_ratio": best / chance if chance is not None and best is not None and chance > 0 else None,
-            "total_bits": _information.mean(found.total - found.total_null),
+            "best_child_ratio": best / chance if chance and best is not None else None,
+            "total_bits": _information.mean(found.total_corrected),
             "best_of_all_bits": _information.mean(found.best_of_all),
             "parents": float(counts_U.sum()),
             "childless": 1 - len(parent_L[parent_L >= 0].unique()) / upper_NU.shape[1],

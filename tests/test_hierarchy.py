@@ -22,13 +22,23 @@ def entropy(p: float) -> float:
 
 def test_mutual_information_by_hand():
     # 8 tokens: both fire on 2, the upper alone on 2, the lower alone on none, neither on 4
-    bits = _information.mutual_information(torch.tensor([[2.0]]), torch.tensor([4]), torch.tensor([2]), 8)
-    plain = entropy(0.25) - 0.5 * entropy(0.5)
-    # 3 cells that are not empty, of 2 x 2: the plug-in estimate has no bias to first order
-    assert bits.item() == pytest.approx(plain, abs=1e-9)
-    # all four cells: it is (4 - 2 - 2 + 1) / (2 · 8) nats too large
-    bits = _information.mutual_information(torch.tensor([[1.0]]), torch.tensor([4]), torch.tensor([2]), 8)
-    assert bits.item() == pytest.approx(0 - 1 / (16 * math.log(2)), abs=1e-9)
+    bits, bias = _information.mutual_information(torch.tensor([[2.0]]), torch.tensor([4]), torch.tensor([2]), 8)
+    assert bits.item() == pytest.approx(entropy(0.25) - 0.5 * entropy(0.5), abs=1e-9)
+    assert bias.item() == 0  # three cells that are not empty, of 2 x 2
+    bits, bias = _information.mutual_information(torch.tensor([[1.0]]), torch.tensor([4]), torch.tensor([2]), 8)
+    assert bits.item() == pytest.approx(0, abs=1e-9)
+    assert bias.item() == pytest.approx(1 / (16 * math.log(2)))  # all four cells
+
+
+def test_the_bias_is_what_permuted_tokens_give_on_average():
+    torch.manual_seed(0)
+    upper, lower = torch.rand(500, 1) < 0.3, torch.rand(500, 1) < 0.4
+    found = []
+    for _ in range(3000):
+        both = _information.joint_counts(upper[torch.randperm(500)], lower)
+        found.append(_information.mutual_information(both, upper.sum(0), lower.sum(0), 500))
+    bits, bias = (torch.stack(side).mean().item() for side in zip(*found, strict=True))
+    assert bits == pytest.approx(bias, rel=0.1)
 
 
 def planted(n: int = 40_000, parents: int = 4, children: int = 3):
@@ -44,18 +54,19 @@ def test_a_planted_hierarchy_has_its_analytic_information():
     found, counts_U = _information.information(upper, lower, parent_L, permutations=3, seed=0)
     expected = entropy(0.05) - 0.1 * entropy(0.5)
     assert counts_U.all()
-    assert found.total.mean().item() / 3 == pytest.approx(expected, rel=0.02)
+    assert found.total_corrected.mean().item() / 3 == pytest.approx(expected, rel=0.02)
+    assert found.best_child_corrected.mean().item() == pytest.approx(expected, rel=0.03)
     assert found.best_child.mean().item() == pytest.approx(expected, rel=0.03)
-    torch.testing.assert_close(found.best_of_all, found.best_child)
-    assert found.best_child_null.mean().item() < 0.01 * expected
+    torch.testing.assert_close(found.best_of_all, found.best_child_corrected, rtol=1e-3, atol=0)
+    assert 0 < found.best_child_null.mean().item() < 0.01 * expected
 
 
 def test_levels_that_know_nothing_of_each_other_share_no_information():
     upper, lower, parent_L = planted()
     found, _ = _information.information(upper[torch.randperm(len(upper))], lower, parent_L, permutations=20, seed=1)
-    excess = found.total - found.total_null
-    assert excess.abs().max() < 5e-4
-    assert excess.mean().item() == pytest.approx(0, abs=2e-4)
+    assert found.total_corrected.abs().max() < 5e-4
+    assert found.total_corrected.mean().item() == pytest.approx(0, abs=2e-4)
+    assert found.best_child.mean().item() == pytest.approx(found.best_child_null.mean().item(), rel=1.5)
 
 
 def test_an_upper_latent_without_children_does_not_count():
