@@ -94,9 +94,12 @@ def add_filters(parser: Any) -> None:
     parser.add_argument("--model", metavar="NAME", help="only results on this language model, e.g. sandbox")
     parser.add_argument("--evals", metavar="NAME,...", help="only these evaluations, their columns in this order")
     parser.add_argument("--sae", metavar="NAME,...", help="only these SAEs, whatever their fields")
+    parser.add_argument("--d-sae", type=int, metavar="N", help="only rows of so many latents")
     parser.add_argument("--l0", type=float, metavar="X", help="only rows within 15 %% of this L0")
     parser.add_argument(
-        "--recipe", action="store_true", help="only SAEs that are as their target's recipe has them, but for L0"
+        "--recipe",
+        action="store_true",
+        help="only SAEs as their target's recipe has them, but for L0 and width",
     )
 
 
@@ -145,6 +148,8 @@ def _is_wanted(row: Row, args: Any) -> bool:
     if args.sae and row.name not in [name.strip() for name in args.sae.split(",")]:
         return False
     if args.recipe and row.changed_kind:
+        return False
+    if args.d_sae and row.d_sae != args.d_sae:
         return False
     return args.l0 is None or is_near(row, [args.l0])
 

@@ -20,7 +20,8 @@ Column = tuple[str, Metric]
 """Evaluation and metric."""
 OLDER = " #"
 """Parts the label of an older kind of SAE from its number."""
-SETS_L0 = {"k", "l1_coefficient", "l0_coefficient"}
+MATCHED_BY = {"k", "l1_coefficient", "l0_coefficient", "d_sae"}
+"""Fields of which a comparison needs several values, and which make no other recipe."""
 NOT_THE_KIND = {
     "metadata", "device", "dtype", "sae_lens_training_version", "neuronpedia_id", "dataset_path", "model_name",
 }  # fmt: skip
@@ -49,8 +50,8 @@ class Row:
 
     @property
     def changed_kind(self) -> bool:
-        """Whether it differs from its target's recipe in more than what sets L0."""
-        return bool({word.partition("=")[0] for word in self.fields.split(" ") if "=" in word} - SETS_L0)
+        """Whether it differs from its target's recipe in more than what sets L0 and width."""
+        return bool({word.partition("=")[0] for word in self.fields.split(" ") if "=" in word} - MATCHED_BY)
 
     def number(self, column: Column) -> Number | None:
         name = key(column)

@@ -315,6 +315,19 @@ def test_what_is_no_file_is_written_to_and_stays(tmp_path):
     assert pipe.is_fifo()
 
 
+def test_width_is_a_filter_and_no_other_recipe(tmp_path):
+    for label, d_sae in (("a", 64), ("a[d_sae=128]", 128), ("a[window=2]", 64)):
+        (tmp_path / f"{d_sae}-{len(label)}.json").write_text(json.dumps(made(label, d_sae=d_sae)))
+    found = {}
+    for words in (["--recipe"], ["--recipe", "--d-sae", "128"], ["--d-sae", "64"]):
+        main(["leaderboard", "--results", str(tmp_path), "--json", str(tmp_path / "out"), *words])
+        (board,) = json.loads((tmp_path / "out").read_text())
+        found[" ".join(words)] = {row["sae"] for row in board["rows"]}
+    assert found == {
+        "--recipe": {"a", "a[d_sae=128]"}, "--recipe --d-sae 128": {"a[d_sae=128]"}, "--d-sae 64": {"a", "a[window=2]"},
+    }  # fmt: skip
+
+
 def test_why_names_the_fields_that_differ(tmp_path, capsys):
     for label, window in (("temporal", 8), ("temporal[window=2]", 2)):
         result = made(label)
