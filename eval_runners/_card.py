@@ -16,14 +16,16 @@ TEMPLATE = Path(__file__).parent / "card.md"
 
 
 def card(
-    repo: str, saes: list[dict[str, Any]], boards: list[Board], licence: str, warning: str, others: list[str]
+    repo: str, saes: list[dict[str, Any]], boards: list[Board], licence: str, warning: str, others: list[dict[str, Any]]
 ) -> str:
-    """The model card, metadata first."""
+    """The model card, metadata first: of the SAEs published now, and of others that the repository holds already."""
     from huggingface_hub import EvalResult, ModelCardData
     from jinja2 import Environment
 
+    every = [*saes, *others]
+
     def results() -> Any:
-        for sae in saes:
+        for sae in every:
             row = sae["row"]
             for evaluation, own in row.results.items():
                 for metric in _rows.module(evaluation).METRICS:
@@ -36,8 +38,8 @@ def card(
                             metric_value=number[0],
                         )  # fmt: skip
 
-    names = list(dict.fromkeys(sae["name"] for sae in saes))
-    models = {sae["model"] for sae in saes}
+    names = list(dict.fromkeys(sae["name"] for sae in every))
+    models = {sae["model"] for sae in every}
     on_hub = [model for model in models if model and model != "sandbox" and not model.startswith("local-")]
     data = ModelCardData(
         library_name="saelens",
@@ -54,7 +56,7 @@ def card(
     template = Environment(trim_blocks=True, keep_trailing_newline=True).from_string(TEMPLATE.read_text())
     body = template.render(
         warning=warning, title=repo.partition("/")[2], intro=intro or "Sparse autoencoders.", saes=saes, repo=repo,
-        others=others, plain=plain, table=_table(saes, boards) or "None yet.", legend=_render.LEGEND,
+        every=every, plain=plain, table=_table(every, boards) or "None yet.", legend=_render.LEGEND,
         version=version("sae-variants"), year=date.today().year,
     )  # fmt: skip
     return f"---\n{data.to_yaml()}\n---\n\n{body.strip()}\n"

@@ -16,7 +16,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -107,14 +107,18 @@ def build(
     results: list[Result],
     licence: str,
     force: bool,
-    there: Iterable[str] = (),
+    there: Mapping[str, list[Result]] | None = None,
 ) -> list[dict[str, Any]]:
     """Writes the repository's files; what the card says of each SAE.
+
+    Args:
+        there: id -> results of the SAEs that the repository holds already; the card keeps them.
 
     Raises:
         UsageError: an SAE has no results or is untrained, and `force` is not given.
     """
-    boards = _boards.boards(results)
+    there = there or {}
+    boards = _boards.boards([*results, *(result for own in there.values() for result in own)])
     saes, warnings = [], []
     for one in found:
         own = _newest([result for result in results if _read.weight_hash(result) == one.weight_hash])
@@ -130,7 +134,7 @@ def build(
         saes = [{**sae, "id": f"{sae['id']}-{sae['hash'][:6]}"} for sae in saes]
     for one, sae in zip(found, saes, strict=True):
         _copy(one.folder, folder / sae["id"], sae["results"])
-    others = [name for name in there if name not in {sae["id"] for sae in saes}]
+    others = [_known(name, own) for name, own in there.items() if name not in {sae["id"] for sae in saes}]
     (folder / "README.md").write_text(_card.card(repo, saes, boards, licence, " ".join(warnings), others))
     return saes
 
@@ -138,6 +142,19 @@ def build(
 def _newest(results: list[Result]) -> list[Result]:
     """One result of each evaluation."""
     return list({r["eval_type_id"]: r for r in sorted(results, key=_rows.when)}.values())
+
+
+def _known(name: str, own: list[Result]) -> dict[str, Any]:
+    """What the card says of an SAE that the repository holds, from its results alone."""
+    said, cfg = ({}, {}) if not own else (_read.provenance(own[0]), own[0].get("sae_cfg_dict") or {})
+    label = str(own[0].get("sae_lens_id")) if own else name
+    row = _rows.Row(label, cfg.get("d_sae"), said.get("training_tokens"), {r["eval_type_id"]: [r] for r in own})
+    return {
+        "id": name, "label": label, "name": row.name.replace(":", "-"), "hook_name": said.get("hook_name") or "-",
+        "model": own[0]["eval_config"].get("model_name") if own else None, "d_sae": row.d_sae or "-",
+        "l0": f"{row.l0:.1f}" if row.l0 else "-", "tokens": _render.count(row.training_tokens),
+        "seed": said.get("seed"), "hash": said.get("weight_hash"), "row": row,
+    }  # fmt: skip
 
 
 def _described(one: Any, own: list[Result]) -> dict[str, Any]:
@@ -204,16 +221,22 @@ def _api(endpoint: str | None = None, token: str | None = None) -> Any:
     return HfApi(endpoint, token, library_name="sae-variants", library_version=version("sae-variants"))
 
 
-def already_there(repo: str) -> list[str]:
-    """Ids of the SAEs that the repository holds; none where there is no such repository."""
+def already_there(repo: str) -> dict[str, list[Result]]:
+    """Id -> results of the SAEs that the repository holds; none where there is no such repository."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    found: dict[str, list[Result]] = {}
     with _refusals(repo):
+        api = _api()
         try:
-            files = _api().list_repo_files(repo)
+            files = sorted(api.list_repo_files(repo))
         except RepositoryNotFoundError:
-            return []
-    return sorted(name.removesuffix("/cfg.json") for name in files if name.endswith("/cfg.json"))
+            return {}
+        for name in (file.removesuffix("/cfg.json") for file in files if file.endswith("/cfg.json")):
+            of = [file for file in files if file.startswith(f"{name}/results/") and file.endswith(".json")]
+            paths = [Path(api.hf_hub_download(repo, file)) for file in of]
+            found[name] = _read.tree(sorted({path.parent for path in paths}))[0]
+    return found
 
 
 def upload(

@@ -15,6 +15,7 @@ from conftest import TINY, tiny
 from hub import TOKEN, Hub
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import _http
+from test_leaderboard import made
 
 import sae_variants
 from eval_runners import _publish, _result, _run
@@ -190,12 +191,16 @@ def test_there_and_back_to_the_last_bit(place, hub, tmp_path):
     )
     assert hub.repos["me/saes"] == {}
     hub.fails.clear()
-    hub.repos["me/saes"]["older/cfg.json"] = b"{}"
+    older = made("older one", ce=0.123)
+    hub.repos["me/saes"] |= {"older/cfg.json": b"{}", "older/results/core.json": json.dumps(older).encode()}
     done = published(place, hub, tmp_path, "--private")
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr
     sae_id = next(name.partition("/")[0] for name in hub.repos["me/saes"] if name.endswith("runner_cfg.json"))
-    assert b"in its folder: [`older`](older)." in hub.repos["me/saes"]["README.md"]
+    card = hub.repos["me/saes"]["README.md"].decode()
+    assert "| [`older`](older) | `older one` |" in card
+    assert "| `older one` | 30.0 |" in card
+    assert "value: 0.123" in card
     root, words = place
     (weights,) = (root / "trained").rglob("sae_weights.safetensors")
     script = (
