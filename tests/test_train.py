@@ -28,7 +28,15 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-NAMES = ["temporal", "stock:batchtopk", "stock:matryoshka_batchtopk", "stock:standard", "stock:topk", "random"]
+NAMES = [
+    "temporal",
+    "hierarchical",
+    "stock:batchtopk",
+    "stock:matryoshka_batchtopk",
+    "stock:standard",
+    "stock:topk",
+    "random",
+]
 
 
 def test_several_from_one_stream_equal_each_alone(target, tmp_path):
