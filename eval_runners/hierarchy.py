@@ -75,9 +75,8 @@ _NAMES: dict[str, tuple[tuple[str, str, Direction], ...]] = {
     ),
 }
 _SHORT = {
-    "best_child_bits": "child bits", "best_child_ratio": "/ chance", "silhouette_learned": "silhouette",
-    "silhouette_kmeans": "k-means", "coactivation_learned": "co-activation", "coactivation_kmeans": "k-means",
-    "kl_ratio": "KL / random", "children_share": "children's share",
+    "best_child_bits": "child bits", "best_child_ratio": "child bits / chance", "silhouette_learned": "silhouette",
+    "coactivation_learned": "co-activation", "kl_ratio": "KL / random", "children_share": "children's share",
 }  # fmt: skip
 METRICS = tuple(
     Metric(name, title, better, f"eval_result_metrics.{category}.{name}", short=_SHORT.get(name, ""))
