@@ -72,12 +72,12 @@ class Job:
                 self.failure = f"training {self.title} diverged at step {self.at} (loss {loss}): lower --learning-rate"
             x, error = output.sae_in, (output.sae_in - output.sae_out).pow(2).sum()
             explained = 1 - (error / (x - x.mean(0)).pow(2).sum().clamp(min=1e-12)).item()
-            said = {
+            said: dict[str, Any] = {
                 "l0": lambda: output.feature_acts.bool().sum(-1).float().mean().item(),
                 "dead": lambda: self.trainer.dead_neurons.float().mean().item(),
                 **output.metrics,
             }
-            l0, dead = said["l0"](), said["dead"]()
+            l0, dead = (float(v() if callable(v := said[name]) else v) for name in ("l0", "dead"))
         phase = f"phase {said['phase']} " if "phase" in said else ""
         self.shown = f"{self.plan.name}: {phase}loss {loss:.2f} L0 {l0:.1f} EV {explained:.3f} dead {dead:.0%}"
 
