@@ -77,7 +77,7 @@ class Job:
                 "dead": lambda: self.trainer.dead_neurons.float().mean().item(),
                 **output.metrics,
             }
-            l0, dead = (float(v() if callable(v := said[name]) else v) for name in ("l0", "dead"))
+            l0, dead = (value() if callable(value) else value for value in (said["l0"], said["dead"]))
         phase = f"phase {said['phase']} " if "phase" in said else ""
         self.shown = f"{self.plan.name}: {phase}loss {loss:.2f} L0 {l0:.1f} EV {explained:.3f} dead {dead:.0%}"
 
