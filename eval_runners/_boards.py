@@ -74,15 +74,7 @@ class Board:
         own, l0 = row.number(column), row.l0
         if not column[1].against_l0 or own is None or l0 is None or not self.group(row):
             return False
-        every = self._over_l0.get(_rows.key(column)) or self._over_l0.setdefault(
-            _rows.key(column),
-            [
-                (other.l0, number[0] - (number[1] or 0.0))
-                for group in self.groups
-                for other in group
-                if other.l0 is not None and (number := other.number(column))
-            ],
-        )
+        every = self._over_l0(column)
         return len(every) > 1 and not any(a <= AS_LITTLE * l0 and b > own[0] + (own[1] or 0.0) for a, b in every)
 
     def _lower_ends(self, group: list[Row], column: Column, sign: int) -> list[float]:
@@ -97,9 +89,19 @@ class Board:
     def _ends(self) -> dict[tuple[int, str], list[float]]:
         return {}
 
+    def _over_l0(self, column: Column) -> list[tuple[float, float]]:
+        """L0 and the lower end of the interval of every trained row."""
+        if (name := _rows.key(column)) not in self._fronts:
+            self._fronts[name] = [
+                (other.l0, number[0] - (number[1] or 0.0))
+                for group in self.groups
+                for other in group
+                if other.l0 is not None and (number := other.number(column))
+            ]
+        return self._fronts[name]
+
     @cached_property
-    def _over_l0(self) -> dict[str, list[tuple[float, float]]]:
-        """Column -> L0 and the lower end of the interval of every trained row."""
+    def _fronts(self) -> dict[str, list[tuple[float, float]]]:
         return {}
 
 

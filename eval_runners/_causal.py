@@ -41,11 +41,9 @@ class Ablation:
         hooks = [(self.hook_name, lambda acts, hook: change(acts))]
         with torch.no_grad(), model.hooks(fwd_hooks=hooks):
             residual_CTD = model(self.tokens_CT, stop_at_layer=model.cfg.n_layers, prepend_bos=False)
-        chosen_1PD = residual_CTD[self.places_CT][None]
-        with torch.no_grad():
-            logits_PV = model.unembed(model.ln_final(chosen_1PD) if hasattr(model, "ln_final") else chosen_1PD)[
-                0
-            ].float()
+            chosen_1PD = residual_CTD[self.places_CT][None]
+            normed_1PD = model.ln_final(chosen_1PD) if hasattr(model, "ln_final") else chosen_1PD
+            logits_PV = model.unembed(normed_1PD)[0].float()
         cap = getattr(model.cfg, "output_logits_soft_cap", 0) or 0
         return cap * torch.tanh(logits_PV / cap) if cap > 0 else logits_PV
 

@@ -29,10 +29,9 @@ def write_whole(path: Path, content: bytes | str, option: str) -> None:
 
 def writable(path: Path, option: str) -> None:
     """UsageError, before any work, if a file cannot be written there."""
-    if path.is_dir() or not path.parent.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}; give another {option}") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; give another {option}") from error
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"cannot write {path}; give another {option}")

@@ -24,12 +24,9 @@ class Memory:
     room: float
     """Bytes that are left."""
     kept: dict[Any, Any] = field(default_factory=dict)
-    used: int = 0
-    """Times that something was remembered."""
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         if key in self.kept:
-            self.used += 1
             return self.kept[key]
         made = make()
         size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(made))
@@ -55,7 +52,7 @@ def memory_of(model: Any) -> Memory:
 
 
 @contextlib.contextmanager
-def remembering(model: Any, hook_name: str) -> Iterator[Memory]:
+def remembering(model: Any, hook_name: str) -> Iterator[None]:
     """While SAEBench's core evaluation runs: the same calls on the same tokens are answered from memory."""
     memory = memory_of(model)
     forward, with_hooks, with_cache = model.forward, model.run_with_hooks, model.run_with_cache
@@ -91,4 +88,4 @@ def remembering(model: Any, hook_name: str) -> Iterator[Memory]:
         mock.patch.object(model, "run_with_hooks", hooked),
         mock.patch.object(model, "run_with_cache", cached),
     ):
-        yield memory
+        yield

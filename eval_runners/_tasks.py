@@ -59,11 +59,15 @@ def is_ours(name: str) -> bool:
     return one_of("dataset", name, known()) in tasks.DATASETS or name in _files
 
 
-def version(name: str, train_set_size: int, test_set_size: int, seed: int) -> str:
+PROBE_SIZES = "--probe-{}-set-size"
+"""Spelling of the options, as errors name them, that set how many documents a side of a split has."""
+
+
+def version(name: str, train_set_size: int, test_set_size: int, seed: int, option: str = PROBE_SIZES) -> str:
     """Hash of the very documents that are served; for a dataset on the Hub its name, which is all that is known."""
     if not is_ours(name):
         return name
-    return _hash.of_value(split(name, train_set_size, test_set_size, seed), size=8)
+    return _hash.of_value(split(name, train_set_size, test_set_size, seed, option), size=8)
 
 
 def package_version(name: str) -> str:
@@ -225,7 +229,7 @@ def largest_sizes(names: Iterable[str]) -> tuple[int, int]:
 
 
 def split(
-    name: str, train_set_size: int, test_set_size: int, seed: int, option: str = "--probe-{}-set-size"
+    name: str, train_set_size: int, test_set_size: int, seed: int, option: str = PROBE_SIZES
 ) -> tuple[Classes, Classes]:
     """(train, test): of every class half of each size, as SAEBench balances them, since a task pits one class against
     as many documents of the others. UsageError for a class that has fewer."""

@@ -78,8 +78,7 @@ def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]
     for name in (*config.dataset_names, config.code):
         if not _tasks.is_ours(name):
             raise UsageError(f"{NAME} reads labelled text of this package only, such as sandbox/ag_news, not {name}")
-        _tasks.split(name, config.train_documents, config.test_documents, config.seed, OPTION)
-        versions[name] = _tasks.version(name, config.train_documents, config.test_documents, config.seed)
+        versions[name] = _tasks.version(name, config.train_documents, config.test_documents, config.seed, OPTION)
     return config, versions
 
 
@@ -211,7 +210,7 @@ def _code(sae: Any, target: Any, config: EvalConfig, model: Any) -> tuple[str, s
             chosen = [texts[part][i] for i in generator.permutation(len(texts[part]))[:documents]]
             found = [latents[own].cpu().numpy() for latents, own in _documents(sae, target, config, model, chosen)]
             every = np.concatenate(found)
-            rows.append(every[generator.permutation(len(every))[: max(tokens, 1)]])
+            rows.append(every[generator.permutation(len(every))[:tokens]])
         least = min(map(len, rows))
         sets += [np.concatenate([side[:least] for side in rows]), np.repeat([1, 0], least)]
     return "token", config.code, "inside code", (sets[0], sets[1], sets[2], sets[3])
