@@ -29,9 +29,9 @@ from sae_variants._two_levels import NO_PARENT
 
 @dataclass
 class HierarchicalTrainingSAEConfig(TwoLevelTrainingSAEConfig):
-    cosine_coefficient: float = 0.1
+    cosine_coefficient: float = 3.0
     """λ_cos, weight of the distance between lower latents and their parents; 0 switches it off."""
-    group_coefficient: float = 0.01
+    group_coefficient: float = 0.1
     """λ_21, weight of the L2,1 norm over groups of siblings; 0 switches it off."""
 
     @override
