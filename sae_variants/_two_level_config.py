@@ -22,16 +22,10 @@ class TwoLevelTrainingSAEConfig(TrainingSAEConfig, ABC):
 
     expansion: int = 4
     """Lower latents for each upper one. The recipe of a target gives the lower level its width."""
-    sparsity: Literal["batchtopk", "l1"] = "batchtopk"
-    """What makes codes sparse: BatchTopK in each level, or ReLU with L1 penalties."""
     k: float = 32
     """Upper latents that fire, per token, averaged over the batch."""
     lower_k: float = 0
     """The same of lower latents, which must be more; 0 takes 2 k."""
-    l1_coefficient: float = 2.0
-    """β₂, weight of the upper level's L1 penalty, which sets its L0 in place of k."""
-    lower_l1_coefficient: float = 1.0
-    """β₁, the same of the lower level, which must be less."""
     progressive: bool = True
     """Whether a lower level as sparse as the upper one is refused; the ablation sets it to false."""
     lower_coefficient: float = 1.0
@@ -91,8 +85,6 @@ class TwoLevelTrainingSAEConfig(TrainingSAEConfig, ABC):
         super().__post_init__()
         if self.expansion < 1:
             raise ValueError(f"expansion must be at least 1, not {self.expansion}")
-        if self.sparsity not in ("batchtopk", "l1"):
-            raise ValueError(f"sparsity must be batchtopk or l1, not {self.sparsity!r}")
         if not 0 < self.k_of_lower <= self.d_lower:
             raise ValueError(
                 f"lower_k must be above 0 and at most the {self.d_lower} lower latents, not {self.lower_k}"
@@ -108,16 +100,12 @@ class TwoLevelTrainingSAEConfig(TrainingSAEConfig, ABC):
             raise ValueError(
                 "lower_coefficient = 0 leaves the lower level nothing to learn alone: set curriculum=false too"
             )
-        if self.sparsity == "l1" and self.lower_l1_coefficient >= self.l1_coefficient and self.progressive:
-            raise ValueError(
-                f"lower_l1_coefficient = {self.lower_l1_coefficient:g} must be below l1_coefficient = "
-                f"{self.l1_coefficient:g}: the upper level is the sparser one (progressive=false allows it)"
-            )
-        if self.sparsity == "batchtopk" and self.k_of_lower <= self.k and self.progressive:
-            raise ValueError(
-                f"lower_k = {self.k_of_lower:g} must be above k = {self.k:g}: "
-                "the upper level is the sparser one (progressive=false allows it)"
-            )
+        if self.progressive and (wrong := self.not_progressive()):
+            raise ValueError(f"{wrong}: the upper level is the sparser one (progressive=false allows it)")
+
+    def not_progressive(self) -> str:
+        """What makes the lower level as sparse as the upper one, or "" if nothing does."""
+        return f"lower_k = {self.k_of_lower:g} must be above k = {self.k:g}" if self.k_of_lower <= self.k else ""
 
     def phase(self, step: int) -> int:
         """1: the lower level trains; 2: the upper; 3: both."""

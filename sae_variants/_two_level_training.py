@@ -13,9 +13,9 @@ is fixed when the third begins: the one that writes most to it, |W_links| times 
 
     L = lower · |x - x̂_lower|² + upper · |x - x̂_upper|² + η · |sg(f) - f̂|² + sparsity of both + AuxK of both
 
-Sparse by BatchTopK (arXiv 2412.06410), k per token, averaged over the batch, or by ReLU with an L1 penalty. A trained
-SAE is saved as its upper level, of the architecture `hierarchical`, with the lower one as a stock `jumprelu` in the
-folder `lower`.
+Sparse by BatchTopK (arXiv 2412.06410), k per token, averaged over the batch, where a variant does not say otherwise. A
+trained SAE is saved as its upper level, of the architecture `hierarchical`, with the lower one as a stock `jumprelu` in
+the folder `lower`.
 
 Shapes: N tokens, D = d_in, L lower latents, U = d_sae upper latents.
 """
@@ -90,9 +90,8 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
         self.register_buffer("activity_U", torch.zeros(U, device=device))
         self.register_buffer("lower_silent_L", torch.zeros(L, device=device))
         self.register_buffer("upper_silent_U", torch.zeros(U, device=device))
-        is_l1 = cfg.sparsity == "l1"
-        self.lower_activation = nn.ReLU() if is_l1 else BatchTopK(cfg.k_of_lower)
-        self.upper_activation = nn.ReLU() if is_l1 else BatchTopK(cfg.k)
+        self.lower_activation = self.activation(cfg.k_of_lower)
+        self.upper_activation = self.activation(cfg.k)
 
     @override
     def initialize_weights(self) -> None:
@@ -107,6 +106,10 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
             ("b_enc_lower", cfg.d_lower), ("b_enc_upper", cfg.d_sae), ("b_links", cfg.d_lower), ("b_dec", cfg.d_in)
         ):  # fmt: skip
             setattr(self, name, nn.Parameter(torch.zeros(size, **made)))
+
+    def activation(self, k: float) -> nn.Module:
+        """The activation function of a level of which k latents shall fire per token: BatchTopK or ReLU."""
+        return BatchTopK(k)
 
     @property
     def W_dec(self) -> Tensor:  # type: ignore[override]
@@ -204,10 +207,7 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
 
     def sparsity_losses(self, level: Level, name: str) -> dict[str, Tensor]:
         """What makes a level sparse beside its activation function; `name` is lower or upper."""
-        if self.cfg.sparsity != "l1":
-            return {}
-        beta = self.cfg.lower_l1_coefficient if name == LOWER else self.cfg.l1_coefficient
-        return {"l1_loss": beta * level.acts.sum(-1).mean()} if beta else {}
+        return {}
 
     def joint_losses(self, lower: Level, upper: Level) -> dict[str, Tensor]:
         """What a variant adds once both levels train; parents are fixed by then, unless nobody knows the steps."""
@@ -231,7 +231,7 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
         silent[(level.acts > 0).any(0)] = 0
         activity += 0.05 * (level.acts.mean(0).float() - activity)
         positive = level.acts[level.acts > 0]
-        if self.cfg.sparsity == "batchtopk" and len(positive):
+        if isinstance(self.lower_activation, BatchTopK) and len(positive):
             self.thresholds[index] += self.cfg.topk_threshold_lr * (positive.min().double() - self.thresholds[index])
 
     @torch.no_grad()

@@ -15,20 +15,27 @@ Shapes: N tokens, D = d_in, L lower latents, U = d_sae upper latents.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
+from sae_variants._ops import BatchTopK
 from sae_variants._register import register
 from sae_variants._two_level_config import TwoLevelTrainingSAEConfig
 from sae_variants._two_level_training import Level, TwoLevelTrainingSAE
-from sae_variants._two_levels import NO_PARENT
+from sae_variants._two_levels import LOWER, NO_PARENT
 
 
 @dataclass
 class HierarchicalTrainingSAEConfig(TwoLevelTrainingSAEConfig):
+    sparsity: Literal["batchtopk", "l1"] = "batchtopk"
+    """What makes codes sparse: BatchTopK in each level, or ReLU with L1 penalties."""
+    l1_coefficient: float = 2.0
+    """β₂, weight of the upper level's L1 penalty, which sets its L0 in place of k."""
+    lower_l1_coefficient: float = 1.0
+    """β₁, the same of the lower level, which must be less."""
     cosine_coefficient: float = 3.0
     """λ_cos, weight of the distance between lower latents and their parents; 0 switches it off."""
     group_coefficient: float = 0.1
@@ -39,10 +46,33 @@ class HierarchicalTrainingSAEConfig(TwoLevelTrainingSAEConfig):
     def architecture(cls) -> str:
         return "hierarchical"
 
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sparsity not in ("batchtopk", "l1"):
+            raise ValueError(f"sparsity must be batchtopk or l1, not {self.sparsity!r}")
+
+    @override
+    def not_progressive(self) -> str:
+        if self.sparsity == "batchtopk":
+            return super().not_progressive()
+        beta, lower_beta = self.l1_coefficient, self.lower_l1_coefficient
+        wrong = f"lower_l1_coefficient = {lower_beta:g} must be below l1_coefficient = {beta:g}"
+        return wrong if lower_beta >= beta else ""
+
 
 @register(HierarchicalTrainingSAEConfig)
 class HierarchicalTrainingSAE(TwoLevelTrainingSAE):
     cfg: Any
+
+    @override
+    def activation(self, k: float) -> nn.Module:
+        return nn.ReLU() if self.cfg.sparsity == "l1" else BatchTopK(k)
+
+    @override
+    def sparsity_losses(self, level: Level, name: str) -> dict[str, Tensor]:
+        beta = self.cfg.lower_l1_coefficient if name == LOWER else self.cfg.l1_coefficient
+        return {"l1_loss": beta * level.acts.sum(-1).mean()} if self.cfg.sparsity == "l1" and beta else {}
 
     @override
     def joint_losses(self, lower: Level, upper: Level) -> dict[str, Tensor]:
