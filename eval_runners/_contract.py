@@ -12,6 +12,7 @@ may define
                                       called before anything is trained, refuses what cannot be
     details(result)                   -> rows, as dicts, of the table that --details prints
     untrained(result)                 -> what in a result, of anyone's, says that the SAE is not trained
+    words(result)                     -> lines to print under the table
     snapshots(config)                 -> shares of the training, such as 0.5, after which it looks at an SAE, too
 
 and may take `found=...` in evaluate, the `_saes.Found` of the SAE, for what lies beside its weights or how to train it.

@@ -27,7 +27,7 @@ from eval_runners._result import without_paths
 from sae_variants import _cli, _models, _plan
 from sae_variants._errors import UsageError
 
-COPIED = ("sae_weights.safetensors", "sparsity.safetensors")
+COPIED = ("sae_weights.safetensors", "sparsity.safetensors", _plan.TRACE)
 SAID = {
     401: "the Hub does not know you: log in with `hf auth login`, or set HF_TOKEN",
     403: "your token may not write there: give it write access, or another --repo",

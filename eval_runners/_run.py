@@ -200,10 +200,13 @@ def _show(scoring: Scoring, results: list[tuple[Found, Result]], args: Any, base
     if args.csv:
         _table.write_csv(Path(args.csv), results)
     for label, same in columns.items():
-        if getattr(args, "details", False):
-            for result in same:
-                seed = result["eval_result_unstructured"]["provenance"]["seed"]
-                _table.print_details(label if seed is None else f"{label}, seed {seed}", evaluator.details(result))
+        for result in same:
+            seed = result["eval_result_unstructured"]["provenance"]["seed"]
+            title = label if seed is None else f"{label}, seed {seed}"
+            for line in evaluator.words(result) if hasattr(evaluator, "words") else []:
+                print(f"{title}: {line}")
+            if getattr(args, "details", False):
+                _table.print_details(title, evaluator.details(result))
         if baseline is not None:
             _table.print_differences(evaluator.METRICS, label, same, Path(args.baseline).stem, baseline)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from sae_variants import _register
 from sae_variants._errors import UsageError
-from sae_variants._plan import RECORD, Plan
+from sae_variants._plan import RECORD, TRACE, Plan
 
 STEPS_BETWEEN_REPORTS = 10
 
@@ -85,7 +85,14 @@ class Job:
         partial = self.plan.checkpoint.with_suffix(".partial")
         with _writing(partial):
             self.trainer.save_checkpoint("state", base_path=partial)
+            self._save_trace(partial)
         _replace(self.plan.checkpoint, partial)
+
+    def _save_trace(self, folder: Path) -> None:
+        import numpy as np
+
+        if trace := getattr(self.trainer.sae, "trace", None):
+            np.savez_compressed(folder / TRACE, **{name: values.cpu().numpy() for name, values in trace.items()})
 
     def resume(self) -> None:
         """Goes on from the last whole checkpoint, if there is one."""
@@ -136,6 +143,7 @@ class Job:
         with _writing(partial):
             trainer.sae.save_inference_model(partial)
             save_file({"sparsity": trainer.log_feature_sparsity}, partial / "sparsity.safetensors")
+            self._save_trace(partial)
             for part in ("", *_register.resolve(made.name).parts):
                 own = {**record, "part": part} if part else record
                 (partial / part / RECORD).write_text(json.dumps(own, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """Everything that decides an SAE's weights, and the folder whose name follows from it.
 
-    <root>/<target>/<name>/<hash>/               cfg.json, sae_weights.safetensors, sparsity.safetensors, training.json
+    <root>/<target>/<name>/<hash>/               cfg.json, sae_weights.safetensors, sparsity.safetensors, training.json,
+                                                 trace.npz where the variant keeps one
     <root>/<target>/<name>/<hash>.checkpoint/    while it trains; removed at the end
     <root>/<target>/<name>/<hash>.snapshots/<step>/    the SAE as it was after so many steps, where somebody asked
 
@@ -22,6 +23,8 @@ from sae_variants._targets import Target
 CHECKPOINT_SUFFIX = ".checkpoint"
 SNAPSHOTS_SUFFIX = ".snapshots"
 RECORD = "training.json"
+TRACE = "trace.npz"
+"""Columns over the steps of the training, beside the weights or the checkpoint of a variant that keeps them."""
 KEY = ("name", "model", "hook_name", "text", "text_version", "dtype", "fields")
 """What decides the weights, beside the settings."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -84,6 +84,8 @@ def summaries() -> dict[str, str]:
 
 def import_variants() -> None:
     """Imports every variant, which registers it."""
+    import sae_lens  # noqa: F401  first: it imports us, and would find what imports it half done
+
     for module in places().values():
         _plugins.load(module)
 

@@ -178,7 +178,7 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
         if phase != 2:
             if cfg.lower_coefficient:
                 losses["lower_mse_loss"] = cfg.lower_coefficient * squared_error(x_ND, lower.out)
-            losses |= {f"lower_{name}": loss for name, loss in self.sparsity_losses(lower, LOWER).items()}
+            losses |= {f"lower_{name}": loss for name, loss in self.sparsity_losses(lower, LOWER, x_ND).items()}
             losses |= self._aux("lower", lower, x_ND, self.lower_silent_L)
             self._follow(0, lower, self.lower_silent_L, self.activity_L)
         upper = None
@@ -189,7 +189,7 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
             if cfg.latent_coefficient:
                 wanted_NL, found_NL = lower.acts.detach(), upper.acts @ self.links_UL + self.b_links
                 losses["latent_mse_loss"] = cfg.latent_coefficient * squared_error(wanted_NL, found_NL)
-            losses |= self.sparsity_losses(upper, "upper")
+            losses |= self.sparsity_losses(upper, "upper", x_ND)
             losses |= self._aux("upper", upper, x_ND, self.upper_silent_U)
             self._follow(1, upper, self.upper_silent_U, self.activity_U)
             if phase == 3:
@@ -205,7 +205,7 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
         acts_NU, pre_NU = (none_NU, none_NU) if upper is None else (upper.acts, upper.pre)
         return TrainStepOutput(x_ND, shown.out, acts_NU, pre_NU, loss, losses, metrics)
 
-    def sparsity_losses(self, level: Level, name: str) -> dict[str, Tensor]:
+    def sparsity_losses(self, level: Level, name: str, x_ND: Tensor) -> dict[str, Tensor]:
         """What makes a level sparse beside its activation function; `name` is lower or upper."""
         return {}
 

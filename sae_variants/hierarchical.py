@@ -70,7 +70,7 @@ class HierarchicalTrainingSAE(TwoLevelTrainingSAE):
         return nn.ReLU() if self.cfg.sparsity == "l1" else BatchTopK(k)
 
     @override
-    def sparsity_losses(self, level: Level, name: str) -> dict[str, Tensor]:
+    def sparsity_losses(self, level: Level, name: str, x_ND: Tensor) -> dict[str, Tensor]:
         beta = self.cfg.lower_l1_coefficient if name == LOWER else self.cfg.l1_coefficient
         return {"l1_loss": beta * level.acts.sum(-1).mean()} if self.cfg.sparsity == "l1" and beta else {}
 

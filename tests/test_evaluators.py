@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 from dataclasses import fields, is_dataclass
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import pytest
 from conftest import identity, zero
 from pydantic import TypeAdapter
+from test_alpha_dynamics import write_trace
+from test_hierarchy import tree
 
 import eval_runners
 from eval_runners import _contract, _tasks
@@ -51,6 +54,23 @@ def test_targets_set_only_settings_that_exist(name, module):
         module.EvalConfig(**_targets.load(target_name).evaluations.get(name, {}))
 
 
+TWO_LEVELS = ("composition", "alpha_dynamics")
+"""Evaluations of SAEs of two levels."""
+
+
+def whole(name, target):
+    return tree(target) if name in TWO_LEVELS else identity(target)
+
+
+def nothing(name, target):
+    if name not in TWO_LEVELS:
+        return zero(target)
+    sae = tree(target)
+    for weights in sae.parameters():
+        weights.data.zero_()
+    return sae
+
+
 SMALL = {
     "core": {
         "batch_size_prompts": 4, "n_eval_reconstruction_batches": 1, "n_eval_sparsity_variance_batches": 1, "context_size": 32,
@@ -60,6 +80,7 @@ SMALL = {
     "positional_consistency": {"n_contexts": 16, "context_size": 32, "n_min": 2},
     "sae_probes": {"dataset_names": ("95_toxic_is",), "ks": (1,)},
     "hierarchy": {"n_contexts": 16, "context_size": 32, "n_latents": 4, "contexts_per_latent": 2},
+    "composition": {"n_contexts": 16, "context_size": 32, "n_min": 2},
     "concept_stability": {"n_contexts": 8, "context_size": 32, "n_min": 1},
 }  # fmt: skip
 """Settings that make an evaluation short; one that is not named here runs with its defaults."""
@@ -77,8 +98,11 @@ def evaluate(name, module, target, model, tasks_file, tmp_path):
     if hasattr(module, "prepare"):
         config, _ = module.prepare(target, config)
 
+    has_found = "found" in signature(module.evaluate).parameters
+    options = {"found": write_trace(tmp_path)} if has_found else {}
+
     def run(sae):
-        evaluation = module.evaluate(sae, target, config, model=model, device="cpu")
+        evaluation = module.evaluate(sae, target, config, model=model, device="cpu", **options)
         TypeAdapter(module.output_class()).validate_python(evaluation.output)
         found = {**evaluation.output, "eval_result_unstructured": evaluation.ours}
         return evaluation, {metric.name: _contract.at(found, metric.path) for metric in module.METRICS}
@@ -86,15 +110,15 @@ def evaluate(name, module, target, model, tasks_file, tmp_path):
     return run
 
 
-def test_an_sae_that_changes_nothing_passes_and_one_that_is_all_zero_does_not(evaluate, target):
-    passing, numbers = evaluate(identity(target))
+def test_an_sae_that_changes_nothing_passes_and_one_that_is_all_zero_does_not(name, evaluate, target):
+    passing, numbers = evaluate(whole(name, target))
     assert passing.failures == []
     assert sum(value is not None for value in numbers.values()) >= 3
-    assert evaluate(zero(target))[0].failures
+    assert evaluate(nothing(name, target))[0].failures
 
 
-def test_the_same_seed_gives_the_same_numbers(evaluate, target):
-    assert evaluate(identity(target))[1] == evaluate(identity(target))[1]
+def test_the_same_seed_gives_the_same_numbers(name, evaluate, target):
+    assert evaluate(whole(name, target))[1] == evaluate(whole(name, target))[1]
 
 
 def test_details_are_rows_of_the_same_columns(name, module, evaluate, target):

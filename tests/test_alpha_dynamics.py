@@ -1,0 +1,143 @@
+"""Oracles: traces whose movement is known are named for what they are."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import identity, tiny
+from test_hierarchy import tree
+
+from eval_runners import _saes, alpha_dynamics
+from eval_runners.alpha_dynamics import EvalConfig, dynamics, verdict
+from sae_variants import _plan
+from sae_variants._errors import UsageError
+
+T = 600
+STEPS = np.arange(T)
+SIGNS = {"magnitude": np.full(T, 2.0), "frequency": np.full(T, 0.5)}
+
+
+def named(alpha: np.ndarray, **config) -> tuple[str, dict]:
+    moved = dynamics(alpha, STEPS, EvalConfig(**config))
+    return verdict(moved, SIGNS, STEPS), moved
+
+
+def test_a_constant():
+    said, moved = named(np.full(T, 0.4))
+    assert said == "constant at 0.400"
+    assert moved["converged"] == 1
+    assert moved["collapsed"] == moved["oscillation"] == 0
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.003])
+def test_an_exponential_approach(noise):
+    alpha = 0.3 + 0.5 * np.exp(-STEPS / 50) + noise * np.random.default_rng(0).standard_normal(T)
+    said, moved = named(alpha)
+    assert said.startswith("converged at 0.300 from step 1")
+    # within 0.025 of its end from 50 ln 20 = 150 steps on
+    assert moved["converged_step"] == pytest.approx(150, abs=1 if not noise else 25)
+
+
+def test_a_sine():
+    said, moved = named(0.5 + 0.2 * np.sin(2 * np.pi * STEPS / 40))
+    assert said.startswith("oscillates at 0.5")
+    assert moved["oscillation"] == pytest.approx(0.4, abs=0.02)
+    assert moved["converged"] == 0
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_a_run_to_the_bound(end):
+    alpha = np.clip(0.5 - STEPS / 200, 0, 1)
+    said, moved = named(alpha if end == 0 else 1 - alpha)
+    assert moved["collapsed_step"] == pytest.approx(96, abs=1)  # 0.5 - 96 / 200 = 0.02
+    assert said.startswith(f"collapsed to {end} at step {moved['collapsed_step']:.0f}; until then M > F on 100% of the")
+    assert said.endswith("drives a naive α to 0")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_random_walk(seed):
+    walk = np.cumsum(np.random.default_rng(seed).standard_normal(T)) * 0.03
+    said, moved = named(0.1 + 0.8 * np.abs((walk + 0.5) % 2 - 1))  # reflected at the ends
+    assert said.startswith("drifts")
+    assert moved["converged"] == 0
+
+
+def test_a_slope_is_no_convergence():
+    said, moved = named(0.3 + STEPS * 0.0002)
+    assert said.startswith("drifts")
+    assert moved["slope"] == pytest.approx(0.2)
+    assert named(0.3 + STEPS * 0.0002, slope_tolerance=0.3)[1]["converged"] == 1
+
+
+def write_trace(folder, **changed):
+    columns = {"phase": np.repeat([1.0, 2.0, 3.0], T // 3)}
+    for level, trains in (("lower", columns["phase"] != 2), ("upper", columns["phase"] > 1)):
+        for name in alpha_dynamics.READ:
+            columns[f"{level}.{name}"] = np.where(trains, 0.5 if name == "alpha" else 2.0, np.nan)
+    np.savez(folder / _plan.TRACE, **{**columns, **changed})
+    return SimpleNamespace(folder=folder, label="planted", plan=None)
+
+
+def evaluate(sae, target, found, **settings):
+    return alpha_dynamics.evaluate(sae, target, EvalConfig(**settings), model=None, device="cpu", found=found)
+
+
+def test_levels_are_read_where_they_train(target, tmp_path):
+    alpha = np.concatenate([np.full(T // 3, np.nan), np.linspace(0.9, 0.5, T // 3), np.full(T // 3, 0.5)])
+    found = write_trace(tmp_path, **{"upper.alpha": alpha})
+    evaluation = evaluate(tree(target), target, found)
+    values = evaluation.output["eval_result_metrics"]
+    assert values["upper"]["alpha"] == pytest.approx(0.5)
+    assert 300 < values["upper"]["converged_step"] < 400
+    assert values["lower"]["magnitude_dominates"] == 0  # both cost the same
+    assert evaluation.ours["verdict"]["lower"] == "constant at 0.500"
+    assert evaluation.files["trace.png"].startswith(b"\x89PNG")
+    words = alpha_dynamics.words({"eval_result_unstructured": evaluation.ours})
+    assert words[0].startswith("upper: converged at 0.500")
+
+
+def test_a_level_that_is_silent_at_the_end_is_a_failure(target, tmp_path):
+    found = write_trace(tmp_path, **{"upper.l0": np.concatenate([np.full(T // 3, np.nan), np.zeros(2 * T // 3)])})
+    assert evaluate(tree(target), target, found).failures == [
+        "no latent of the upper level fires at the end of the training"
+    ]
+
+
+def test_an_sae_without_a_trace_is_refused(target, tmp_path):
+    for found in (None, SimpleNamespace(folder=tmp_path, label="", plan=None)):
+        with pytest.raises(UsageError, match=r"no trace\.npz beside the weights"):
+            evaluate(identity(target), target, found)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"plain text"])
+def test_a_broken_trace_is_named(target, tmp_path, content):
+    (tmp_path / _plan.TRACE).write_bytes(content)
+    with pytest.raises(UsageError, match=r"cannot read .*trace.npz"):
+        evaluate(identity(target), target, SimpleNamespace(folder=tmp_path, label="", plan=None))
+
+
+def test_a_trace_of_other_columns_is_named(target, tmp_path):
+    np.savez(tmp_path / _plan.TRACE, phase=np.zeros(3))
+    with pytest.raises(UsageError, match=r"it has no lower\.alpha"):
+        evaluate(identity(target), target, SimpleNamespace(folder=tmp_path, label="", plan=None))
+
+
+def test_stress_needs_an_sae_that_can_be_trained(target, tmp_path):
+    with pytest.raises(UsageError, match="name of a variant"):
+        evaluate(tree(target), target, write_trace(tmp_path), stress=True)
+
+
+def test_stress_trains_what_it_needs(target, tmp_path):
+    overrides = {**tiny("learnable_dual"), "training_tokens": 16384}
+    wanted = _saes.asked(["learnable_dual", "learnable_dual:lower"], target, overrides, [{}], [0], tmp_path)
+    (found, lower), _ = _saes.ready(wanted, [], "cpu")
+    evaluation = evaluate(found.load("cpu"), target, found, stress=True, starts=(0.1, 0.9))
+    rows = evaluation.ours["stress"]
+    assert [row.get("frequency_scale", row.get("start_alpha")) for row in rows] == [10.0, 0.1, 0.9]
+    values = evaluation.output["eval_result_metrics"]["upper"]
+    assert values["scale_change"] == pytest.approx(abs(rows[0]["upper"] - values["alpha"]))
+    assert values["starts_range"] == pytest.approx(abs(rows[1]["upper"] - rows[2]["upper"]))
+    assert values["scale_change"] < 1e-3  # nothing else differs
+    assert evaluate(lower.load("cpu"), target, lower).ours["verdict"] == evaluation.ours["verdict"]

@@ -1,0 +1,225 @@
+"""The penalty on how much and how often latents fire: by hand, its references, its multipliers, and the trace."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+from sae_lens.saes.sae import TrainStepInput
+from test_train import killed_at
+
+import sae_variants
+from sae_variants import _dual, _plan, _train
+from sae_variants._dual import Measured, frequency, latent_weights, magnitude
+from sae_variants._errors import UsageError
+
+
+def build(name="learnable_dual", **overrides):
+    return sae_variants.build(name, d_in=6, d_sae=5, seed=0, **{"k": 2, **overrides})
+
+
+def step(sae, acts, number=0):
+    return sae.training_forward_pass(TrainStepInput(acts, {}, None, n_training_steps=number, is_logging_step=False))
+
+
+def measured(**values) -> Measured:
+    found = {"M": 2.0, "F": 0.5, "l0": 4.0, "written": 8.0, "size": 3.0, **values}
+    return Measured("upper", **{name: torch.tensor(value) for name, value in found.items()})
+
+
+def test_magnitude_and_frequency_by_hand():
+    acts, weights = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 1.0]]), torch.tensor([0.5, 1.0, 1.5])
+    assert magnitude(acts, weights).item() == pytest.approx((0.5 + 3.0 + 1.5) / 2)
+    expected = (0.5 * math.tanh(3) + 1.5 * math.tanh(6) + 1.5 * math.tanh(3)) / 2
+    assert frequency(acts, weights, 3.0).item() == pytest.approx(expected)
+
+
+def test_the_gradient_of_frequency_is_that_of_finite_differences():
+    acts = torch.rand(4, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda a: frequency(a, weights, 2.0), acts)
+    assert torch.autograd.gradcheck(lambda a: magnitude(a, weights), acts)
+
+
+def test_frequency_has_a_gradient_where_counting_has_none():
+    acts = torch.tensor([[0.3, 0.0]], requires_grad=True)
+    frequency(acts, torch.ones(2), 2.0).backward()
+    assert acts.grad is not None
+    assert acts.grad[0, 0].item() == pytest.approx(2 * (1 - math.tanh(0.6) ** 2))
+
+
+def test_weights_of_latents_by_hand():
+    active, fires = torch.tensor([1.0, 3.0]), torch.tensor([0.1, 0.3])
+    often = torch.tensor([0.5, 0.75])  # of a saturation of 0.1
+    expected = 0.6 + 0.4 * (0.25 * active / 2 + 0.75 * often / 0.625)
+    found = latent_weights(active, fires, torch.tensor(0.25), 0.4, 0.1)
+    torch.testing.assert_close(found, expected)
+    assert found.mean().item() == pytest.approx(1)
+    torch.testing.assert_close(latent_weights(active, fires, torch.tensor(0.25), 0.0, 0.1), torch.ones(2))
+    torch.testing.assert_close(latent_weights(0 * active, 0 * fires, torch.tensor(0.5), 1.0, 0.1), torch.ones(2))
+
+
+def test_very_frequent_latents_weigh_little_more_than_frequent_ones():
+    found = latent_weights(torch.ones(3), torch.tensor([0.01, 0.3, 0.9]), torch.tensor(0.0), 1.0, 0.1)
+    assert found[2] / found[1] < 1.25 < 5 < found[1] / found[0]
+
+
+def test_the_references_are_the_means_of_the_first_steps_and_then_stay():
+    sae = build(
+        "dual_adaptive", reference_steps=2, curriculum=False, adaptation=0.0, steepness=1.5, frequency_scale=7.0
+    )
+    raw, terms = [], []
+    for number in range(4):
+        x = torch.randn(16, 6)
+        with torch.no_grad():
+            acts = sae.lower(x).acts
+        ones = torch.ones(20)
+        raw.append(torch.stack([magnitude(acts, ones), 7 * frequency(acts, ones, 1.5)]).double())
+        step(sae, x, number)
+        terms.append(sae.references[0].clone())
+    torch.testing.assert_close(terms[0], raw[0])
+    torch.testing.assert_close(terms[1], (raw[0] + raw[1]) / 2)
+    assert torch.equal(terms[1], terms[2])
+    assert torch.equal(terms[1], terms[3])
+
+
+def test_the_unit_of_frequency_counts_for_nothing():
+    x = torch.randn(16, 6)
+    losses = [step(build(frequency_scale=scale), x).losses["lower_penalty_loss"] for scale in (1.0, 10.0)]
+    torch.testing.assert_close(*losses)
+
+
+def test_a_fixed_balance_by_hand():
+    sae = build("dual_adaptive", alpha=0.25, penalty_coefficient=4.0, rate=0.0, gain=0.0)
+    paid = sae.penalty(measured())
+    assert paid.loss.item() == pytest.approx(4 * (0.25 * 2 + 0.75 * 0.5))
+    assert paid.total.item() == pytest.approx(4)
+    own = build("dual_adaptive", alpha=0.25, lower_alpha=1.0)
+    assert (own.alpha("upper").item(), own.alpha("lower").item()) == (0.25, 1.0)
+
+
+@pytest.mark.parametrize(("l0", "rises"), [(8.0, True), (0.5, False)])
+def test_a_multiplier_follows_its_constraint(l0, rises):
+    sae = build("dual_adaptive", rate=0.1, gain=0.5, descent_steps=0, penalty_coefficient=4.0, k=2)
+    assert sae.penalty(measured(l0=l0)).total.item() == pytest.approx(4)  # rests while references are measured
+    sae.level_steps[1] = 99
+    error = max(-1.0, min(1.0, math.log(l0 / 2)))
+    assert sae.penalty(measured(l0=l0)).total.item() == pytest.approx(4 * math.exp(0.6 * error), rel=1e-5)
+    assert sae.log_multipliers[1, 0].exp().item() == pytest.approx(4 * math.exp(0.1 * error))
+    assert (error > 0) is rises
+
+
+def test_the_wanted_l0_comes_down_by_steps():
+    sae = build("dual_adaptive", reference_steps=10, descent_steps=20, k=2)
+    sae.first_l0[1] = 8.0
+    for steps, wanted in ((10, 8.0), (20, 4.0), (30, 2.0), (99, 2.0)):
+        sae.level_steps[1] = steps
+        assert sae.l0_error(measured(l0=6.0)).item() == pytest.approx(math.log(6 / wanted))
+
+
+def test_dual_ascent_by_hand():
+    sae = build(start_alpha=0.2, penalty_coefficient=5.0, rate=0.1, gain=0.0, descent_steps=0, magnitude=0.5, k=2)
+    assert sae.alpha("upper").item() == pytest.approx(0.2)
+    sae.level_steps[1] = 99
+    paid = sae.penalty(measured(l0=2.0, written=3.0, size=3.0))
+    too_much = math.log(3 / (0.5 * 2**0.5 * 3))
+    lambda_M = math.exp(0.1 * too_much)
+    assert paid.loss.item() == pytest.approx(lambda_M * 2 + 4 * 0.5)
+    assert sae.alpha("upper").item() == pytest.approx(lambda_M / (lambda_M + 4))
+    assert paid.drive.item() == pytest.approx(too_much)
+
+
+def test_naive_learning_by_hand():
+    sae = build(learning="naive", start_alpha=0.3, penalty_coefficient=4.0)
+    paid = sae.penalty(measured())
+    paid.loss.backward()
+    assert paid.loss.item() == pytest.approx(4 * (0.3 * 2 + 0.7 * 0.5))
+    assert sae.alphas.grad[1].item() == pytest.approx(4 * (2 - 0.5))
+    assert paid.drive.item() == pytest.approx(-6)
+    sae.alphas.data[:] = torch.tensor([-0.4, 1.2])
+    step(sae, torch.randn(8, 6))
+    assert sae.alphas.tolist() == [0, 1]
+
+
+def test_uncertainty_by_hand():
+    sae = build(learning="uncertainty", start_alpha=0.3, penalty_coefficient=4.0, variance_speed=10.0)
+    paid = sae.penalty(measured())
+    expected = 0.3 * 2 + 0.7 * 0.5 - math.log(0.3) - math.log(0.7)
+    assert paid.loss.item() == pytest.approx(4 * expected)
+    assert paid.total.item() == pytest.approx(4)
+    assert sae.alpha("upper").item() == pytest.approx(0.3)
+    paid.loss.backward()
+    # d/d log v of M / v + log v, and ten times as fast
+    assert sae.log_variances.grad[1].tolist() == pytest.approx([40 * (1 - 0.6), 40 * (1 - 0.35)])
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "says"),
+    [
+        ("dual_adaptive", {"alpha": 1.5}, "alpha must be between 0 and 1"),
+        ("dual_adaptive", {"lower_alpha": -0.1}, "lower_alpha must be between"),
+        ("learnable_dual", {"start_alpha": 0.0}, "start_alpha must be above 0"),
+        ("learnable_dual", {"learning": "magic"}, "learning"),
+        ("learnable_dual", {"magnitude": 0.0}, "magnitude"),
+        ("learnable_dual", {"adaptation": 1.5}, "adaptation"),
+        ("learnable_dual", {"steepness": 0.0}, "steepness"),
+        ("learnable_dual", {"reference_steps": 0}, "reference_steps"),
+        ("learnable_dual", {"k": 3, "lower_k": 2}, "must be above k"),
+    ],
+)
+def test_what_cannot_be_is_refused(name, fields, says):
+    with pytest.raises(UsageError, match=says):
+        build(name, **fields)
+
+
+def plan(target, root, **overrides):
+    return _plan.plan("learnable_dual", target, {**tiny("learnable_dual"), **overrides}, root)
+
+
+def trace_of(made):
+    with np.load(made.folder / _plan.TRACE, allow_pickle=False) as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("learning", ["dual_ascent", "naive", "uncertainty"])
+def test_a_killed_run_leaves_no_gap_in_its_trace(target, tmp_path, monkeypatch, learning):
+    whole, broken = (plan(target, tmp_path / name, learning=learning) for name in ("whole", "broken"))
+    _train.train([whole])
+    killed_at(monkeypatch, 19, [broken], checkpoint_steps=2)
+    assert (broken.checkpoint / _plan.TRACE).is_file()
+    _train.train([broken], checkpoint_steps=2)
+    one, other = trace_of(whole), trace_of(broken)
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name], equal_nan=True) for name in one)
+    cfg = whole.settings
+    assert {len(values) for values in one.values()} == {cfg.steps}
+    trains = {"lower": np.isin(one["phase"], (1, 3)), "upper": np.isin(one["phase"], (2, 3))}
+    for level in _dual.LEVELS:
+        for column in _dual.COLUMNS:
+            assert np.array_equal(np.isfinite(one[f"{level}.{column}"]), trains[level]), (level, column)
+
+
+def test_the_trace_says_what_happened(target, tmp_path):
+    made = plan(target, tmp_path, curriculum=False, descent_steps=5, reference_steps=3)
+    _train.train([made])
+    trace = trace_of(made)
+    assert trace["lower.alpha"][0] == pytest.approx(0.5)
+    assert trace["lower.penalty"][0] == pytest.approx(10.0)
+    assert trace["lower.magnitude"][0] == pytest.approx(1.0)  # the first step is its own reference
+    assert trace["lower.l0"][0] > trace["lower.l0"][-1] > 0
+    assert trace["upper.error"][-1] < trace["upper.error"][0]
+
+
+def test_tracing_can_be_switched_off(target, tmp_path):
+    made = plan(target, tmp_path, tracing=False)
+    _train.train([made])
+    assert not (made.folder / _plan.TRACE).exists()
+
+
+def test_nothing_is_traced_where_nobody_knows_the_steps():
+    sae = build()
+    step(sae, torch.randn(8, 6), number=5)
+    assert sae.trace == {}
