@@ -46,6 +46,8 @@ METRICS = (
     Metric("l0", "L0", "neither", _R + "sparsity.l0"),
     Metric("l2_ratio", "norm out / norm in", "neither", _R + "shrinkage.l2_ratio"),
     Metric("frac_alive", "alive latents", "higher", _R + "misc_metrics.frac_alive", "alive"),
+    Metric("freq_over_10_percent", "share of latents that fire on > 10 % of tokens", "neither",
+           _R + "misc_metrics.freq_over_10_percent"),
 )  # fmt: skip
 
 

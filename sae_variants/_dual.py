@@ -7,9 +7,9 @@ are the means over the first steps of the level's training, then frozen: both te
 Weights w of mean 1 adapt to each latent: α of them follows its mean activation, 1-α how often it fires, which
 saturates, because some very frequent latents are structure of the language model (arXiv 2506.15679).
 
-How λ_M and λ_F come about is the variant's; α = λ_M / (λ_M + λ_F) is its balance. A multiplier is raised as long as
-its constraint is broken, such as L0 > k: dual ascent in log λ, with a term proportional to the present error, which
-damps its oscillation (PID Lagrangian methods, arXiv 2007.03964). So all SAEs of these variants have the L0 asked for.
+How λ_M : λ_F comes about is the variant's; α = λ_M / (λ_M + λ_F) is its balance. Both are raised while L0 > k, which
+both terms bring down: dual ascent in log λ, with a term proportional to the present error, which damps its oscillation
+(PID Lagrangian methods, arXiv 2007.03964). So all SAEs of these variants have the L0 asked for, whatever their balance.
 
 What happened in each step is kept in `trace`. Shapes: N tokens, S latents of a level, T steps.
 """
@@ -37,9 +37,11 @@ COLUMNS = ("alpha", "drive", "penalty", "magnitude", "frequency", "l0", "error")
 
 @dataclass
 class DualTrainingSAEConfig(TwoLevelTrainingSAEConfig, ABC):
-    steepness: float = 1.0
+    aux_loss_coefficient: float = 0.1
+    """Weight of AuxK in both levels; ReLU wakes all dead latents at once where it is large."""
+    steepness: float = 4.0
     """c: an activation of 1/c counts about as much as the largest for how often a latent fires."""
-    adaptation: float = 0.5
+    adaptation: float = 0.25
     """Share of a latent's weight in the penalty that adapts to it; 0 weighs all latents alike."""
     saturation: float = 0.1
     """Share of tokens on which a latent must fire for half of the largest weight that frequency gives."""
@@ -49,9 +51,9 @@ class DualTrainingSAEConfig(TwoLevelTrainingSAEConfig, ABC):
     """Steps of a level's training over which M₀ and F₀ are measured; multipliers rest meanwhile."""
     descent_steps: int = 50
     """Steps of a level's training after those in which the wanted L0 falls to its value, from what L0 was then."""
-    rate: float = 0.03
+    rate: float = 0.05
     """How fast multipliers rise: log λ per step, for a constraint that is broken by a factor of e or more."""
-    gain: float = 0.5
+    gain: float = 1.0
     """What such an error adds to log λ while it lasts."""
     frequency_scale: float = 1.0
     """Unit of F before F₀ is measured: α must not depend on it."""
@@ -82,10 +84,8 @@ class Measured:
     F: Tensor
     l0: Tensor
     """Latents that fire, per token."""
-    written: Tensor
-    """Σ_i a_i, mean over tokens."""
-    size: Tensor
-    """Root mean square norm of what is to be reconstructed, the bias taken off."""
+    shrinkage: Tensor
+    """s of which x̂ - b would have to be scaled by 1 / (1 - s) to be nearest to x - b."""
 
     @property
     def index(self) -> int:
@@ -144,19 +144,22 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
     def penalty(self, level: Measured) -> Penalty:
         """What a level pays in this step; raises multipliers."""
 
-    def raised(self, level: Measured, constraint: int, error: Tensor) -> Tensor:
-        """λ of a constraint, raised by error = log(what is / what is wanted) once M₀ and F₀ are known."""
+    def held_by_l0(self, level: Measured) -> Tensor:
+        """The multipliers of a level, all raised by as much while L0 is too high, once M₀ and F₀ are known."""
         log_lambda = self.log_multipliers[level.index]
         if not self._is_measured(level.index):
-            return log_lambda[constraint].exp().float()
-        error = error.double().clamp(-1, 1)
-        log_lambda[constraint] += self.cfg.rate * error
-        return (log_lambda[constraint] + self.cfg.gain * error).exp().float()
+            return log_lambda.exp().float()
+        error = self.l0_error(level).double().clamp(-1, 1)
+        log_lambda += self.cfg.rate * error
+        return (log_lambda + self.cfg.gain * error).exp().float()
+
+    def steps_to_go(self, index: int) -> int:
+        """Steps until the wanted L0 of a level is the final one."""
+        return self.cfg.reference_steps + self.cfg.descent_steps - int(self.level_steps[index])
 
     def l0_error(self, level: Measured) -> Tensor:
         """log(L0 / wanted), where L0 counts as half a latent at least."""
-        since = int(self.level_steps[level.index]) - self.cfg.reference_steps
-        ahead = max(0.0, 1 - since / self.cfg.descent_steps) if self.cfg.descent_steps else 0.0
+        ahead = min(1.0, max(0, self.steps_to_go(level.index)) / max(1, self.cfg.descent_steps))
         error = (level.l0.clamp(min=0.5) / self.cfg.wanted_l0(level.name)).log()
         at_first = (self.first_l0[level.index].clamp(min=0.5) / self.cfg.wanted_l0(level.name)).log()
         return error - ahead * at_first.clamp(min=0)
@@ -185,15 +188,13 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
             fires_S += 0.05 * (fires_NS.float().mean(0) - fires_S)
             adaptation = cfg.adaptation if self._is_measured(i) else 0.0
             w_S = latent_weights(active_S, fires_S, self.alpha(name), adaptation, cfg.saturation)
-            size = (x_ND - level.bias).pow(2).sum(-1).mean().sqrt()
         M, F = magnitude(level.acts, w_S), cfg.frequency_scale * frequency(level.acts, w_S, cfg.steepness)
         if not self._is_measured(i):
             measured = torch.stack([M, F]).detach().double()
             self.references[i] += (measured - self.references[i]) / self.level_steps[i]
             self.first_l0[i] = fires_NS.sum(-1).float().mean()
         M0, F0 = self.references[i].clamp(min=1e-12).float()
-        l0, written = fires_NS.sum(-1).float().mean(), level.acts.detach().sum(-1).mean()
-        return Measured(name, M / M0, F / F0, l0, written, size)
+        return Measured(name, M / M0, F / F0, fires_NS.sum(-1).float().mean(), shrinkage(x_ND, level))
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -213,6 +214,14 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
             return {}
         names = ["phase", *(f"{level}.{column}" for level in LEVELS for column in COLUMNS)]
         return dict(zip(names, self.trace_TC.unbind(1), strict=True))
+
+
+@torch.no_grad()
+def shrinkage(x_ND: Tensor, level: Level) -> Tensor:
+    """1 - 1 / γ, γ the relative reconstruction bias of arXiv 2404.16014; between -1 and 1."""
+    written_ND = level.out - level.bias
+    fit = ((x_ND - level.bias) * written_ND).sum()
+    return (1 - written_ND.pow(2).sum() / fit.clamp(min=1e-12)).clamp(-1, 1)
 
 
 def magnitude(acts_NS: Tensor, weights_S: Tensor) -> Tensor:

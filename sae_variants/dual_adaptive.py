@@ -52,5 +52,5 @@ class DualAdaptiveTrainingSAE(DualTrainingSAE):
 
     @override
     def penalty(self, level: Measured) -> Penalty:
-        alpha, total = self.alpha(level.name), self.raised(level, 0, self.l0_error(level))
+        alpha, (total,) = self.alpha(level.name), self.held_by_l0(level)
         return Penalty(total * (alpha * level.M + (1 - alpha) * level.F), total, torch.zeros_like(total))

@@ -4,8 +4,9 @@
 
 (`_dual` has M and F.) `k` upper latents, and `lower_k` lower ones, fire per token. `learning`, how α comes about:
 
-- dual_ascent: F's constraint is that L0, M's that what latents write, Σ a, is at most `magnitude` · √L0 · |x|, which is
-  what L0 equal latents at right angles would write. One multiplier each, raised while its constraint is broken.
+- dual_ascent: λ_M has a constraint of its own, Σ a ≤ M*. M* is what latents would write if they were smaller by
+  `shrinkage` than fits x best; L1 penalties make them smaller still, tanh leaves large ones alone. λ_M is raised while
+  Σ a > M* and falls otherwise, as soon as L0 has come down to k. So α is as much magnitude as that shrinkage allows.
 - naive: α is a parameter of the loss λ (α M + (1-α) F), clamped to [0, 1]. Its gradient λ (M - F) does not depend on α,
   so it runs to the end that the terms favour: an ablation that shows it.
 - uncertainty: λ (M / v_M + log v_M + F / v_F + log v_F), v learned (Kendall et al., arXiv 1705.07115), λ held by L0.
@@ -25,6 +26,9 @@ from typing_extensions import override
 from sae_variants._dual import LEVELS, DualTrainingSAE, DualTrainingSAEConfig, Measured, Penalty
 from sae_variants._register import register
 
+FARTHEST = math.log(99)
+"""λ_M : λ_F stays within 1 : 99 and 99 : 1, so that a constraint that is long kept can be felt again soon."""
+
 
 @dataclass
 class LearnableDualTrainingSAEConfig(DualTrainingSAEConfig):
@@ -32,8 +36,10 @@ class LearnableDualTrainingSAEConfig(DualTrainingSAEConfig):
     """How α is learned."""
     start_alpha: float = 0.5
     """Where α of both levels starts."""
-    magnitude: float = 0.8
-    """What latents may write in all, as a share of what L0 equal ones at right angles would, to reconstruct x."""
+    shrinkage: float = 0.03
+    """How much smaller than the best multiple of it what a level writes shall be; more lets magnitude cost more."""
+    magnitude_rate: float = 0.1
+    """log λ_M per step while there is no shrinkage at all, or twice what there shall be."""
     variance_speed: float = 10.0
     """How many times as fast as other parameters log v is learned."""
 
@@ -47,8 +53,10 @@ class LearnableDualTrainingSAEConfig(DualTrainingSAEConfig):
         super().__post_init__()
         if self.learning not in ("dual_ascent", "naive", "uncertainty"):
             raise ValueError(f"learning must be dual_ascent, naive or uncertainty, not {self.learning!r}")
-        if self.magnitude <= 0 or self.variance_speed <= 0:
-            raise ValueError("magnitude and variance_speed must be positive")
+        if not 0 < self.shrinkage < 1:
+            raise ValueError(f"shrinkage must be above 0 and below 1, not {self.shrinkage:g}")
+        if self.magnitude_rate < 0 or self.variance_speed <= 0:
+            raise ValueError("magnitude_rate must not be negative, and variance_speed must be positive")
         if not 0 < self.start_alpha < 1:
             raise ValueError(f"start_alpha must be above 0 and below 1, not {self.start_alpha:g}")
 
@@ -98,24 +106,22 @@ class LearnableDualTrainingSAE(DualTrainingSAE):
             return self._naive(level)
         if self.cfg.learning == "uncertainty":
             return self._uncertainty(level)
-        errors = self.magnitude_error(level), self.l0_error(level)
-        lambda_M, lambda_F = (self.raised(level, i, error) for i, error in enumerate(errors))
-        drive = errors[0].clamp(-1, 1) - errors[1].clamp(-1, 1)
+        log_lambda = self.log_multipliers[level.index]
+        drive = (1 - level.shrinkage / self.cfg.shrinkage).clamp(-1, 1)
+        if self.steps_to_go(level.index) < 0:
+            log_lambda[0] += self.cfg.magnitude_rate * drive
+            log_lambda[0] = log_lambda[0].clamp(log_lambda[1] - FARTHEST, log_lambda[1] + FARTHEST)
+        lambda_M, lambda_F = self.held_by_l0(level)
         return Penalty(lambda_M * level.M + lambda_F * level.F, lambda_M + lambda_F, drive)
 
-    def magnitude_error(self, level: Measured) -> Tensor:
-        """log(Σ a / what it may be)."""
-        wanted = self.cfg.magnitude * math.sqrt(self.cfg.wanted_l0(level.name)) * level.size
-        return (level.written.clamp(min=1e-6) / wanted).log()
-
     def _naive(self, level: Measured) -> Penalty:
-        alpha, total = self.alphas[level.index], self.raised(level, 0, self.l0_error(level))
+        alpha, (total,) = self.alphas[level.index], self.held_by_l0(level)
         drive = -total * (level.M - level.F).detach()
         return Penalty(total * (alpha * level.M + (1 - alpha) * level.F), total, drive)
 
     def _uncertainty(self, level: Measured) -> Penalty:
         log_v = self.cfg.variance_speed * self.log_variances[level.index]
-        held = self.raised(level, 0, self.l0_error(level))
+        (held,) = self.held_by_l0(level)
         terms = torch.stack([level.M, level.F])
         shares = (-log_v).exp()
         drive = (shares * terms).detach()[1] - (shares * terms).detach()[0]

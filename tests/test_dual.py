@@ -26,7 +26,7 @@ def step(sae, acts, number=0):
 
 
 def measured(**values) -> Measured:
-    found = {"M": 2.0, "F": 0.5, "l0": 4.0, "written": 8.0, "size": 3.0, **values}
+    found = {"M": 2.0, "F": 0.5, "l0": 4.0, "shrinkage": 0.1, **values}
     return Measured("upper", **{name: torch.tensor(value) for name, value in found.items()})
 
 
@@ -121,15 +121,47 @@ def test_the_wanted_l0_comes_down_by_steps():
 
 
 def test_dual_ascent_by_hand():
-    sae = build(start_alpha=0.2, penalty_coefficient=5.0, rate=0.1, gain=0.0, descent_steps=0, magnitude=0.5, k=2)
+    sae = build(
+        start_alpha=0.2, penalty_coefficient=5.0, rate=0.1, gain=0.0, descent_steps=0, shrinkage=0.04, magnitude_rate=0.5
+    )  # fmt: skip
     assert sae.alpha("upper").item() == pytest.approx(0.2)
     sae.level_steps[1] = 99
-    paid = sae.penalty(measured(l0=2.0, written=3.0, size=3.0))
-    too_much = math.log(3 / (0.5 * 2**0.5 * 3))
-    lambda_M = math.exp(0.1 * too_much)
-    assert paid.loss.item() == pytest.approx(lambda_M * 2 + 4 * 0.5)
+    paid = sae.penalty(measured(l0=2.0, shrinkage=0.01))  # smaller by 3 % would be allowed: a drive of 1 - 1/4
+    lambda_M = math.exp(0.5 * 0.75)
+    assert paid.loss.item() == pytest.approx(lambda_M * 2 + 4 * 0.5, rel=1e-5)
     assert sae.alpha("upper").item() == pytest.approx(lambda_M / (lambda_M + 4))
-    assert paid.drive.item() == pytest.approx(too_much)
+    assert paid.drive.item() == pytest.approx(0.75)
+    both = sae.penalty(measured(l0=4.0, shrinkage=0.04))  # only L0 is too high
+    assert both.total.item() == pytest.approx((lambda_M + 4) * math.exp(0.1 * math.log(2)), rel=1e-5)
+    assert sae.alpha("upper").item() == pytest.approx(lambda_M / (lambda_M + 4))
+
+
+def test_a_balance_rests_until_l0_has_come_down():
+    sae = build(reference_steps=10, descent_steps=20)
+    for steps, moves in ((1, False), (30, False), (31, True)):
+        sae.level_steps[1] = steps
+        sae.penalty(measured(shrinkage=0.0))
+        assert (sae.alpha("upper").item() > 0.5) is moves
+
+
+def test_a_balance_can_come_back_from_an_end():
+    sae = build(magnitude_rate=2.0, descent_steps=0)
+    sae.level_steps[1] = 99
+    for shrunk, end in ((0.5, 0.01), (-0.5, 0.99)):
+        for _ in range(200):
+            sae.penalty(measured(shrinkage=shrunk))
+        assert sae.alpha("upper").item() == pytest.approx(end)
+
+
+def test_shrinkage_by_hand():
+    x, bias = torch.randn(50, 6), torch.tensor([1.0, 2, 3, 4, 5, 6])
+    rows = torch.eye(6)
+    for factor, expected in ((1.0, 0.0), (0.75, 0.25), (1.25, -0.25)):
+        level = _dual.Level(factor * (x - bias), x, rows, bias)
+        assert _dual.shrinkage(x, level).item() == pytest.approx(expected, abs=1e-5)
+    halves = _dual.Level(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), x, torch.eye(2), torch.zeros(2))
+    # x̂ = (1, 1), (1, -1) of x = (2, 2), (0, 0): the best multiple of x̂ is x̂ itself
+    assert _dual.shrinkage(torch.tensor([[2.0, 2.0], [0.0, 0.0]]), halves).item() == pytest.approx(0)
 
 
 def test_naive_learning_by_hand():
@@ -163,7 +195,7 @@ def test_uncertainty_by_hand():
         ("dual_adaptive", {"lower_alpha": -0.1}, "lower_alpha must be between"),
         ("learnable_dual", {"start_alpha": 0.0}, "start_alpha must be above 0"),
         ("learnable_dual", {"learning": "magic"}, "learning"),
-        ("learnable_dual", {"magnitude": 0.0}, "magnitude"),
+        ("learnable_dual", {"shrinkage": 0.0}, "shrinkage"),
         ("learnable_dual", {"adaptation": 1.5}, "adaptation"),
         ("learnable_dual", {"steepness": 0.0}, "steepness"),
         ("learnable_dual", {"reference_steps": 0}, "reference_steps"),

@@ -3,7 +3,7 @@
 python tests/benchmarks/two_levels.py [--rounds 7] [--steps 4]
 
 Steps of each phase are weighted by its share. Two ratios: of the steps alone, and with the language model's part, which
-both share, as users pay it.
+both share, as users pay it. Then what the trace of `learnable_dual` adds to a step in which both its levels train.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ def main() -> None:
             starts = [step for step in range(settings.steps) if sae.cfg.phase(step) == phase]
             trainers[f"phase {phase}"].n_training_steps = starts[0]
             shares[phase] = len(starts) / settings.steps
+        for title, tracing in (("traced", True), ("untraced", False)):
+            made = _plan.plan("learnable_dual", target, {"curriculum": False, "tracing": tracing}, folder)
+            trainers[title] = _job.trainer(made, d_in, "cpu")
         assert sae.cfg.d_lower == cfg.d_sae, "not of one size"
         contexts = _targets.contexts(target, model, settings.context_size)
         per_batch = settings.batch_tokens // (settings.context_size - 1) + 1
@@ -65,6 +68,8 @@ def main() -> None:
             for one in rounds
         ]
         print(f"{title}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    added = [one["traced"] / one["untraced"] for one in rounds]
+    print(f"trace: {statistics.median(added):.3f} ({min(added):.3f} to {max(added):.3f}) of a step without it")
     for phase in shares:
         alone = [one[f"phase {phase}"] / one["stock:standard"] for one in rounds]
         print(
