@@ -119,7 +119,7 @@ class Job:
         folder = replace(self.plan, part="").snapshot(self.at / self.plan.settings.steps)
         partial = folder.with_name(folder.name + ".partial")
         with _writing(partial):
-            sae.save_inference_model(partial)
+            _save(sae, partial)
         _replace(folder, partial)
 
     def finish(self) -> None:
@@ -141,7 +141,7 @@ class Job:
             "versions": {package: version(package) for package in ("sae-lens", "transformer-lens", "torch")},
         }
         with _writing(partial):
-            trainer.sae.save_inference_model(partial)
+            _save(trainer.sae, partial)
             save_file({"sparsity": trainer.log_feature_sparsity}, partial / "sparsity.safetensors")
             self._save_trace(partial)
             for part in ("", *_register.resolve(made.name).parts):
@@ -149,6 +149,13 @@ class Job:
                 (partial / part / RECORD).write_text(json.dumps(own, indent=2) + "\n")
         _replace(made.folder, partial)
         shutil.rmtree(made.checkpoint, ignore_errors=True)
+
+
+def _save(sae: Any, folder: Path) -> None:
+    """In inference form, its fields in one order: SAELens' differs between processes, and results go by the bytes."""
+    sae.save_inference_model(folder)
+    for config in folder.rglob("cfg.json"):
+        config.write_text(json.dumps(json.loads(config.read_text()), sort_keys=True))
 
 
 def trainer(made: Plan, d_in: int, device: str) -> Any:

@@ -67,6 +67,17 @@ def killed_at(monkeypatch, step_number: int, plans, checkpoint_steps: int) -> No
             _train.train(plans, checkpoint_steps=checkpoint_steps)
 
 
+@pytest.mark.parametrize("name", ["stock:batchtopk", "hierarchical"])
+def test_what_is_saved_is_the_same_to_the_byte_in_every_process(target, tmp_path, name):
+    made = plan(name, target, tmp_path)
+    _train.train([made])
+    configs = list(made.folder.rglob("cfg.json"))
+    assert configs
+    for config in configs:
+        text = config.read_text()
+        assert text == json.dumps(json.loads(text), sort_keys=True)
+
+
 @pytest.mark.parametrize("at", [3, 7, 11])
 def test_a_killed_run_resumes_to_the_same_weights(target, tmp_path, monkeypatch, at):
     names = ["temporal", "stock:standard"]
