@@ -129,6 +129,11 @@ def traced(
     return rows
 
 
+AVERAGED = (
+    "kl", "kl_random", "top_change", "top_change_random", "kl_children", "children_share", "other_children_share"
+)  # fmt: skip
+
+
 def summary(rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     """Means over latents, with 95 % intervals by bootstrap over them."""
     if not rows:
@@ -136,7 +141,7 @@ def summary(rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     generator = np.random.default_rng(seed)
     draws = generator.integers(len(rows), size=(2000, len(rows)))
     found: dict[str, Any] = {"traced": float(len(rows))}
-    for name in (
+    names = (
         "kl",
         "kl_random",
         "top_change",
@@ -144,13 +149,14 @@ def summary(rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
         "kl_children",
         "children_share",
         "other_children_share",
-    ):
-        if name not in rows[0]:
-            continue
-        values = np.array([row[name] for row in rows])
-        values = np.where(np.isfinite(values), values, 0.0)
+    )
+    columns = {
+        name: np.nan_to_num([row[name] for row in rows], posinf=0.0, neginf=0.0) for name in names if name in rows[0]
+    }
+    columns["kl_excess"] = columns["kl"] - columns["kl_random"]  # of the same latents in the same places
+    for name, values in columns.items():
         found[name] = float(values.mean())
-        if name in ("kl", "kl_random", "children_share"):
+        if name in ("kl", "kl_random", "kl_excess", "children_share"):
             found[f"{name}_low"], found[f"{name}_high"] = np.quantile(values[draws].mean(1), (0.025, 0.975)).tolist()
     found["kl_ratio"] = found["kl"] / found["kl_random"] if found["kl_random"] > 0 else None
     return found

@@ -162,6 +162,14 @@ def test_the_effect_of_an_ablation_by_hand(target, model):
     assert effect.top == pytest.approx(change.item(), rel=1e-3)
 
 
+def test_effects_are_compared_latent_by_latent():
+    # latents differ by far more than each does from its random direction
+    rows = [{"kl": 2.0**i + 0.5, "kl_random": 2.0**i, "top_change": 0.0, "top_change_random": 0.0} for i in range(10)]
+    found = _causal.summary(rows, seed=0)
+    assert found["kl_low"] < found["kl_random_high"]
+    assert found["kl_excess"] == found["kl_excess_low"] == found["kl_excess_high"] == pytest.approx(0.5)
+
+
 def test_a_share_is_a_projection():
     whole = torch.tensor([[2.0, 0.0], [0.0, 4.0]])
     assert _causal.share(whole, whole) == 1
