@@ -141,17 +141,8 @@ def summary(rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     generator = np.random.default_rng(seed)
     draws = generator.integers(len(rows), size=(2000, len(rows)))
     found: dict[str, Any] = {"traced": float(len(rows))}
-    names = (
-        "kl",
-        "kl_random",
-        "top_change",
-        "top_change_random",
-        "kl_children",
-        "children_share",
-        "other_children_share",
-    )
     columns = {
-        name: np.nan_to_num([row[name] for row in rows], posinf=0.0, neginf=0.0) for name in names if name in rows[0]
+        name: np.nan_to_num([row[name] for row in rows], posinf=0.0, neginf=0.0) for name in AVERAGED if name in rows[0]
     }
     columns["kl_excess"] = columns["kl"] - columns["kl_random"]  # of the same latents in the same places
     for name, values in columns.items():
