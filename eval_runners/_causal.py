@@ -119,8 +119,8 @@ def traced(
         if lower is not None and parent_L is not None:
             with torch.no_grad():
                 lower_CTL = lower.encode(x_CTD) * places_CT.to(x_CTD.device)[..., None]
-            other = chosen[number - 1]
-            for name, of in (("children", latent), ("other_children", other)):
+            others = [("other_children", chosen[number - 1])] if len(chosen) > 1 else []
+            for name, of in (("children", latent), *others):
                 is_child_L = (parent_L == of).to(x_CTD.device)
                 written_CTD = (lower_CTL * is_child_L) @ lower.W_dec.detach()
                 theirs = ablation.without(written_CTD)
@@ -145,6 +145,7 @@ def summary(rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
         name: np.nan_to_num([row[name] for row in rows], posinf=0.0, neginf=0.0) for name in AVERAGED if name in rows[0]
     }
     columns["kl_excess"] = columns["kl"] - columns["kl_random"]  # of the same latents in the same places
+    found |= {f"{name}_median": float(np.median(columns[name])) for name in ("kl", "kl_random")}
     for name, values in columns.items():
         found[name] = float(values.mean())
         if name in ("kl", "kl_random", "kl_excess", "children_share"):

@@ -146,10 +146,7 @@ def read_trace(folder: Path | None) -> dict[str, np.ndarray]:
 def of_level(trace: dict[str, np.ndarray], level: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The columns of a level at the steps in which it trained, and these steps."""
     trains = np.isfinite(trace[f"{level}.alpha"])
-    own = {
-        name.removeprefix(f"{level}."): values[trains] for name, values in trace.items() if name.startswith(f"{level}.")
-    }
-    return own, np.flatnonzero(trains)
+    return {name: trace[f"{level}.{name}"][trains] for name in READ}, np.flatnonzero(trains)
 
 
 def dynamics(alpha: np.ndarray, steps: np.ndarray, config: EvalConfig) -> dict[str, Any]:

@@ -30,8 +30,9 @@ class EvalConfig:
     first_share: float = 0.3
     """Share of the training after which the SAE is looked at first; hierarchical's lower level is trained by then."""
     second_share: float = 0.5
-    """And the second time; hierarchical's levels train together from then on."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    """And the second time; hierarchical's levels train together from then on. Both are of its default phases: at the
+    first look its upper level is not trained yet."""
+    other_seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds whose SAEs it is compared with, its own left out."""
     against: tuple[str, ...] = ()
     """Folders, or SAEs on the Hub, to compare with instead; needed for an SAE that was not trained here."""
@@ -57,13 +58,16 @@ _TITLES = {
     "early": "first to second look", "late": "second look to end", "seeds": "other seeds", "others": "other SAEs",
     "random": "random directions",
 }  # fmt: skip
+_SHOWN = (
+    ("late", "survival"), ("late", "cosine"), ("seeds", "survival"), ("seeds", "cosine"), ("random", "cosine")
+)  # fmt: skip
 METRICS = tuple(
     Metric(
         f"{category}.{name}",
         f"{_TITLES[category]}: {title}",
         better if category != "random" else "neither",
         f"eval_result_metrics.{category}.{name}",
-        short=f"{category}: {name}" if name in ("survival", "cosine") and category in ("late", "seeds") else "",
+        short=f"{category}: {name}" if (category, name) in _SHOWN else "",
     )
     for category in CATEGORIES
     for name, title, better in _NAMES
@@ -117,14 +121,17 @@ def _pairs(sae: Any, found: Any, config: EvalConfig, device: str) -> Iterator[tu
     from sae_variants import _train
 
     for name in config.against:
-        yield "others", name, sae, _saes.placed(name).load(device)
+        other = _saes.placed(name).load(device)
+        if other.cfg.d_in != sae.cfg.d_in:
+            raise UsageError(f"--against {name} has d_in = {other.cfg.d_in}, not {sae.cfg.d_in}")
+        yield "others", name, sae, other
     if config.against:
         return
     plan = getattr(found, "plan", None)
     if plan is None:
         raise UsageError(f"{NAME} compares SAEs that are trained here; give another one to compare with by --against")
     shares, own = snapshots(config), plan.settings.seed
-    others = [replace(plan, settings=replace(plan.settings, seed=seed)) for seed in config.seeds if seed != own]
+    others = [replace(plan, settings=replace(plan.settings, seed=seed)) for seed in config.other_seeds if seed != own]
     _train.train([plan], device, snapshots=shares)
     _train.train(others, device)
     first, second = (_saes.at(plan.snapshot(share)).load(device) for share in shares)

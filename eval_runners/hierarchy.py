@@ -11,6 +11,7 @@ latents, U upper latents, or the latents of an SAE of one level.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,19 +41,26 @@ class EvalConfig:
     """Seed of permutations, clusterings, draws and directions."""
 
 
+def _of_partition(by: str) -> Direction:
+    return "higher" if by == PARTITIONS[0] else "neither"
+
+
 _NAMES: dict[str, tuple[tuple[str, str, Direction], ...]] = {
     "information": (
         ("best_child_bits", "bits with the best child, above chance", "higher"),
         ("best_child_null_bits", "bits with the best child of permuted tokens", "neither"),
         ("best_child_ratio", "bits with the best child / of permuted tokens", "higher"),
-        ("total_bits", "bits with all children, above chance", "higher"),
+        ("total_bits", "bits with each child, above chance, summed over children", "higher"),
         ("best_of_all_bits", "bits with the best lower latent, child or not", "neither"),
         ("parents", "upper latents that fire and have children that do", "neither"),
         ("childless", "share of upper latents without a child", "lower"),
     ),
     "clustering": (
-        *((f"silhouette_{by}", f"silhouette (cosine), {by}", "higher") for by in PARTITIONS),
-        *((f"coactivation_{by}", f"co-activation within groups (Jaccard), {by}", "higher") for by in PARTITIONS),
+        *((f"silhouette_{by}", f"silhouette (cosine), {by}", _of_partition(by)) for by in PARTITIONS),
+        *(
+            (f"coactivation_{by}", f"co-activation within groups (Jaccard), {by}", _of_partition(by))
+            for by in PARTITIONS
+        ),
         *((f"ari_{by}", f"adjusted Rand index with {by}", "neither") for by in CLUSTERINGS),
         *((f"nmi_{by}", f"normalised mutual information with {by}", "neither") for by in CLUSTERINGS),
     ),
@@ -63,6 +71,8 @@ _NAMES: dict[str, tuple[tuple[str, str, Direction], ...]] = {
         ("kl_random", "KL without a random direction of that norm", "neither"),
         ("kl_random_low", "its 95 % interval, from", "neither"),
         ("kl_random_high", "to", "neither"),
+        ("kl_median", "KL without the median latent", "higher"),
+        ("kl_random_median", "the same, random direction", "neither"),
         ("kl_excess", "KL less that without the random direction, latent by latent", "higher"),
         ("kl_excess_low", "its 95 % interval, from", "neither"),
         ("kl_excess_high", "to", "neither"),
@@ -70,7 +80,7 @@ _NAMES: dict[str, tuple[tuple[str, str, Direction], ...]] = {
         ("top_change", "change of the likeliest token's log-probability", "higher"),
         ("top_change_random", "the same, random direction", "neither"),
         ("kl_children", "KL without its children", "neither"),
-        ("children_share", "share of its effect that its children carry", "higher"),
+        ("children_share", "share of its change of the logits that its children make (projection)", "higher"),
         ("children_share_low", "its 95 % interval, from", "neither"),
         ("children_share_high", "to", "neither"),
         ("other_children_share", "the same, another latent's children", "neither"),
@@ -142,6 +152,10 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     )  # fmt: skip
     values["causes"] |= _causal.summary(rows, config.seed)
     failures = [] if upper_NU.any() else ["no latent fires"]
+    if parent_L is not None and not values["information"]["parents"]:
+        failures.append("no upper latent that fires has a child that does")
+    if broken := [row["latent"] for row in rows if not math.isfinite(row["kl"] + row["kl_random"])]:
+        failures.append(f"the effect of {len(broken)} latents is not a number, such as of {broken[0]}")
     output = _envelope.envelope(NAME, config, _result.finite(values), sae, target)
     return Evaluation(output, {"latents": rows}, failures)
 

@@ -209,11 +209,15 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
 
     @property
     def trace(self) -> dict[str, Tensor]:
-        """Column -> values [T], NaN where a level did not train: `phase`, `lower.alpha`, ...; empty without a trace."""
+        """Column -> values [T], NaN where a level did not train: `phase`, `lower.alpha`, ...; empty without a trace.
+
+        Beside them `lower.references` and `upper.references`, M₀ and F₀ [2].
+        """
         if not len(self.trace_TC):
             return {}
         names = ["phase", *(f"{level}.{column}" for level in LEVELS for column in COLUMNS)]
-        return dict(zip(names, self.trace_TC.unbind(1), strict=True))
+        references = {f"{level}.references": self.references[i] for i, level in enumerate(LEVELS)}
+        return dict(zip(names, self.trace_TC.unbind(1), strict=True)) | references
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ class TwoLevelTrainingSAEConfig(TrainingSAEConfig, ABC):
     progressive: bool = True
     """Whether a lower level as sparse as the upper one is refused; the ablation sets it to false."""
     lower_coefficient: float = 1.0
-    """Weight of the lower level's reconstruction; 0 switches it off, which needs curriculum off, too."""
+    """Weight of the lower level's reconstruction; 0 switches it off."""
     upper_coefficient: float = 1.0
     """γ, weight of the upper level's reconstruction of the input."""
     latent_coefficient: float = 0.0
@@ -96,9 +96,14 @@ class TwoLevelTrainingSAEConfig(TrainingSAEConfig, ABC):
         for field in self.__dataclass_fields__:
             if field.endswith("_coefficient") and getattr(self, field) < 0:
                 raise ValueError(f"{field} must not be negative, it is {getattr(self, field)}")
-        if self.curriculum and not self.lower_coefficient:
+        if self.upper_learning_rate <= 0:
+            raise ValueError(f"upper_learning_rate must be positive, not {self.upper_learning_rate}")
+        if not 0 < self.topk_threshold_lr <= 1:
+            raise ValueError(f"topk_threshold_lr must be above 0 and at most 1, not {self.topk_threshold_lr}")
+        if self.normalize_activations not in ("none", "expected_average_only_in"):
             raise ValueError(
-                "lower_coefficient = 0 leaves the lower level nothing to learn alone: set curriculum=false too"
+                "two levels train with normalize_activations none or expected_average_only_in, "
+                f"not {self.normalize_activations!r}"
             )
         if self.progressive and (wrong := self.not_progressive()):
             raise ValueError(f"{wrong}: the upper level is the sparser one (progressive=false allows it)")

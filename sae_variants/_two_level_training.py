@@ -166,10 +166,11 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         cfg, x_ND, step = self.cfg, step_input.sae_in, step_input.n_training_steps
         phase = cfg.phase(step)
+        has_lower_only = bool(self.activity_L.any()) and not self.activity_U.any()
+        if phase != 1 and cfg.curriculum and has_lower_only and cfg.start == "copies":
+            self._copy_up()
         if cfg.total_steps and step >= cfg.joint_from and (self.parent_L == NO_PARENT).all():
             self.parent_L = self.parents()
-        if phase == 2 and not self.activity_U.any() and self.cfg.start == "copies":
-            self._copy_up()
         losses: dict[str, Tensor] = {}
         with torch.set_grad_enabled(phase != 2 and torch.is_grad_enabled()):
             lower = self.lower(x_ND)
@@ -194,7 +195,8 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
             self._follow(1, upper, self.upper_silent_U, self.activity_U)
             if phase == 3:
                 losses |= self.joint_losses(lower, upper)
-        loss = torch.stack(list(losses.values())).sum()
+        # a phase may have no term that is left switched on: nothing is learned then
+        loss = torch.stack(list(losses.values())).sum() if losses else self.W_links.sum() * 0.0
         shown, silent = (lower, self.lower_silent_L) if upper is None else (upper, self.upper_silent_U)
         metrics: dict[str, Any] = {
             "phase": phase,
@@ -245,8 +247,9 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
 
     @torch.no_grad()
     def parents(self) -> Tensor:
-        """[L]: the upper latent that writes most to each lower one."""
-        return (self.links_UL.abs() * self.activity_U[:, None].to(self.links_UL)).argmax(0)
+        """[L]: the upper latent that writes most to each lower one; before any has fired, by its weight alone."""
+        weights_U = self.activity_U if self.activity_U.any() else torch.ones_like(self.activity_U)
+        return (self.links_UL.abs() * weights_U[:, None].to(self.links_UL)).argmax(0)
 
     @override
     @torch.no_grad()

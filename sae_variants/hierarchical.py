@@ -33,7 +33,7 @@ class HierarchicalTrainingSAEConfig(TwoLevelTrainingSAEConfig):
     sparsity: Literal["batchtopk", "l1"] = "batchtopk"
     """What makes codes sparse: BatchTopK in each level, or ReLU with L1 penalties."""
     l1_coefficient: float = 2.0
-    """β₂, weight of the upper level's L1 penalty, which sets its L0 in place of k."""
+    """β₂, weight of the upper level's L1 penalty, which sets its L0 in place of k; 0 switches it off."""
     lower_l1_coefficient: float = 1.0
     """β₁, the same of the lower level, which must be less."""
     cosine_coefficient: float = 3.0
@@ -58,7 +58,7 @@ class HierarchicalTrainingSAEConfig(TwoLevelTrainingSAEConfig):
             return super().not_progressive()
         beta, lower_beta = self.l1_coefficient, self.lower_l1_coefficient
         wrong = f"lower_l1_coefficient = {lower_beta:g} must be below l1_coefficient = {beta:g}"
-        return wrong if lower_beta >= beta else ""
+        return wrong if 0 < beta <= lower_beta else ""
 
 
 @register(HierarchicalTrainingSAEConfig)

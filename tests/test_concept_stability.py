@@ -66,7 +66,7 @@ def test_wide_saes_are_sampled(target):
     assert (found["latents"], found["survival"]) == (10, 1)
 
 
-SMALL = {"n_contexts": 8, "context_size": 32, "n_min": 1, "seeds": (0, 1)}
+SMALL = {"n_contexts": 8, "context_size": 32, "n_min": 1, "other_seeds": (0, 1)}
 
 
 def test_training_is_looked_at_twice_and_other_seeds_are_trained(target, model, tmp_path):
@@ -108,3 +108,12 @@ def test_snapshots_of_two_parts_are_of_one_training(target, tmp_path):
     _train.train(plans, snapshots=(0.5,))
     upper, lower = (_saes.at(plan.snapshot(0.5)).load("cpu").cfg.d_sae for plan in plans)
     assert lower == 4 * upper
+
+
+def test_another_sae_of_another_width_is_refused(target, model, tmp_path):
+    import sae_variants
+
+    sae_variants.build("stock:standard", d_in=8, d_sae=16).save_inference_model(tmp_path / "narrow")
+    config = EvalConfig(n_contexts=4, context_size=16, against=(str(tmp_path / "narrow"),))
+    with pytest.raises(UsageError, match="has d_in = 8, not 32"):
+        concept_stability.evaluate(identity(target), target, config, model=model, device="cpu")

@@ -41,6 +41,15 @@ def test_every_setting_is_documented_and_has_a_default(module):
     assert {f.name for f in fields(module.EvalConfig)} == set(docs)
 
 
+def test_its_command_knows_its_options(name, capsys):
+    from eval_runners import _run
+
+    with pytest.raises(SystemExit) as stopped:
+        _run.main(name, ["--help"])
+    assert stopped.value.code == 0
+    assert "--sae" in capsys.readouterr().out
+
+
 def test_every_metric_has_a_name_a_title_and_a_direction(module):
     names = [metric.name for metric in module.METRICS]
     assert len(names) == len(set(names)) > 0

@@ -124,7 +124,9 @@ def test_aux_by_hand():
         ({"lower_k": 21}, "at most the 20"),
         ({"lower_share": 0.7, "upper_share": 0.4}, "nor more than 1 together"),
         ({"group_coefficient": -1.0}, "must not be negative"),
-        ({"lower_coefficient": 0.0}, "nothing to learn"),
+        ({"upper_learning_rate": 0.0}, "upper_learning_rate"),
+        ({"topk_threshold_lr": 0.0}, "topk_threshold_lr"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations"),
         ({"sparsity": "l2"}, "sparsity"),
         ({"expansion": 0}, "expansion"),
         ({"joint_learning_rate": 0.0}, "joint_learning_rate"),
@@ -197,6 +199,31 @@ def test_upper_latents_begin_as_copies_of_the_lower_ones_that_write_most(target,
     chosen = sae.activity_L.topk(64).indices
     torch.testing.assert_close(upper.rows, lower.rows[chosen])
     torch.testing.assert_close(upper.pre, lower.acts[:, chosen])
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"upper_coefficient": 0.0}, {"lower_coefficient": 0.0}, {"cosine_coefficient": 0.0}, {"group_coefficient": 0.0},
+        {"aux_loss_coefficient": 0.0}, {"sparsity": "l1", "l1_coefficient": 0.0},
+        {"sparsity": "l1", "lower_l1_coefficient": 0.0}, {"curriculum": False}, {"upper_share": 0.0}, {"lower_share": 0.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_part_can_be_left_out_of_a_whole_training(target, tmp_path, off):
+    made = plan(target, tmp_path, **off)
+    _train.train([made])
+    sae = sae_variants.load(made.folder)
+    assert all(parameter.isfinite().all() for parameter in sae.parameters())
+    assert len(sae.parent_L.unique()) > 1
+
+
+def test_without_an_upper_phase_upper_latents_begin_as_copies_all_the_same(target, tmp_path):
+    job = trained(target, tmp_path, 13, upper_share=0.0)
+    sae = job.trainer.sae
+    chosen = sae.activity_L.topk(64).indices
+    job.step(Batch(torch.randn(256, 32), torch.zeros(256, dtype=torch.bool)))
+    assert sae.parent_L[chosen].tolist() == list(range(64))
 
 
 def test_parents_are_fixed_when_both_levels_begin_to_train(target, tmp_path):
