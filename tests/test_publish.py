@@ -66,6 +66,18 @@ def test_a_dry_run_writes_sae_lens_layout_results_and_a_card(place, tmp_path, ca
     assert "Plain SAELens loads it (architecture `jumprelu`)" in card.text
 
 
+def test_a_trace_goes_with_the_weights(tmp_path):
+    from eval_runners import _publish
+
+    source, folder = tmp_path / "sae", tmp_path / "published"
+    source.mkdir()
+    for name in ("cfg.json", "sae_weights.safetensors", "trace.npz", "notes.txt"):
+        (source / name).write_text("{}")
+    _publish._copy(source, folder, [])
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    assert names == {"cfg.json", "sae_weights.safetensors", "trace.npz"}
+
+
 def test_no_path_of_this_machine_is_published(place, tmp_path):
     root, _ = place
     publish(place, "--dry-run", str(tmp_path / "dry"))
