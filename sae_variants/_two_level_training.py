@@ -42,6 +42,8 @@ from sae_variants._ops import BatchTopK
 from sae_variants._two_level_config import TwoLevelTrainingSAEConfig
 from sae_variants._two_levels import DIGITS, LOWER, NO_PARENT
 
+TINY = 1e-12
+
 
 @dataclass
 class Level:
@@ -133,7 +135,7 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
 
     def upper(self, lower: Level) -> Level:
         W_dec_UD = self.W_links @ lower.rows
-        norm_U = W_dec_UD.norm(dim=-1)
+        norm_U = W_dec_UD.norm(dim=-1).clamp(min=TINY)  # a row may be all zero
         pre = self.hook_sae_acts_pre(lower.acts @ (self.W_enc_upper * norm_U) + self.b_enc_upper * norm_U)
         acts = self.hook_sae_acts_post(self.upper_activation(pre))
         return Level(acts, pre, W_dec_UD / norm_U[:, None], self.b_links @ lower.rows + lower.bias)
@@ -141,7 +143,7 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
     @property
     def links_UL(self) -> Tensor:
         """What an upper latent, in the units of what it writes, adds to each lower one."""
-        return self.W_links / self.W_dec.norm(dim=-1)[:, None]
+        return self.W_links / self.W_dec.norm(dim=-1).clamp(min=TINY)[:, None]
 
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,7 +284,7 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
     def _upper_state(self) -> dict[str, Tensor]:
         rows_LD = F.normalize(self.W_dec_lower, dim=-1)
         W_dec_UD = self.W_links @ rows_LD
-        norm_U = W_dec_UD.norm(dim=-1)
+        norm_U = W_dec_UD.norm(dim=-1).clamp(min=TINY)  # a row may be all zero
         parent_L = self.parent_L if (self.parent_L != NO_PARENT).any() else self.parents()
         return {
             "W_enc_upper": self.W_enc_upper * norm_U,

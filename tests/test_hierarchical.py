@@ -305,6 +305,15 @@ def test_folding_the_scale_of_the_input_changes_nothing_but_units():
         torch.testing.assert_close(sae.decode(sae.encode(x / 4)), before / 4)
 
 
+def test_an_upper_latent_that_writes_nothing_is_no_nan(tmp_path):
+    sae = build(sparsity="l1")
+    sae.W_links.data[2] = 0.0
+    step(sae, torch.randn(8, 6)).loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in sae.parameters() if parameter.grad is not None)
+    sae.save_inference_model(tmp_path)
+    assert all(parameter.isfinite().all() for parameter in sae_variants.load(tmp_path).parameters())
+
+
 def test_parents_survive_half_precision(tmp_path):
     sae = sae_variants.build("hierarchical", d_in=4, d_sae=700, expansion=1, k=2, lower_k=3, dtype="bfloat16")
     sae.parent_L.copy_(torch.arange(700).flip(0))
