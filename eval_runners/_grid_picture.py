@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def draw(path: Path, results: list[tuple[Any, Result]], axes: list[str]) -> None
             panel.set_title(f"{metric.short or metric.title} ({evaluation})", fontsize=9)
             panel.set_xlabel(first)
             positive = [place for place in places if place > 0] if numeric else []
-            if positive and max(places) >= 8 * min(positive) and min(places) >= 0:
+            if positive and min(places) >= 0 and _is_stretched(places):
                 has_zero = len(positive) < len(places)
                 panel.set_xscale("symlog" if has_zero else "log", **({"linthresh": min(positive)} if has_zero else {}))
             panel.set_xticks(places, labels=[f"{v:g}" if isinstance(v, float) else str(v) for v in values])
@@ -74,6 +75,13 @@ def draw(path: Path, results: list[tuple[Any, Result]], axes: list[str]) -> None
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=110, format=path.suffix.lstrip(".").lower())
     write_whole(path, buffer.getvalue(), "--picture")
+
+
+def _is_stretched(places: list[Any]) -> bool:
+    """Whether one step is longer than all others together, so that a straight scale crowds the rest."""
+    ordered = sorted(places)
+    steps = [b - a for a, b in itertools.pairwise(ordered)]
+    return len(steps) > 1 and 2 * max(steps) > ordered[-1] - ordered[0]
 
 
 def _fixed(label: str, axes: list[str]) -> str:

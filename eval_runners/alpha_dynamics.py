@@ -54,7 +54,7 @@ class EvalConfig:
 
 _NAMES: tuple[tuple[str, str, Direction, str], ...] = (
     ("alpha", "α at the end", "neither", "α"),
-    ("converged", "converged (1) or not (0)", "higher", "converged"),
+    ("converged", "converged (1) or not (0)", "neither", "converged"),
     ("converged_step", "step from which α stays near its end", "neither", ""),
     ("range", "range of α over the last fifth", "lower", ""),
     ("slope", "slope of α there, per 1,000 steps", "neither", ""),

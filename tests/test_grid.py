@@ -124,3 +124,18 @@ def test_an_evaluation_of_a_grid_is_a_table_and_a_csv(target, tmp_path, model_fo
         table[table.k == 4]["positional_consistency.all.l0"].mean()
         > table[table.k == 2]["positional_consistency.all.l0"].mean()
     )
+
+
+@pytest.mark.parametrize(
+    ("places", "stretched"),
+    [
+        ([2, 4, 8, 16, 32], True),
+        ([0, 0.05, 0.1, 0.5, 1, 3], True),
+        ([0, 0.1, 0.25, 0.5, 0.75, 0.9, 1], False),
+        ([1, 2], False),
+    ],
+)
+def test_a_picture_stretches_only_what_is_crowded(places, stretched):
+    from eval_runners._grid_picture import _is_stretched
+
+    assert _is_stretched(places) is stretched
