@@ -13,6 +13,7 @@ For SAEs that were trained here and keep a trace (`learnable_dual`, `dual_adapti
 from __future__ import annotations
 
 import io
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from eval_runners._contract import Direction, Evaluation, Metric
+from eval_runners._contract import Direction, Evaluation, Metric, Untrained
 from sae_variants._errors import UsageError
 
 NAME = "alpha_dynamics"
@@ -100,6 +101,8 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     verdicts, failures = {}, []
     for level in CATEGORIES:
         own, steps = of_level(trace, level)
+        if any(not np.isfinite(own[name]).all() for name in READ):
+            raise Untrained(f"the trace of the {level} level has values that are no numbers")
         if len(steps) < 2 * LAST:
             raise UsageError(f"the trace has {len(steps)} steps of the {level} level: train longer")
         moved = dynamics(own["alpha"], steps, config)
@@ -136,16 +139,19 @@ def read_trace(folder: Path | None) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(places[0].read_bytes()), allow_pickle=False) as file:
             trace = dict(file)
-        if missing := {f"{level}.{name}" for level in CATEGORIES for name in READ} - trace.keys():
+        needed = {"phase"} | {f"{level}.{name}" for level in CATEGORIES for name in READ}
+        if missing := needed - trace.keys():
             raise ValueError(f"it has no {', '.join(sorted(missing))}")
+        if len({trace[name].shape for name in needed}) > 1 or any(trace[name].dtype.kind != "f" for name in needed):
+            raise ValueError("its columns are not numbers of one length")
         return trace
-    except (OSError, EOFError, ValueError, TypeError, BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, BadZipFile, zlib.error) as error:
         raise UsageError(f"cannot read {places[0]}: {error}") from error
 
 
 def of_level(trace: dict[str, np.ndarray], level: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The columns of a level at the steps in which it trained, and these steps."""
-    trains = np.isfinite(trace[f"{level}.alpha"])
+    trains = np.isfinite(trace["phase"]) & (trace["phase"] != (2 if level == "lower" else 1))
     return {name: trace[f"{level}.{name}"][trains] for name in READ}, np.flatnonzero(trains)
 
 

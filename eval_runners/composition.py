@@ -39,7 +39,7 @@ class EvalConfig:
     most: int = 1024
     """Upper latents that are looked at, at most, drawn at random from those that count."""
     seed: int = 0
-    """Seed of that draw, and of whose children another's are."""
+    """Seed of that draw."""
 
 
 _BETTER: dict[str, Direction] = {"children": "higher", "another": "neither", "any": "neither"}
@@ -126,10 +126,12 @@ def composed(sae: Any, lower: Any, halves: list[Tensor], config: EvalConfig) -> 
     is_child_LP = owner_L[:, None] == counts_P
     allowed = {
         "children": is_child_LP,
-        "another": is_child_LP[:, torch.arange(len(counts_P)).roll(1)],
+        "another": is_child_LP[:, torch.arange(len(counts_P)).roll(1)] if len(counts_P) > 1 else None,
         "any": (lower_fires > 0)[:, None].expand_as(is_child_LP),
     }
     for category, allowed_LP in allowed.items():
+        if allowed_LP is None:
+            continue
         ranked = correlation_LP.abs().masked_fill(~allowed_LP, -1).topk(min(MOST, len(parent_L)), dim=0)
         ids_PK = ranked.indices.T.masked_fill(ranked.values.T < 0, -1)
         fitted, scored = (_products(sae, lower, half, counts_P, ids_PK) for half in halves)
@@ -152,7 +154,7 @@ def _latents(sae: Any, lower: Any, x_ND: Tensor) -> Iterator[tuple[Tensor, Tenso
 
     with torch.no_grad():
         for part in x_ND.split(2048):
-            yield lower.encode(part).cpu(), sae.encode(part).cpu()
+            yield lower.encode(part).cpu().double(), sae.encode(part).cpu().double()
 
 
 def _correlation(sae: Any, lower: Any, x_ND: Tensor, chosen_P: Tensor) -> Tensor:
@@ -195,7 +197,7 @@ def explained(fitted: Tensor, scored: Tensor, k: int) -> Tensor:
     """
     import torch
 
-    used = list(range(k + 1))
+    used = list(range(min(k + 1, scored.shape[-1] - 1)))
     normal, right = fitted[:, used][:, :, used], fitted[:, used, -1]
     weights = (torch.linalg.pinv(normal, hermitian=True) @ right[..., None]).squeeze(-1)
     own = [*used, scored.shape[-1] - 1]

@@ -101,7 +101,7 @@ class Penalty:
     total: Tensor
     """λ_M + λ_F"""
     drive: Tensor
-    """What moves α in this step, up where it is positive; its size is the variant's own."""
+    """What moves α, up where it is positive, unless α rests; its size is the variant's own."""
 
 
 class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
@@ -222,9 +222,10 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
 
 @torch.no_grad()
 def shrinkage(x_ND: Tensor, level: Level) -> Tensor:
-    """1 - 1 / γ, γ the relative reconstruction bias of arXiv 2404.16014; between -1 and 1."""
-    written_ND = level.out - level.bias
-    fit = ((x_ND - level.bias) * written_ND).sum()
+    """1 - γ, γ the relative reconstruction bias of arXiv 2404.16014; between -1 and 1."""
+    bias_D = level.bias.float()
+    written_ND = level.out.float() - bias_D
+    fit = ((x_ND.float() - bias_D) * written_ND).sum()
     return (1 - written_ND.pow(2).sum() / fit.clamp(min=1e-12)).clamp(-1, 1)
 
 

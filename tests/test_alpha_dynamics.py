@@ -10,6 +10,7 @@ from conftest import identity, tiny
 from test_hierarchy import tree
 
 from eval_runners import _saes, alpha_dynamics
+from eval_runners._contract import Untrained
 from eval_runners.alpha_dynamics import EvalConfig, dynamics, verdict
 from sae_variants import _plan
 from sae_variants._errors import UsageError
@@ -69,6 +70,18 @@ def test_a_slope_is_no_convergence():
     assert said.startswith("drifts")
     assert moved["slope"] == pytest.approx(0.2)
     assert named(0.3 + STEPS * 0.0002, slope_tolerance=0.3)[1]["converged"] == 1
+
+
+def test_a_trace_with_values_that_are_no_numbers_is_of_no_trained_sae(target, tmp_path):
+    alpha = np.full(T, 0.5)
+    alpha[-100:] = np.nan
+    with pytest.raises(Untrained, match="upper level has values that are no numbers"):
+        evaluate(tree(target), target, write_trace(tmp_path, **{"upper.alpha": alpha}))
+
+
+def test_columns_of_different_length_are_named(target, tmp_path):
+    with pytest.raises(UsageError, match="not numbers of one length"):
+        evaluate(tree(target), target, write_trace(tmp_path, **{"upper.alpha": np.zeros(3)}))
 
 
 def write_trace(folder, **changed):

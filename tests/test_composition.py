@@ -51,6 +51,13 @@ def test_least_squares_by_hand():
     torch.testing.assert_close(explained(products, (noisy.T @ noisy)[None], 1), torch.tensor([1 - 4 / 35]).double())
 
 
+def test_fewer_lower_latents_than_asked_for_are_all_there_are():
+    z = torch.stack([torch.ones(50), torch.rand(50), torch.rand(50)], 1).double()
+    products = (z.T @ z)[None]  # one lower latent
+    assert torch.equal(explained(products, products, 5), explained(products, products, 1))
+    assert explained(products, products, 5) < 0.5
+
+
 def test_a_child_that_never_fires_is_none(target):
     sae = tree(target)
     sae.threshold_lower.data[0] = 1e9
