@@ -155,11 +155,15 @@ def of_level(trace: dict[str, np.ndarray], level: str) -> tuple[dict[str, np.nda
     return {name: trace[f"{level}.{name}"][trains] for name in READ}, np.flatnonzero(trains)
 
 
+def _last_part(length: int) -> slice:
+    return slice(length - max(2, length // LAST), None)
+
+
 def dynamics(alpha: np.ndarray, steps: np.ndarray, config: EvalConfig) -> dict[str, Any]:
     """What α [T] did: numbers of `METRICS`, and whether it moved and oscillates at all."""
     from scipy.signal import detrend
 
-    tail = slice(len(alpha) - max(2, len(alpha) // LAST), None)
+    tail = _last_part(len(alpha))
     end, reach = float(alpha[tail].mean()), float(np.ptp(alpha[tail]))
     slope = float(np.polyfit(steps[tail], alpha[tail], 1)[0]) * 1000
     wave = detrend(alpha[len(alpha) // 2 :])
@@ -195,7 +199,7 @@ def _is_periodic(wave: np.ndarray) -> bool:
 
 
 def _costs(own: dict[str, np.ndarray]) -> dict[str, Any]:
-    tail = slice(len(own["alpha"]) - max(2, len(own["alpha"]) // LAST), None)
+    tail = _last_part(len(own["alpha"]))
     costs = own["alpha"] * own["magnitude"], (1 - own["alpha"]) * own["frequency"]
     return {
         **{name: float(own[name][tail].mean()) for name in ("magnitude", "frequency", "l0")},

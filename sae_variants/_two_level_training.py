@@ -168,8 +168,13 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         cfg, x_ND, step = self.cfg, step_input.sae_in, step_input.n_training_steps
         phase = cfg.phase(step)
-        has_lower_only = bool(self.activity_L.any()) and not self.activity_U.any()
-        if phase != 1 and cfg.curriculum and has_lower_only and cfg.start == "copies":
+        if (
+            phase != 1
+            and cfg.curriculum
+            and cfg.start == "copies"
+            and not self.activity_U.any()
+            and self.activity_L.any()
+        ):
             self._copy_up()
         if cfg.total_steps and step >= cfg.joint_from and (self.parent_L == NO_PARENT).all():
             self.parent_L = self.parents()
