@@ -1,7 +1,7 @@
 """alpha_dynamics: how the balance that an SAE learns moved through its training, from the trace beside its weights.
 
 Of each level: α over the last fifth of its steps; converged, if it keeps within a range there and has no slope; the
-step from which it stays near its end; oscillation, peak to peak without the trend; collapsed, if it ends beside 0 or 1;
+step from which it stays near its end; oscillation, peak to peak without the trend; collapsed, if it moved to 0 or 1;
 the steps on which magnitude costs more than frequency. In words: constant, collapsed, oscillates, converged, drifts.
 
 With `--stress` the same SAE is trained with frequency in a ten times larger unit, and from other starts: a balance that
@@ -167,8 +167,9 @@ def dynamics(alpha: np.ndarray, steps: np.ndarray, config: EvalConfig) -> dict[s
     end, reach = float(alpha[tail].mean()), float(np.ptp(alpha[tail]))
     slope = float(np.polyfit(steps[tail], alpha[tail], 1)[0]) * 1000
     wave = detrend(alpha[len(alpha) // 2 :])
+    moved = bool(np.ptp(alpha) > MOVES)
     at_end = np.minimum(alpha, 1 - alpha) <= AT_END
-    collapsed = bool(at_end[tail].all())
+    collapsed = moved and bool(at_end[tail].all())
     converged = reach <= config.range_tolerance and abs(slope) <= config.slope_tolerance
     return {
         "alpha": end,
@@ -179,7 +180,7 @@ def dynamics(alpha: np.ndarray, steps: np.ndarray, config: EvalConfig) -> dict[s
         "oscillation": float(np.ptp(wave)),
         "collapsed": float(collapsed),
         "collapsed_step": _since(at_end, steps) if collapsed else None,
-        "moved": bool(np.ptp(alpha) > MOVES),
+        "moved": moved,
         "oscillates": bool(np.ptp(wave) > config.range_tolerance and _is_periodic(wave)),
     }
 
@@ -219,7 +220,7 @@ def verdict(moved: dict[str, Any], own: dict[str, np.ndarray], steps: np.ndarray
         share = float((excess > 0).mean())
         return (
             f"collapsed to {round(moved['alpha'])} at step {moved['collapsed_step']:.0f}; until then M > F on "
-            f"{share:.0%} of the steps, which drives a naive α to {0 if share > 0.5 else 1}"
+            f"{share:.0%} of the steps, so that α M + (1-α) F falls towards α = {0 if share > 0.5 else 1}"
         )
     if moved["oscillates"]:
         return f"oscillates {at}, by {moved['oscillation']:.3f} from peak to peak"

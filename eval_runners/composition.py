@@ -82,6 +82,8 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     _saebench.require_numbers(sae)
     if not isinstance(sae, TwoLevelSAE):
         raise UsageError(f"{NAME} is for SAEs of two levels, such as hierarchical")
+    if config.n_min < 1:
+        raise UsageError(f"--n-min must be at least 1, not {config.n_min}")
     halves: list[list[Tensor]] = [[], []]
     contexts = 0
     for x_CTD, special_CT in _heldout.activations(target, model, config.n_contexts, config.context_size):
@@ -97,7 +99,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     import torch
 
     if not parts:
-        raise UsageError("the held-out text has fewer than two contexts: lower --context-size")
+        raise UsageError("two held-out contexts at least are needed: raise --n-contexts or lower --context-size")
     return torch.cat(parts)
 
 

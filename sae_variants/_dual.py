@@ -66,7 +66,7 @@ class DualTrainingSAEConfig(TwoLevelTrainingSAEConfig, ABC):
         if not 0 <= self.adaptation <= 1:
             raise ValueError(f"adaptation must be between 0 and 1, not {self.adaptation:g}")
         for name in ("steepness", "saturation", "penalty_coefficient", "frequency_scale"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name):g}")
         if min(self.rate, self.gain, self.descent_steps) < 0 or self.reference_steps < 1:
             raise ValueError("rate, gain, descent_steps must not be negative, and reference_steps must be at least 1")
@@ -172,9 +172,7 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
         measured = self._measured(level, name, x_ND)
         paid = self.penalty(measured)
         if self.cfg.tracing:
-            error = squared_error(x_ND, level.out)
-            told = (self.alpha(name), paid.drive, paid.total, measured.M, measured.F, measured.l0, error)
-            self._row[name] = torch.stack([value.detach().float() for value in told])
+            self.note(measured, paid, level, x_ND)
         return {"penalty_loss": paid.loss}
 
     def _measured(self, level: Level, name: str, x_ND: Tensor) -> Measured:
@@ -200,12 +198,22 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         self._row = {}
         output = super().training_forward_pass(step_input)
-        step = step_input.n_training_steps
-        if step < len(self.trace_TC):
-            empty = self.trace_TC.new_full((len(COLUMNS),), math.nan)
-            phase = empty.new_full((1,), self.cfg.phase(step))
-            self.trace_TC[step] = torch.cat([phase, *(self._row.get(name, empty) for name in LEVELS)])
+        if step_input.n_training_steps < len(self.trace_TC):
+            self.note_step(step_input.n_training_steps)
         return output
+
+    @torch.no_grad()
+    def note(self, measured: Measured, paid: Penalty, level: Level, x_ND: Tensor) -> None:
+        """What the trace says of one level in this step."""
+        told = (self.alpha(measured.name), paid.drive, paid.total, measured.M, measured.F, measured.l0)
+        row = [value.detach().float() for value in (*told, squared_error(x_ND, level.out))]
+        self._row[measured.name] = torch.stack(row)
+
+    def note_step(self, step: int) -> None:
+        """Writes what was noted of both levels."""
+        empty = self.trace_TC.new_full((len(COLUMNS),), math.nan)
+        phase = empty.new_full((1,), self.cfg.phase(step))
+        self.trace_TC[step] = torch.cat([phase, *(self._row.get(name, empty) for name in LEVELS)])
 
     @property
     def trace(self) -> dict[str, Tensor]:

@@ -25,9 +25,10 @@ def named(alpha: np.ndarray, **config) -> tuple[str, dict]:
     return verdict(moved, SIGNS, STEPS), moved
 
 
-def test_a_constant():
-    said, moved = named(np.full(T, 0.4))
-    assert said == "constant at 0.400"
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_a_constant(alpha):
+    said, moved = named(np.full(T, alpha))
+    assert said == f"constant at {alpha:.3f}"
     assert moved["converged"] == 1
     assert moved["collapsed"] == moved["oscillation"] == 0
 
@@ -54,7 +55,7 @@ def test_a_run_to_the_bound(end):
     said, moved = named(alpha if end == 0 else 1 - alpha)
     assert moved["collapsed_step"] == pytest.approx(96, abs=1)  # 0.5 - 96 / 200 = 0.02
     assert said.startswith(f"collapsed to {end} at step {moved['collapsed_step']:.0f}; until then M > F on 100% of the")
-    assert said.endswith("drives a naive α to 0")
+    assert said.endswith("falls towards α = 0")
 
 
 @pytest.mark.parametrize("seed", range(8))

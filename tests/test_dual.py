@@ -159,6 +159,7 @@ def test_shrinkage_by_hand():
     for factor, expected in ((1.0, 0.0), (0.75, 0.25), (1.25, -0.25)):
         level = _dual.Level(factor * (x - bias), x, rows, bias)
         assert _dual.shrinkage(x, level).item() == pytest.approx(expected, abs=1e-5)
+    assert _dual.shrinkage(x, _dual.Level(torch.zeros(50, 6), x, rows, torch.zeros(6))).item() == 1  # nothing fires
     halves = _dual.Level(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), x, torch.eye(2), torch.zeros(2))
     # x̂ = (1, 1), (1, -1) of x = (2, 2), (0, 0): the best multiple of x̂ is x̂ itself
     assert _dual.shrinkage(torch.tensor([[2.0, 2.0], [0.0, 0.0]]), halves).item() == pytest.approx(0)
@@ -184,6 +185,7 @@ def test_uncertainty_by_hand():
     assert paid.total.item() == pytest.approx(4)
     assert sae.alpha("upper").item() == pytest.approx(0.3)
     paid.loss.backward()
+    assert paid.drive.item() == pytest.approx(0.7 * 0.5 - 0.3 * 2)
     # d/d log v of M / v + log v, and ten times as fast
     assert sae.log_variances.grad[1].tolist() == pytest.approx([40 * (1 - 0.6), 40 * (1 - 0.35)])
 
@@ -198,6 +200,7 @@ def test_uncertainty_by_hand():
         ("learnable_dual", {"shrinkage": 0.0}, "shrinkage"),
         ("learnable_dual", {"adaptation": 1.5}, "adaptation"),
         ("learnable_dual", {"steepness": 0.0}, "steepness"),
+        ("learnable_dual", {"penalty_coefficient": math.inf}, "penalty_coefficient"),
         ("learnable_dual", {"reference_steps": 0}, "reference_steps"),
         ("learnable_dual", {"k": 3, "lower_k": 2}, "must be above k"),
     ],
@@ -207,8 +210,8 @@ def test_what_cannot_be_is_refused(name, fields, says):
         build(name, **fields)
 
 
-def plan(target, root, **overrides):
-    return _plan.plan("learnable_dual", target, {**tiny("learnable_dual"), **overrides}, root)
+def plan(target, root, name="learnable_dual", **overrides):
+    return _plan.plan(name, target, {**tiny(name), **overrides}, root)
 
 
 def trace_of(made):
@@ -216,9 +219,13 @@ def trace_of(made):
         return dict(file)
 
 
-@pytest.mark.parametrize("learning", ["dual_ascent", "naive", "uncertainty"])
-def test_a_killed_run_leaves_no_gap_in_its_trace(target, tmp_path, monkeypatch, learning):
-    whole, broken = (plan(target, tmp_path / name, learning=learning) for name in ("whole", "broken"))
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [("dual_adaptive", {})]
+    + [("learnable_dual", {"learning": way}) for way in ("dual_ascent", "naive", "uncertainty")],
+)
+def test_a_killed_run_leaves_no_gap_in_its_trace(target, tmp_path, monkeypatch, name, fields):
+    whole, broken = (plan(target, tmp_path / place, name, **fields) for place in ("whole", "broken"))
     _train.train([whole])
     killed_at(monkeypatch, 19, [broken], checkpoint_steps=2)
     assert (broken.checkpoint / _plan.TRACE).is_file()
