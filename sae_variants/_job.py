@@ -165,7 +165,11 @@ def trainer(made: Plan, d_in: int, device: str) -> Any:
 
     settings = made.settings
     dead_after_steps = max(1, settings.dead_after_tokens // settings.batch_tokens)
-    filled_in = {"total_steps": settings.steps, "dead_after_steps": dead_after_steps}
+    filled_in = {
+        "total_steps": settings.steps,
+        "dead_after_steps": dead_after_steps,
+        "dead_after_tokens": settings.dead_after_tokens,
+    }
     sae = _register.build(
         made.name,
         d_in=d_in,
@@ -199,6 +203,8 @@ def trainer(made: Plan, d_in: int, device: str) -> Any:
         logger=LoggingConfig(log_to_wandb=False),
     )
     found = SAETrainer(cfg, sae.to(device), iter(()))
+    for group in found.optimizer.param_groups:
+        group.update(getattr(sae, "adam_options", {}))
     if hasattr(sae, "learning_rate_scale"):
         _scale_learning_rate(found)
     return found

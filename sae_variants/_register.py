@@ -19,7 +19,7 @@ from sae_variants._errors import UsageError, one_of
 T = TypeVar("T", bound=type)
 
 STOCK_PREFIX = "stock:"
-FROM_SETTINGS = {"total_steps", "dead_after_steps"}
+FROM_SETTINGS = {"total_steps", "dead_after_steps", "dead_after_tokens"}
 
 
 @dataclass(frozen=True)

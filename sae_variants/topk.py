@@ -1,0 +1,291 @@
+"""topk: k latents fire per token, by the published recipe of large k-sparse autoencoders.
+
+    f = ReLU(TopK_k((x - b) W_enc + b_enc)),      x̂ = f W_dec + b
+    L = |x - x̂|² / var(x) + aux_coefficient · |e - ê|² / var(e),      e = x - x̂ without gradient,
+
+where ê is what the k_aux largest of the dead latents make of e, without b: AuxK. Gao et al. (arXiv 2406.04093): W_enc
+begins as W_dec's transpose; rows of W_dec are of unit norm and their gradient has no part along them; b begins as the
+geometric median of the first batch; a latent is dead once it has not fired for `dead_after_tokens`; k_aux is a power of
+two near D / 2; the learning rate is proportional to 1 / √S; Adam's ε is 6.25e-10. Optional, and off as there: a moving
+average of the weights, and Multi-TopK, L(k) + L(multi_k) / 8, with which other numbers of latents can be used later.
+
+Of the products only the encoder's is dense (`_sparse`). AuxK would cost as much as the rest of the step where many
+latents are dead, so it is taken on every eighth token, another eighth in each step. Saves as a stock SAELens `topk`.
+
+Under SAELens' own trainer the learning rate and Adam's ε are that trainer's.
+
+Shapes: N tokens, D = d_in, S = d_sae, d dead latents.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from sae_lens.saes.sae import SAEConfig, TrainStepInput, TrainStepOutput
+from sae_lens.saes.topk_sae import TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+from torch import Tensor, nn
+from typing_extensions import override
+
+from sae_variants import _sparse
+from sae_variants._register import register
+
+MULTI_SHARE = 1 / 8
+"""Weight of the reconstruction from multi_k latents."""
+MEDIAN_STEPS = 100
+AVERAGED = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+@dataclass
+class SparseTopKTrainingSAEConfig(TopKTrainingSAEConfig):
+    k: int = 32
+    """Latents that fire per token."""
+    rescale_acts_by_decoder_norm: bool = False
+    """Must be false: rows are of unit norm."""
+    decoder_init_norm: float | None = 1.0
+    """Norm of decoder rows at the start."""
+    aux_loss_coefficient: float = 1 / 32
+    """Weight of AuxK; 0 switches it off."""
+    k_aux: int = 0
+    """Dead latents that reconstruct what is left; 0: the power of two nearest to d_in / 2."""
+    aux_every: int = 8
+    """AuxK is taken on every so many-th token; 1 is the published recipe."""
+    multi_k: int = 0
+    """A larger k whose reconstruction counts by an eighth beside that of k; 0 switches it off, published is 4 k."""
+    median_start: bool = True
+    """Whether b begins as the geometric median of the first batch; at 0 otherwise."""
+    unit_rows: bool = True
+    """Whether decoder rows keep unit norm, and their gradient is taken off their own direction."""
+    normalized_losses: bool = True
+    """Whether squared errors are divided by the variance of what is reconstructed."""
+    ema: float = 0.0
+    """Weight of the past in a moving average of the weights, which is then what is saved; 0 switches it off."""
+    learning_rate_width: int = 16384
+    """d_sae at which the learning rate is the one given; it is proportional to 1 / √d_sae. 0: it is always that."""
+    adam_epsilon: float = 6.25e-10
+    """Adam's ε."""
+    dead_after_tokens: int = 10_000_000
+    """Tokens after which a latent that has not fired is dead."""
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "sparse_topk"
+
+    @override
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        return TopKSAEConfig
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rescale_acts_by_decoder_norm:
+            raise ValueError("rescale_acts_by_decoder_norm must be false: decoder rows are of unit norm")
+        if self.use_sparse_activations:
+            raise ValueError("use_sparse_activations must be false: activations are sparse already")
+        if self.normalize_activations not in ("none", "expected_average_only_in"):
+            raise ValueError(
+                f"normalize_activations must be none or expected_average_only_in, not {self.normalize_activations!r}"
+            )
+        if self.multi_k and not self.k < self.multi_k <= self.d_sae:
+            raise ValueError(f"multi_k must be above k = {self.k} and at most d_sae = {self.d_sae}, or 0")
+        if self.aux_loss_coefficient < 0 or self.k_aux < 0 or self.aux_every < 1:
+            raise ValueError("aux_loss_coefficient and k_aux must not be negative, and aux_every must be at least 1")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be at least 0 and below 1, not {self.ema:g}")
+        if self.learning_rate_width < 0 or self.adam_epsilon <= 0 or self.dead_after_tokens < 1:
+            raise ValueError("learning_rate_width must not be negative, adam_epsilon and dead_after_tokens be positive")
+
+    @property
+    def dead_latents_used(self) -> int:
+        """k_aux as it is."""
+        return self.k_aux or 2 ** round(math.log2(max(1, self.d_in / 2)))
+
+
+@register(SparseTopKTrainingSAEConfig)
+class SparseTopKTrainingSAE(TopKTrainingSAE):
+    cfg: Any
+    tokens_since_fired: Tensor
+    averaged_steps: Tensor
+
+    def __init__(self, cfg: SparseTopKTrainingSAEConfig, use_error_term: bool = False) -> None:
+        super().__init__(cfg, use_error_term)
+        self.register_buffer("tokens_since_fired", torch.zeros(cfg.d_sae, dtype=torch.long, device=self.device))
+        if cfg.ema:
+            self.register_buffer("averaged_steps", torch.zeros((), dtype=torch.long, device=self.device))
+            for name in AVERAGED:
+                self.register_buffer(f"average_{name}", torch.zeros_like(getattr(self, name).detach()))
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        # its gradient comes latent by latent: stored like that, no product and no optimiser has to turn it
+        self.W_enc = nn.Parameter(self.W_enc.data.T.contiguous().T)
+
+    @property
+    def adam_options(self) -> dict[str, Any]:
+        """What whoever trains sets of Adam."""
+        return {"eps": self.cfg.adam_epsilon, "fused": True, "foreach": False}
+
+    def learning_rate_scale(self, step: int) -> float:
+        """What the coming step's learning rate is multiplied by; whoever trains asks before each step."""
+        width = self.cfg.learning_rate_width
+        return math.sqrt(width / self.cfg.d_sae) if width else 1.0
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """One step's loss. `feature_acts` is a sparse tensor, `hidden_pre` the activations [N, k] that fire."""
+        cfg, x = self.cfg, self.hook_sae_input(self.reshape_fn_in(step_input.sae_in.to(self.dtype)))
+        x_ND = x.flatten(0, -2)
+        if step_input.n_training_steps == 0:
+            if cfg.median_start:
+                self.b_dec.data[:] = geometric_median(x_ND)
+        elif cfg.ema:
+            self._average()
+        if cfg.unit_rows:
+            self.W_dec.data /= self.W_dec.data.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        values_Nk, ids_Nk = self.sparse_encode(x_ND, max(cfg.k, cfg.multi_k))
+        losses = {}
+        if cfg.multi_k:
+            values_Nk, order = values_Nk.sort(dim=-1, descending=True)
+            ids_Nk = ids_Nk.gather(-1, order)
+            out_ND = self.sparse_decode(values_Nk, ids_Nk)
+            losses["multi_topk_loss"] = MULTI_SHARE * self.error(x_ND, out_ND)
+            values_Nk, ids_Nk = values_Nk[:, : cfg.k], ids_Nk[:, : cfg.k]
+        out_ND = self.sparse_decode(values_Nk, ids_Nk)
+        losses = {"mse_loss": self.error(x_ND, out_ND), **losses}
+        dead_S = self._dead(values_Nk, ids_Nk)
+        if cfg.aux_loss_coefficient:
+            part = slice(step_input.n_training_steps % cfg.aux_every, None, cfg.aux_every)
+            e_ND = (x_ND - out_ND).detach()
+            aux = self.aux_loss(x_ND[part], e_ND[part], dead_S.nonzero().squeeze(1))
+            losses["auxiliary_reconstruction_loss"] = cfg.aux_loss_coefficient * aux
+        shape = x.shape[:-1]
+        return TrainStepOutput(
+            sae_in=x,
+            sae_out=self.reshape_fn_out(self.hook_sae_recons(out_ND.view(x.shape)), self.d_head),
+            feature_acts=_sparse.codes(values_Nk.view(*shape, -1), ids_Nk.view(*shape, -1), cfg.d_sae),
+            hidden_pre=values_Nk.view(*shape, -1),
+            loss=torch.stack(list(losses.values())).sum(),
+            losses=losses,
+            metrics={
+                "l0": lambda: (values_Nk > 0).sum(-1).float().mean().item(),
+                "dead": lambda: dead_S.float().mean().item(),
+            },
+        )
+
+    @property
+    def b_in(self) -> Tensor:
+        """What is taken off the input, [D]."""
+        return self.b_dec if self.cfg.apply_b_dec_to_input else torch.zeros_like(self.b_dec)
+
+    def sparse_encode(self, x_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Values and places [N, k] of the k largest latents, in any order."""
+        return _sparse.encode(x_ND, self.W_enc, self.b_enc, self.b_in, k)
+
+    def sparse_decode(self, values_Nk: Tensor, ids_Nk: Tensor) -> Tensor:
+        """[N, D]"""
+        return _sparse.decode(values_Nk, ids_Nk, self.rows(), self.b_dec)
+
+    def rows(self, chosen_d: Tensor | None = None) -> Tensor:
+        """Decoder rows, all or some; their gradient has no part along them, if they are kept at unit norm."""
+        W_dec = self.W_dec if chosen_d is None else self.W_dec[chosen_d]
+        found: Any = _Tangent.apply(W_dec) if self.cfg.unit_rows else W_dec
+        return found
+
+    def error(self, wanted_ND: Tensor, found_ND: Tensor) -> Tensor:
+        """Squared error, relative to predicting the mean; mean over tokens where losses are not normalised."""
+        squares = (wanted_ND - found_ND).float().pow(2).sum()
+        if not self.cfg.normalized_losses:
+            return squares / len(wanted_ND)
+        wanted_ND = wanted_ND.detach().float()
+        return squares / (wanted_ND - wanted_ND.mean(0)).pow(2).sum()
+
+    def aux_loss(self, x_ND: Tensor, e_ND: Tensor, dead_d: Tensor) -> Tensor:
+        """AuxK: the error of the largest dead latents at e_ND, what is left of x_ND; 0 if it is no number."""
+        if not len(dead_d) or not len(x_ND):
+            return e_ND.new_zeros((), dtype=torch.float32)
+        W_dD = self.W_enc.T[dead_d]
+        bias_d = self.b_enc[dead_d] - W_dD @ self.b_in  # one product fewer than x - b_in, whose gradient b_in needs
+        pre_Nd = torch.addmm(bias_d, x_ND, W_dD.T)
+        top = pre_Nd.topk(min(self.cfg.dead_latents_used, len(dead_d)), dim=-1, sorted=False)
+        acts_Nd = torch.zeros_like(pre_Nd).scatter(-1, top.indices, top.values.relu())
+        return self.error(e_ND, acts_Nd @ self.rows(dead_d)).nan_to_num(0.0, 0.0, 0.0)
+
+    @torch.no_grad()
+    def _dead(self, values_Nk: Tensor, ids_Nk: Tensor) -> Tensor:
+        """Counts the tokens since each latent fired: mask [S] of those that are dead."""
+        self.tokens_since_fired += len(ids_Nk)
+        self.tokens_since_fired[ids_Nk[values_Nk > 0]] = 0
+        return self.tokens_since_fired > self.cfg.dead_after_tokens
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Takes in the weights that the last step left."""
+        self.averaged_steps += 1
+        for name in AVERAGED:
+            getattr(self, f"average_{name}").lerp_(getattr(self, name), 1 - self.cfg.ema)
+
+    def _averaged(self, name: str) -> Tensor:
+        """The average of a weight, the last step's taken in, of total weight 1."""
+        total = 1 - self.cfg.ema ** (int(self.averaged_steps) + 1)
+        return getattr(self, f"average_{name}").lerp(getattr(self, name), 1 - self.cfg.ema) / total
+
+    @override
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        """Latents are measured in the input's units afterwards, so that rows keep their norm."""
+        scaled = ("b_enc", "b_dec", *(f"average_{name}" for name in ("b_enc", "b_dec") if self.cfg.ema))
+        for name in scaled:
+            getattr(self, name).data /= scaling_factor
+        self.cfg.normalize_activations = "none"
+
+    @override
+    @torch.no_grad()
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving(state_dict)
+        state_dict.update({name: values.contiguous() for name, values in state_dict.items()})
+
+    @override
+    @torch.no_grad()
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        if self.cfg.ema:
+            state_dict.update({name: self._averaged(name).contiguous() for name in AVERAGED})
+        for name in set(state_dict) - set(AVERAGED):
+            del state_dict[name]
+        if self.cfg.unit_rows:
+            state_dict["W_dec"] = F.normalize(state_dict["W_dec"], dim=1)
+
+
+class _Tangent(torch.autograd.Function):
+    """Rows of unit norm as they are; of their gradient, what does not change the norm."""
+
+    @staticmethod
+    def forward(ctx: Any, W_SD: Tensor) -> Tensor:
+        ctx.save_for_backward(W_SD)
+        return W_SD.view_as(W_SD)
+
+    @staticmethod
+    def backward(ctx: Any, grad_SD: Tensor) -> Any:  # type: ignore[override]
+        (W_SD,) = ctx.saved_tensors
+        along_S = torch.einsum("sd,sd->s", grad_SD, W_SD)
+        return grad_SD.addcmul_(along_S[:, None], W_SD, value=-1)  # nobody else has this gradient
+
+
+@torch.no_grad()
+def geometric_median(x_ND: Tensor) -> Tensor:
+    """The point [D] with the least sum of distances, by Weiszfeld's iteration."""
+    x_ND = x_ND.float()
+    median_D = x_ND.mean(0)
+    for _ in range(MEDIAN_STEPS):
+        weights_N = 1 / (x_ND - median_D).norm(dim=1).clamp(min=1e-8)
+        moved_D = weights_N @ x_ND / weights_N.sum()
+        done = (moved_D - median_D).norm() <= 1e-6 * median_D.norm()
+        median_D = moved_D
+        if done:
+            break
+    return median_D

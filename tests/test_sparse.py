@@ -1,0 +1,131 @@
+"""The sparse products equal the three dense lines, in values and in gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sae_variants import _sparse
+
+
+def weights(D: int, S: int, dtype=torch.float32, seed: int = 0) -> list[Tensor]:
+    torch.manual_seed(seed)
+    W_enc, W_dec = torch.randn(S, D).T, torch.randn(S, D)
+    return [w.to(dtype).requires_grad_() for w in (W_enc, torch.randn(S), W_dec, torch.randn(D))]
+
+
+def dense(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    top = ((x - b_dec) @ W_enc + b_enc).topk(k, dim=-1)
+    f = torch.zeros(*x.shape[:-1], W_enc.shape[1], dtype=x.dtype).scatter(-1, top.indices, top.values.relu())
+    return f, f @ W_dec + b_dec
+
+
+def sparse(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values, ids = _sparse.encode(x, W_enc, b_enc, b_dec, k)
+    return _sparse.codes(values, ids, W_enc.shape[1]).to_dense(), _sparse.decode(values, ids, W_dec, b_dec)
+
+
+SHAPES = [
+    ("rows", (70, 16), 512, 4),
+    ("blocks of rows, groups of latents", (300, 8), 1024, 4),
+    ("three dimensions", (3, 20, 8), 64, 5),
+    ("one latent", (40, 8), 512, 1),
+    ("every latent", (10, 4), 7, 7),
+    ("one token", (1, 4), 32, 3),
+]
+
+
+@pytest.mark.parametrize(("shape", "S", "k"), [case[1:] for case in SHAPES], ids=[case[0] for case in SHAPES])
+@pytest.mark.parametrize("shift", [0.0, -100.0], ids=["mixed", "all negative"])
+def test_values_and_gradients_are_those_of_the_dense_lines(shape, S, k, shift):
+    found = []
+    for way in (sparse, dense):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        own = weights(shape[-1], S)
+        own[1].data += shift
+        f, out = way(x, *own, k)
+        (out - x.detach()).pow(2).sum().backward()
+        found.append([f, out, x.grad, *(w.grad for w in own)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
+    assert found[0][0].any() == (shift == 0)
+
+
+def test_gradients_are_those_of_finite_differences():
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    own = weights(3, 6, torch.float64)
+
+    def out(x: Tensor, *own: Tensor) -> Tensor:
+        return sparse(x, *own, 2)[1]
+
+    assert torch.autograd.gradcheck(out, (x, *own))
+
+
+def test_of_latents_that_tie_any_may_fire_but_only_k():
+    pre = torch.tensor([[1.0] * 256 + [2.0] * 3 + [1.0] * 253]).repeat(4, 1)
+    values, ids = _sparse.largest(pre, 2)
+    assert values.tolist() == [[2.0, 2.0]] * 4
+    assert all(len(set(row)) == 2 and set(row) <= {256, 257, 258} for row in ids.tolist())
+    values, ids = _sparse.largest(torch.zeros(3, 512), 2)
+    assert not values.any()
+    assert all(len(set(row)) == 2 for row in ids.tolist())
+
+
+@pytest.mark.parametrize("S", [640, 1000])
+def test_two_stages_find_the_largest(S):
+    pre = torch.randn(50, S)
+    values, ids = _sparse.largest(pre, 2)
+    assert torch.equal(values.sort(descending=True).values, pre.topk(2).values)
+    assert torch.equal(pre.gather(1, ids), values)
+
+
+def test_bfloat16_is_near_float32():
+    x = torch.randn(64, 16)
+    own = weights(16, 128)
+    low = [w.detach().bfloat16().requires_grad_() for w in own]
+    same = [w.detach().float().requires_grad_() for w in low]
+    found = []
+    for given, ws in ((x.bfloat16(), low), (x.bfloat16().float(), same)):
+        values, ids = _sparse.encode(given, *ws[:2], ws[3], 4)
+        if ws is same:  # rounding may change which latents fire: compare the rest on the same ones
+            ids = found[0][1]
+            values = ((given - ws[3]) @ ws[0] + ws[1]).gather(1, ids).relu()
+        out = _sparse.decode(values, ids, ws[2], ws[3])
+        out.sum().backward()
+        found.append((out, ids, [w.grad for w in ws]))
+    assert found[0][0].dtype == torch.bfloat16
+    for ours, theirs in zip([found[0][0], *found[0][2]], [found[1][0], *found[1][2]], strict=True):
+        assert (ours.float() - theirs).norm() <= 0.03 * theirs.norm()
+
+
+def test_autocast_trains():
+    x, own = torch.randn(64, 16), weights(16, 128)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, out = sparse(x, *own, 4)
+        loss = (out - x).pow(2).mean()
+    loss.backward()
+    assert all(w.grad.dtype == torch.float32 and w.grad.any() for w in own)
+
+
+def test_only_one_product_is_dense():
+    """Multiplications counted by PyTorch: the encoder's, and what is far below another of its size."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    N, D, S, k = 512, 32, 2048, 4
+    x, own = torch.randn(N, D), weights(D, S)
+    units = {}
+    for way in (sparse, dense):
+        with FlopCounterMode(display=False) as counter:
+            way(x, *own, k)[1].sum().backward()
+        units[way] = counter.get_total_flops() / (2 * N * D * S)
+    assert units[sparse] == pytest.approx(1, abs=0.05)
+    assert units[dense] == pytest.approx(6, abs=0.05)  # the sixth is only for b_dec's gradient
+
+
+def test_no_dense_latents_live_through_the_step():
+    x, own = torch.randn(600, 8), weights(8, 4096)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+        sparse(x, *own, 4)
+    assert max(kept) <= max(w.numel() for w in own)
