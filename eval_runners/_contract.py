@@ -13,6 +13,9 @@ may define
     details(result)                   -> rows, as dicts, of the table that --details prints
     untrained(result)                 -> what in a result, of anyone's, says that the SAE is not trained
     words(result)                     -> lines to print under the table
+    across(results)                   -> what the results of one command say together: lines, and files by their names,
+                                      which are written to the folder of the evaluation's results
+    refuses(plan, config)             -> why it is not for an SAE that would have to be trained for it, or ""
     snapshots(config)                 -> shares of the training, such as 0.5, after which it looks at an SAE, too
 
 and may take `found=...` in evaluate, the `_saes.Found` of the SAE, for what lies beside its weights or how to train it.

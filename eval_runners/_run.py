@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_runners import _boards, _contract, _read, _result, _table
-from eval_runners._files import writable
+from eval_runners._files import writable, write_whole
 from eval_runners._read import Result
 from sae_variants import _cli, _grid
 from sae_variants._errors import UsageError, run_command
@@ -57,6 +57,7 @@ def main(name: str, argv: list[str]) -> int:
     _result.writable(Path(args.output))
     cells = _grid.parse(args.grid, args.vary)
     wanted = _saes.asked(list(dict.fromkeys(args.saes)), target, overrides, cells, args.seeds, args.trained)
+    refuse_early(scoring, wanted)
     found, failures = _saes.ready(wanted, _grid.fields(cells), device, snapshots([scoring]))
     model = loader(target, device)
     results: list[tuple[Found, Result]] = []
@@ -67,6 +68,7 @@ def main(name: str, argv: list[str]) -> int:
             failures.append(f"{title}: untrained: {error}; there is no result")
     if results:
         _show(scoring, results, args, baseline)
+        _show_across(scoring, [result for _, result in results])
     return verdict_code(results, failures)
 
 
@@ -122,6 +124,14 @@ def prepared(
     return Scoring(
         evaluator, config, target, _result.Place(output, name, target, asdict(config), versions, device, command)
     )
+
+
+def refuse_early(scoring: Scoring, wanted: list[Any]) -> None:
+    """UsageError, before anything is trained, for an SAE that the evaluation is not for."""
+    refuses = getattr(scoring.evaluator, "refuses", None)
+    for plan in wanted:
+        if refuses and hasattr(plan, "settings") and (reason := refuses(plan, scoring.config)):
+            raise UsageError(f"{plan.label}: {reason}")
 
 
 def snapshots(scorings: list[Scoring]) -> tuple[float, ...]:
@@ -209,6 +219,18 @@ def _show(scoring: Scoring, results: list[tuple[Found, Result]], args: Any, base
                 _table.print_details(title, evaluator.details(result))
         if baseline is not None:
             _table.print_differences(evaluator.METRICS, label, same, Path(args.baseline).stem, baseline)
+
+
+def _show_across(scoring: Scoring, results: list[Result]) -> None:
+    if not hasattr(scoring.evaluator, "across"):
+        return
+    lines, files = scoring.evaluator.across(results)
+    folder = scoring.place.root / scoring.place.target.name / scoring.name
+    for line in lines:
+        print(line)
+    for name, content in files.items():
+        write_whole(folder / name, content, "--output")
+        print(folder / name)
 
 
 def _baseline(file: str, scoring: Scoring) -> Result:

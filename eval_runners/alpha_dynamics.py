@@ -1,8 +1,9 @@
 """alpha_dynamics: how the balance that an SAE learns moved through its training, from the trace beside its weights.
 
-Of each level: α over the last fifth of its steps; converged, if it keeps within a range there and has no slope; the
-step from which it stays near its end; oscillation, peak to peak without the trend; collapsed, if it moved to 0 or 1;
-the steps on which magnitude costs more than frequency. In words: constant, collapsed, oscillates, converged, drifts.
+Of each level: α, mean over the last fifth of its steps; converged, if it moved, keeps within a range there and has no
+slope; the step from which it stays near its end; oscillation, peak to peak without the trend; collapsed, if it moved
+to 0 or 1; the steps on which magnitude costs more than frequency. In words: constant, collapsed, oscillates, converged,
+drifts.
 
 With `--stress` the same SAE is trained with frequency in a ten times larger unit, and from other starts: a balance that
 is learned is the same afterwards. Naive learning must collapse, and theory says to which end: see `learnable_dual`.
@@ -25,6 +26,7 @@ from eval_runners._contract import Direction, Evaluation, Metric, Untrained
 from sae_variants._errors import UsageError
 
 NAME = "alpha_dynamics"
+ONLY = f"{NAME} is for SAEs with a balance, such as learnable_dual"
 CATEGORIES = ("upper", "lower")
 AT_END = 0.02
 """α this near to 0 or 1 has collapsed."""
@@ -54,7 +56,7 @@ class EvalConfig:
 
 
 _NAMES: tuple[tuple[str, str, Direction, str], ...] = (
-    ("alpha", "α at the end", "neither", "α"),
+    ("alpha", "α, mean over the last fifth", "neither", "α"),
     ("converged", "converged (1) or not (0)", "neither", "converged"),
     ("converged_step", "step from which α stays near its end", "neither", ""),
     ("range", "range of α over the last fifth", "lower", ""),
@@ -91,12 +93,26 @@ def words(result: dict[str, Any]) -> list[str]:
     return [f"{level}: {said}" for level, said in result["eval_result_unstructured"]["verdict"].items()]
 
 
+def refuses(plan: Any, config: EvalConfig) -> str:
+    if not plan.resolved.get("tracing"):
+        return f"{ONLY}, and that were trained with tracing"
+    if config.stress and "start_alpha" not in plan.resolved:
+        return "--stress is for SAEs whose balance is learned, such as learnable_dual"
+    return ""
+
+
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str, found: Any = None) -> Evaluation:
     """The movement of each level's α, its verdict, and a picture."""
     from eval_runners import _envelope, _result, _saebench
 
     _saebench.require_numbers(sae)
+    if config.stress and len(set(config.starts)) < 2:
+        raise UsageError("--starts needs two different values at least")
+    if min(config.range_tolerance, config.slope_tolerance) <= 0 or not config.scale > 0:
+        raise UsageError("--range-tolerance, --slope-tolerance and --scale must be positive")
     trace = read_trace(getattr(found, "folder", None))
+    details = getattr(sae.cfg.metadata, "training_architecture_details", None) or {}
+    is_naive = details.get("learning") == "naive"
     values: dict[str, dict[str, Any]] = {level: dict.fromkeys(name for name, *_ in _NAMES) for level in CATEGORIES}
     verdicts, failures = {}, []
     for level in CATEGORIES:
@@ -107,7 +123,7 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
             raise UsageError(f"the trace has {len(steps)} steps of the {level} level: train longer")
         moved = dynamics(own["alpha"], steps, config)
         values[level] |= moved | _costs(own)
-        verdicts[level] = verdict(moved, own, steps)
+        verdicts[level] = verdict(moved, own, steps, is_naive)
         if not values[level]["l0"] > 0:
             failures.append(f"no latent of the {level} level fires at the end of the training")
     if not sae.W_dec.any():
@@ -130,28 +146,37 @@ def read_trace(folder: Path | None) -> dict[str, np.ndarray]:
     """
     from sae_variants._plan import TRACE
 
-    places = [place / TRACE for place in (folder, folder.parent) if (place / TRACE).is_file()] if folder else []
-    if not places:
+    places = [folder] if folder else []
+    if folder and (folder.parent / "cfg.json").is_file():  # a part of an SAE
+        places.append(folder.parent)
+    files = [place / TRACE for place in places if (place / TRACE).is_file()]
+    if not files:
         raise UsageError(
-            f"there is no {TRACE} beside the weights: {NAME} is for SAEs whose balance is learned, such as "
-            "learnable_dual, and that were trained with tracing"
+            f"there is no {TRACE} beside the weights: {ONLY}, and that were trained with tracing; "
+            "`sae_variants train --force` trains one again"
         )
     try:
-        with np.load(io.BytesIO(places[0].read_bytes()), allow_pickle=False) as file:
+        with np.load(io.BytesIO(files[0].read_bytes()), allow_pickle=False) as file:
             trace = dict(file)
         needed = {"phase"} | {f"{level}.{name}" for level in CATEGORIES for name in READ}
         if missing := needed - trace.keys():
             raise ValueError(f"it has no {', '.join(sorted(missing))}")
-        if len({trace[name].shape for name in needed}) > 1 or any(trace[name].dtype.kind != "f" for name in needed):
+        shapes = {trace[name].shape for name in needed}
+        if len(shapes) > 1 or trace["phase"].ndim != 1 or any(trace[name].dtype.kind != "f" for name in needed):
             raise ValueError("its columns are not numbers of one length")
+        trace |= {name: trace[name].astype(np.float64) for name in needed}
+        if len(told := np.flatnonzero(np.isfinite(trace["phase"]))) < len(trace["phase"]):
+            raise ValueError(f"it has {len(told)} of {len(trace['phase'])} steps")
+        if any((np.abs(trace[f"{level}.alpha"] - 0.5) > 0.5 + MOVES).any() for level in CATEGORIES):
+            raise ValueError("an α is below 0 or above 1")
         return trace
     except (OSError, EOFError, ValueError, TypeError, BadZipFile, zlib.error) as error:
-        raise UsageError(f"cannot read {places[0]}: {error}") from error
+        raise UsageError(f"cannot read {files[0]}: {error}") from error
 
 
 def of_level(trace: dict[str, np.ndarray], level: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The columns of a level at the steps in which it trained, and these steps."""
-    trains = np.isfinite(trace["phase"]) & (trace["phase"] != (2 if level == "lower" else 1))
+    trains = trace["phase"] != (2 if level == "lower" else 1)
     return {name: trace[f"{level}.{name}"][trains] for name in READ}, np.flatnonzero(trains)
 
 
@@ -168,13 +193,13 @@ def dynamics(alpha: np.ndarray, steps: np.ndarray, config: EvalConfig) -> dict[s
     slope = float(np.polyfit(steps[tail], alpha[tail], 1)[0]) * 1000
     wave = detrend(alpha[len(alpha) // 2 :])
     moved = bool(np.ptp(alpha) > MOVES)
-    at_end = np.minimum(alpha, 1 - alpha) <= AT_END
+    at_end = alpha <= AT_END if end < 0.5 else alpha >= 1 - AT_END
     collapsed = moved and bool(at_end[tail].all())
-    converged = reach <= config.range_tolerance and abs(slope) <= config.slope_tolerance
+    converged = moved and reach <= config.range_tolerance and abs(slope) <= config.slope_tolerance
     return {
         "alpha": end,
         "converged": float(converged),
-        "converged_step": _since(np.abs(alpha - end) <= config.range_tolerance / 2, steps) if converged else None,
+        "converged_step": _since(np.abs(alpha - end) <= config.range_tolerance, steps) if converged else None,
         "range": reach,
         "slope": slope,
         "oscillation": float(np.ptp(wave)),
@@ -209,19 +234,18 @@ def _costs(own: dict[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def verdict(moved: dict[str, Any], own: dict[str, np.ndarray], steps: np.ndarray) -> str:
-    """What happened, in words."""
+def verdict(moved: dict[str, Any], own: dict[str, np.ndarray], steps: np.ndarray, is_naive: bool = False) -> str:
+    """What happened, in words; of naive learning also whether as theory has it: α falls while M > F."""
     at = f"at {moved['alpha']:.3f}"
     if not moved["moved"]:
         return f"constant {at}"
     if moved["collapsed"]:
         before = steps <= max(moved["collapsed_step"], steps[0] + 1)
-        excess = own["magnitude"][before] - own["frequency"][before]
-        share = float((excess > 0).mean())
-        return (
-            f"collapsed to {round(moved['alpha'])} at step {moved['collapsed_step']:.0f}; until then M > F on "
-            f"{share:.0%} of the steps, so that α M + (1-α) F falls towards α = {0 if share > 0.5 else 1}"
-        )
+        share = float((own["magnitude"][before] > own["frequency"][before]).mean())
+        end = round(moved["alpha"])
+        said = f"collapsed to {end} at step {moved['collapsed_step']:.0f}; until then M > F on {share:.0%} of the steps"
+        expected = 0 if share > 0.5 else 1
+        return said if not is_naive else f"{said}, {'as' if end == expected else 'against what'} theory has it"
     if moved["oscillates"]:
         return f"oscillates {at}, by {moved['oscillation']:.3f} from peak to peak"
     if moved["converged"]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NAME = "composition"
+ONLY = f"{NAME} is for SAEs of two levels, such as hierarchical"
 CATEGORIES = ("children", "another", "any")
 KS = (1, 3, 5)
 MOST = max(KS)
@@ -74,6 +75,14 @@ def output_class() -> type:
     return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, names)
 
 
+def refuses(plan: Any, config: EvalConfig) -> str:
+    from sae_variants import _register
+    from sae_variants._two_level_config import TwoLevelTrainingSAEConfig
+
+    is_one = issubclass(_register.resolve(plan.name).config_class, TwoLevelTrainingSAEConfig) and not plan.part
+    return "" if is_one else ONLY
+
+
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """Means over upper latents; one without children counts with an R² and a cosine of 0."""
     from eval_runners import _envelope, _heldout, _result, _saebench
@@ -81,7 +90,7 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
 
     _saebench.require_numbers(sae)
     if not isinstance(sae, TwoLevelSAE):
-        raise UsageError(f"{NAME} is for SAEs of two levels, such as hierarchical")
+        raise UsageError(ONLY)
     if config.n_min < 1:
         raise UsageError(f"--n-min must be at least 1, not {config.n_min}")
     halves: list[list[Tensor]] = [[], []]

@@ -23,7 +23,6 @@ KS = (1, 5, 20)
 FEWEST = 8
 """Tokens on each side from which a kind is probed."""
 KINDS = ("digit", "punctuation", "capital", "word start")
-OPTION = "--{}-documents"
 
 
 @dataclass(frozen=True)
@@ -70,16 +69,11 @@ def output_class() -> type:
 
 def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
     """The settings, and the versions of the labelled documents. UsageError for datasets that are not to be had here."""
-    from eval_runners import _tasks
+    from eval_runners import _documents
 
     if config.tokens_per_kind < FEWEST:
         raise UsageError(f"--tokens-per-kind must be at least {FEWEST}, not {config.tokens_per_kind}")
-    versions = {}
-    for name in (*config.dataset_names, config.code):
-        if not _tasks.is_ours(name):
-            raise UsageError(f"{NAME} reads labelled text of this package only, such as sandbox/ag_news, not {name}")
-        versions[name] = _tasks.version(name, config.train_documents, config.test_documents, config.seed, OPTION)
-    return config, versions
+    return config, _documents.versions(NAME, (*config.dataset_names, config.code), config)
 
 
 def kinds_of(token: str) -> list[str]:
@@ -141,11 +135,11 @@ Sets = tuple[Any, Any, Any, Any]
 def _topics(sae: Any, target: Any, config: EvalConfig, model: Any) -> Iterator[tuple[str, str, str, Sets]]:
     import numpy as np
 
-    from eval_runners import _saebench, _tasks
+    from eval_runners import _documents, _saebench, _tasks
 
     generator = np.random.default_rng(config.seed)
     for name in _saebench.progress(config.dataset_names, "topics"):
-        split = _tasks.split(name, config.train_documents, config.test_documents, config.seed, OPTION)
+        split = _tasks.split(name, config.train_documents, config.test_documents, config.seed, _documents.OPTION)
         train, test = (
             {label: _document_means(sae, target, config, model, texts) for label, texts in part.items()}
             for part in split
@@ -164,12 +158,12 @@ def _document_means(sae: Any, target: Any, config: EvalConfig, model: Any, texts
     import numpy as np
 
     found = []
-    for latents, own in _documents(sae, target, config, model, texts):
+    for latents, own in _encoded(sae, target, config, model, texts):
         found.append((latents * own[..., None]).sum(1) / own.sum(1).clamp(min=1)[:, None])
     return np.concatenate([means.cpu().numpy() for means in found])
 
 
-def _documents(sae: Any, target: Any, config: EvalConfig, model: Any, texts: list[str]) -> Iterator[tuple[Any, Any]]:
+def _encoded(sae: Any, target: Any, config: EvalConfig, model: Any, texts: list[str]) -> Iterator[tuple[Any, Any]]:
     """(latents [documents, T, S], mask [documents, T] of a document's own tokens), some documents at a time."""
     import torch
 
@@ -191,10 +185,10 @@ def _code(sae: Any, target: Any, config: EvalConfig, model: Any) -> tuple[str, s
     """Tokens of documents of code, and of the topics' documents; other documents test than those it is fitted on."""
     import numpy as np
 
-    from eval_runners import _tasks
+    from eval_runners import _documents, _tasks
 
     def split(name: str) -> list[list[str]]:
-        parts = _tasks.split(name, config.train_documents, config.test_documents, config.seed, OPTION)
+        parts = _tasks.split(name, config.train_documents, config.test_documents, config.seed, _documents.OPTION)
         return [[text for texts in part.values() for text in texts] for part in parts]
 
     generator = np.random.default_rng(config.seed)
@@ -208,7 +202,7 @@ def _code(sae: Any, target: Any, config: EvalConfig, model: Any) -> tuple[str, s
         rows = []
         for texts in sides:
             chosen = [texts[part][i] for i in generator.permutation(len(texts[part]))[:documents]]
-            found = [latents[own].cpu().numpy() for latents, own in _documents(sae, target, config, model, chosen)]
+            found = [latents[own].cpu().numpy() for latents, own in _encoded(sae, target, config, model, chosen)]
             every = np.concatenate(found)
             rows.append(every[generator.permutation(len(every))[:tokens]])
         least = min(map(len, rows))

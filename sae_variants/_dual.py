@@ -70,6 +70,8 @@ class DualTrainingSAEConfig(TwoLevelTrainingSAEConfig, ABC):
                 raise ValueError(f"{name} must be positive, not {getattr(self, name):g}")
         if min(self.rate, self.gain, self.descent_steps) < 0 or self.reference_steps < 1:
             raise ValueError("rate, gain, descent_steps must not be negative, and reference_steps must be at least 1")
+        if not all(map(math.isfinite, (self.rate, self.gain))):
+            raise ValueError("rate and gain must be finite")
 
     def wanted_l0(self, name: str) -> float:
         return self.k_of_lower if name == LOWER else self.k
@@ -217,15 +219,13 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
 
     @property
     def trace(self) -> dict[str, Tensor]:
-        """Column -> values [T], NaN where a level did not train: `phase`, `lower.alpha`, ...; empty without a trace.
+        """`lower.references` and `upper.references`, M₀ and F₀ [2]; and, where steps are traced, columns [T].
 
-        Beside them `lower.references` and `upper.references`, M₀ and F₀ [2].
+        Columns are `phase`, `lower.alpha`, ..., NaN where a level did not train.
         """
-        if not len(self.trace_TC):
-            return {}
         names = ["phase", *(f"{level}.{column}" for level in LEVELS for column in COLUMNS)]
-        references = {f"{level}.references": self.references[i] for i, level in enumerate(LEVELS)}
-        return dict(zip(names, self.trace_TC.unbind(1), strict=True)) | references
+        columns = dict(zip(names, self.trace_TC.unbind(1), strict=True)) if len(self.trace_TC) else {}
+        return columns | {f"{level}.references": self.references[i] for i, level in enumerate(LEVELS)}
 
 
 @torch.no_grad()

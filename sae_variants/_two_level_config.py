@@ -118,6 +118,11 @@ class TwoLevelTrainingSAEConfig(TrainingSAEConfig, ABC):
             return 3
         return 1 if step < round(self.lower_share * self.total_steps) else 2
 
+    def steps_of(self, name: str) -> int:
+        """Steps in which a level trains."""
+        rests = 2 if name == LOWER else 1
+        return sum(self.phase(step) != rests for step in range(self.total_steps))
+
     @property
     def joint_from(self) -> int:
         """The step at which parents are fixed and, with a curriculum, the third phase begins."""

@@ -55,10 +55,17 @@ class LearnableDualTrainingSAEConfig(DualTrainingSAEConfig):
             raise ValueError(f"learning must be dual_ascent, naive or uncertainty, not {self.learning!r}")
         if not 0 < self.shrinkage < 1:
             raise ValueError(f"shrinkage must be above 0 and below 1, not {self.shrinkage:g}")
-        if self.magnitude_rate < 0 or self.variance_speed <= 0:
+        if not 0 <= self.magnitude_rate < math.inf or not 0 < self.variance_speed < math.inf:
             raise ValueError("magnitude_rate must not be negative, and variance_speed must be positive")
         if not 0 < self.start_alpha < 1:
             raise ValueError(f"start_alpha must be above 0 and below 1, not {self.start_alpha:g}")
+        at_rest = self.reference_steps + self.descent_steps
+        fewest = min((self.steps_of(name) for name in LEVELS), default=0)
+        if self.learning == "dual_ascent" and self.total_steps and fewest <= at_rest:
+            raise ValueError(
+                f"α rests for reference_steps + descent_steps = {at_rest} steps, and a level trains for {fewest}: "
+                "train for more tokens, or lower these"
+            )
 
 
 @register(LearnableDualTrainingSAEConfig)

@@ -64,7 +64,9 @@ class SparseTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     ema: float = 0.0
     """Weight of the past in a moving average of the weights, which is then what is saved; 0 switches it off."""
     learning_rate_width: int = 16384
-    """d_sae at which the learning rate is the one given; it is proportional to 1 / √d_sae. 0: it is always that."""
+    """d_sae at which the learning rate is the one given,"""
+    learning_rate_power: float = 0.5
+    """and it is proportional to d_sae to the power of minus this."""
     adam_epsilon: float = 6.25e-10
     """Adam's ε."""
     dead_after_tokens: int = 10_000_000
@@ -96,8 +98,9 @@ class SparseTopKTrainingSAEConfig(TopKTrainingSAEConfig):
             raise ValueError("aux_loss_coefficient and k_aux must not be negative, and aux_every must be at least 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be at least 0 and below 1, not {self.ema:g}")
-        if self.learning_rate_width < 0 or self.adam_epsilon <= 0 or self.dead_after_tokens < 1:
-            raise ValueError("learning_rate_width must not be negative, adam_epsilon and dead_after_tokens be positive")
+        for name in ("learning_rate_width", "adam_epsilon", "dead_after_tokens"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name):g}")
 
     @property
     def dead_latents_used(self) -> int:
@@ -132,8 +135,7 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
 
     def learning_rate_scale(self, step: int) -> float:
         """What the coming step's learning rate is multiplied by; whoever trains asks before each step."""
-        width = self.cfg.learning_rate_width
-        return math.sqrt(width / self.cfg.d_sae) if width else 1.0
+        return (self.cfg.learning_rate_width / self.cfg.d_sae) ** self.cfg.learning_rate_power
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:

@@ -91,7 +91,7 @@ def tiny(name: str) -> dict:
     """The settings of a very short training, those that the SAE of that name has."""
     from sae_variants import _plan
 
-    return _plan.applying(name, TINY)
+    return _plan.applying(name, {**TINY, "reference_steps": 2, "descent_steps": 6})
 
 
 @pytest.fixture(scope="session")

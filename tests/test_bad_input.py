@@ -189,6 +189,17 @@ TABLE = [
     (f"core --sae temporal {MODEL} --train.kk 3", "did you mean 'k'"),
     (f"core --sae temporal {MODEL} --kk 3", "unknown option"),
     (f"core --sae temporal {MODEL} --output {{file}}/out", "cannot write results"),
+    (f"composition --sae stock:topk {MODEL}", "is for SAEs of two levels"),
+    (f"composition --sae hierarchical:lower {MODEL}", "is for SAEs of two levels"),
+    (f"alpha_dynamics --sae stock:topk {MODEL}", "is for SAEs with a balance"),
+    (f"alpha_dynamics --sae learnable_dual {MODEL} --train.tracing false", "that were trained with tracing"),
+    (f"alpha_dynamics --sae dual_adaptive --stress {MODEL}", "--stress is for SAEs whose balance is learned"),
+    (f"ablation_sparsity --sae {{good}} {MODEL} --context-size 16", "--tokens-after 16 must be below --context-size 16"),
+    (f"downstream_loss --sae {{good}} {MODEL} --curve {{gone}}", "cannot read --curve"),
+    (f"downstream_loss --sae {{good}} {MODEL} --curve {{tmp}}/other.csv", "columns compute and loss"),
+    (f"probe_loss --sae {{good}} {MODEL} --dataset-names sandbox/ag_nwes", "did you mean 'sandbox/ag_news'"),
+    (f"probe_loss --sae {{good}} {MODEL} --ridge 0", "--ridge must be positive"),
+    (f"n2g --sae {{good}} {MODEL} --n-contexts 4", "fewer than needed"),
     ("list --kk 3", "unrecognized arguments"),
 ]  # fmt: skip
 

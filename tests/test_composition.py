@@ -70,6 +70,22 @@ def test_at_most_so_many_latents_are_looked_at(target):
     assert composed(sae, lower_of(sae), halves(), EvalConfig(most=5))["children"]["latents"] == 5
 
 
+def test_latents_that_fire_too_rarely_are_left_out(target):
+    sae = tree(target)
+    low, high = halves()
+    found = composed(sae, lower_of(sae), [low, high], EvalConfig(n_min=1))
+    often = int((sae.encode(high) > 0).sum(0).max())
+    assert found["children"]["latents"] == 16
+    assert composed(sae, lower_of(sae), [low, high], EvalConfig(n_min=often + 1))["children"]["latents"] == 0
+
+
+def test_what_is_scored_is_not_what_was_fitted(target):
+    torch.manual_seed(0)
+    few, many = torch.randn(12, 32).relu(), torch.randn(4000, 32).relu()
+    found = composed(tree(target), lower_of(tree(target)), [few, many], EvalConfig(n_min=1))
+    assert found["another"]["r2_5"] < -0.02  # what two independent latents seem to explain of 12 tokens is not there
+
+
 def test_an_sae_of_one_level_is_refused(target, model):
     with pytest.raises(UsageError, match="two levels"):
         composition.evaluate(identity(target), target, EvalConfig(), model=model, device="cpu")

@@ -15,6 +15,7 @@ import sae_variants
 from sae_variants import _dual, _plan, _train
 from sae_variants._dual import Measured, frequency, latent_weights, magnitude
 from sae_variants._errors import UsageError
+from sae_variants._train import TrainingFailed
 
 
 def build(name="learnable_dual", **overrides):
@@ -84,6 +85,20 @@ def test_the_references_are_the_means_of_the_first_steps_and_then_stay():
     torch.testing.assert_close(terms[1], (raw[0] + raw[1]) / 2)
     assert torch.equal(terms[1], terms[2])
     assert torch.equal(terms[1], terms[3])
+
+
+def test_latents_weigh_alike_until_references_are_known():
+    sae, x = build("dual_adaptive", reference_steps=1, adaptation=1.0, curriculum=False), torch.randn(16, 6)
+    level = sae.lower(x)
+    sae.activity_L[:] = torch.arange(20.0)
+    first, second = (sae._measured(level, "lower", x) for _ in range(2))
+    assert sae.references[0, 0].item() == pytest.approx(magnitude(level.acts, torch.ones(20)).item(), rel=1e-5)
+    assert first.M.item() == pytest.approx(1)
+    weights = latent_weights(sae.activity_L, sae.frequency_L, sae.alpha("lower"), 1.0, sae.cfg.saturation)
+    assert second.M.item() == pytest.approx((magnitude(level.acts, weights) / sae.references[0, 0]).item(), rel=1e-5)
+    assert abs(second.M.item() - 1) > 1e-3
+    fires = (level.acts > 0).float().mean(0)
+    torch.testing.assert_close(sae.frequency_L, fires * (1 - 0.95**2))
 
 
 def test_the_unit_of_frequency_counts_for_nothing():
@@ -203,11 +218,18 @@ def test_uncertainty_by_hand():
         ("learnable_dual", {"penalty_coefficient": math.inf}, "penalty_coefficient"),
         ("learnable_dual", {"reference_steps": 0}, "reference_steps"),
         ("learnable_dual", {"k": 3, "lower_k": 2}, "must be above k"),
+        ("learnable_dual", {"rate": math.inf}, "rate and gain must be finite"),
     ],
 )
 def test_what_cannot_be_is_refused(name, fields, says):
     with pytest.raises(UsageError, match=says):
         build(name, **fields)
+
+
+def test_a_training_in_which_a_balance_would_only_rest_is_refused(target, tmp_path):
+    short = _plan.plan("learnable_dual", target, {**tiny("learnable_dual"), "descent_steps": 50}, tmp_path)
+    with pytest.raises(TrainingFailed, match=r"α rests for .* = 52 steps, and a level trains for 22"):
+        _train.train([short])
 
 
 def plan(target, root, name="learnable_dual", **overrides):
@@ -256,10 +278,10 @@ def test_the_trace_says_what_happened(target, tmp_path):
 def test_tracing_can_be_switched_off(target, tmp_path):
     made = plan(target, tmp_path, tracing=False)
     _train.train([made])
-    assert not (made.folder / _plan.TRACE).exists()
+    assert set(trace_of(made)) == {"lower.references", "upper.references"}
 
 
 def test_nothing_is_traced_where_nobody_knows_the_steps():
     sae = build()
     step(sae, torch.randn(8, 6), number=5)
-    assert sae.trace == {}
+    assert set(sae.trace) == {"lower.references", "upper.references"}

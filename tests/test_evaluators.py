@@ -91,6 +91,12 @@ SMALL = {
     "hierarchy": {"n_contexts": 16, "context_size": 32, "n_latents": 4, "contexts_per_latent": 2},
     "composition": {"n_contexts": 16, "context_size": 32, "n_min": 2},
     "concept_stability": {"n_contexts": 8, "context_size": 32, "n_min": 1},
+    "ablation_sparsity": {"n_contexts": 16, "context_size": 32, "tokens_after": 4, "n_latents": 4, "places": 2},
+    "downstream_loss": {"n_contexts": 8, "context_size": 32},
+    "scaling": {"n_contexts": 8, "context_size": 32},
+    "progressive": {"n_contexts": 8, "context_size": 32},
+    "n2g": {"n_contexts": 16, "context_size": 32, "n_latents": 3, "n_min": 2, "examples": 2, "longest": 4},
+    "probe_loss": {"train_documents": 40, "test_documents": 20, "context_size": 32},
 }  # fmt: skip
 """Settings that make an evaluation short; one that is not named here runs with its defaults."""
 
@@ -101,7 +107,7 @@ def evaluate(name, module, target, model, tasks_file, tmp_path):
     if name == "concept_stability":
         identity(target).save_model(tmp_path / "other")
         settings |= {"against": (str(tmp_path / "other"),)}
-    if name == "semantics":
+    if name in ("semantics", "probe_loss"):
         settings |= {"dataset_names": (_tasks.register_file(str(tasks_file)),)}
     config = module.EvalConfig(**settings)
     if hasattr(module, "prepare"):

@@ -214,11 +214,11 @@ def test_latents_of_a_step_are_those_of_the_saved_one(tmp_path):
 
 
 def test_adam_and_the_learning_rate(target, tmp_path):
-    trainer = _job.trainer(plan(target, tmp_path, d_sae=64, learning_rate_width=16), 32, "cpu")
+    trainer = _job.trainer(plan(target, tmp_path, d_sae=64, learning_rate_width=16, learning_rate_power=0.5), 32, "cpu")
     assert trainer.optimizer.param_groups[0]["eps"] == 6.25e-10
     assert trainer.optimizer.param_groups[0]["fused"]
     assert trainer.sae.learning_rate_scale(0) == pytest.approx(0.5)
-    assert build(learning_rate_width=0).learning_rate_scale(0) == 1
+    assert build(learning_rate_power=0.0).learning_rate_scale(0) == 1
 
 
 def test_fused_adam_moves_weights_as_the_plain_one(target, tmp_path):

@@ -1,0 +1,301 @@
+"""scaling: by which law does the error fall with more latents, more of them active, and more tokens?
+
+Of each SAE the squared error on held-out text, relative to predicting the mean (1 - explained variance). Over all SAEs
+of one command that differ in d_sae, k or training tokens, by name, the law of Gao et al. (arXiv 2406.04093, 3.2)
+
+    L(n, k) = exp(α + β_k ln k + β_n ln n + γ ln k ln n) + exp(ζ + η ln k)
+
+of n latents, k of them active on a token, is fitted by least squares in ln L, with β_t ln t in the first exponent where
+training tokens t differ, and without the terms of what does not differ; 95 % intervals from the fit's covariance.
+Beside it how far the law of all but the largest n is off at that n, the best SAE for each number of encoder products,
+2 D n t multiplications, and pictures: `law.csv`, `law.png` and `residuals.png` beside the results.
+
+    python -m eval_runners.scaling --sae topk --grid d_sae=512,1024,2048 --grid k=8,16,32 --seeds 0,1,2
+
+Shapes: P SAEs, c coefficients.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval_runners._contract import Evaluation, Metric
+from sae_variants._errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+NAME = "scaling"
+CATEGORIES = ("error",)
+_NAMES = ("loss", "l0", "n", "tokens", "products")
+STARTS = 24
+"""Random starts of the fit."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    n_contexts: int = 256
+    """Held-out contexts that are reconstructed."""
+    context_size: int = 128
+    """Tokens in a context, BOS included."""
+
+
+METRICS = (
+    Metric("loss", "squared error relative to the variance", "lower", "eval_result_metrics.error.loss", short="1 - EV"),
+    Metric("l0", "latents active on a token, k", "neither", "eval_result_metrics.error.l0"),
+    Metric("n", "latents", "neither", "eval_result_metrics.error.n"),
+    Metric("tokens", "training tokens", "neither", "eval_result_metrics.error.tokens"),
+    Metric("products", "multiplications of the encoder in training", "neither", "eval_result_metrics.error.products"),
+)
+
+
+def output_class() -> type:
+    from eval_runners import _envelope
+
+    return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, _NAMES)
+
+
+def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str, found: Any = None) -> Evaluation:
+    """One point of the law."""
+    import torch
+
+    from eval_runners import _envelope, _heldout, _result, _saebench
+
+    _saebench.require_numbers(sae)
+    error, active, count, total, squares = 0.0, 0, 0, torch.zeros(sae.cfg.d_in, dtype=torch.float64), 0.0
+    for x_CTD, special_CT in _heldout.activations(target, model, config.n_contexts, config.context_size):
+        with torch.no_grad():
+            for x in x_CTD[~special_CT].split(1024):
+                acts = sae.encode(x)
+                error += (sae.decode(acts) - x).double().pow(2).sum().item()
+                active, count = active + int((acts > 0).sum()), count + len(x)
+                total, squares = total + x.double().sum(0).cpu(), squares + x.double().pow(2).sum().item()
+    tokens = getattr(sae.cfg.metadata, "training_tokens", None) or 0
+    values = {
+        "loss": error / (squares - total.pow(2).sum().item() / count),
+        "l0": active / count,
+        "n": float(sae.cfg.d_sae),
+        "tokens": float(tokens),
+        "products": 2.0 * sae.cfg.d_in * sae.cfg.d_sae * tokens,
+    }
+    failures = [] if values["l0"] > 0 else ["no latent fires"]
+    name = found.plan.full_name if getattr(found, "plan", None) else getattr(found, "label", "SAE")
+    output = _envelope.envelope(NAME, config, _result.finite({"error": values}), sae, target)
+    return Evaluation(output, {"name": name}, failures)
+
+
+@dataclass(frozen=True)
+class Law:
+    terms: tuple[str, ...]
+    """Names of the coefficients."""
+    coefficients: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    """Ends of their 95 % intervals, [c]."""
+    predict: Callable[[np.ndarray], np.ndarray]
+    """Points [P, 3] of n, k, t -> losses [P]."""
+
+
+def fit(points_P3: np.ndarray, losses_P: np.ndarray) -> Law:
+    """The law through points of n, k and t.
+
+    Raises:
+        UsageError: fewer than two n, or too few points.
+    """
+    import numpy as np
+    from scipy.optimize import least_squares
+    from scipy.stats import t as student
+
+    # what does not differ at all, or by rounding only, has no coefficient
+    n_differs, k_differs, t_differs = (points_P3.max(0) > 1.02 * points_P3.min(0)).tolist()
+    if not n_differs:
+        raise UsageError("a law needs SAEs of several d_sae, e.g. --grid d_sae=512,1024,2048")
+    terms = ["α", "β_n", *(["β_k", "γ"] if k_differs else []), *(["β_t"] if t_differs else [])]
+    rest = ["ζ", *(["η"] if k_differs else [])]
+    if len(points_P3) <= len(terms) + len(rest):
+        few = f"{len(points_P3)} SAEs are too few for a law of {len(terms) + len(rest)} coefficients"
+        raise UsageError(f"{few}: add values to --grid, or --seeds")
+    centre = np.log(points_P3).mean(0)  # logarithms about their means: coefficients that hardly depend on one another
+
+    def parts(coefficients: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        n, k, t = (np.log(points) - centre).T
+        columns = {"α": n**0, "β_n": n, "β_k": k, "γ": k * n, "β_t": t}
+        first, second = coefficients[: len(terms)], coefficients[len(terms) :]
+        of = {"ζ": "α", "η": "β_k"}
+        return (
+            np.asarray(sum(c * columns[term] for c, term in zip(first, terms, strict=True))),
+            np.asarray(sum(c * columns[of[term]] for c, term in zip(second, rest, strict=True))),
+        )
+
+    def predicted(coefficients: np.ndarray, points: np.ndarray) -> np.ndarray:
+        return np.logaddexp(*parts(coefficients, points))
+
+    wanted = np.log(losses_P)
+    generator = np.random.default_rng(0)
+    best: Any = None
+    for start in range(STARTS):
+        x0 = generator.normal(0, 0.3 if start else 0.0, len(terms) + len(rest))
+        x0[0] += wanted.mean() - 0.7
+        x0[len(terms)] += wanted.mean() - 0.7
+        found = least_squares(lambda c: predicted(c, points_P3) - wanted, x0, max_nfev=2000)
+        best = found if best is None or found.cost < best.cost else best
+    freedom = len(wanted) - len(best.x)
+    covariance = np.linalg.pinv(best.jac.T @ best.jac) * 2 * best.cost / freedom
+    to_plain = _uncentred(terms, rest, centre)
+    plain, spread = to_plain @ best.x, np.sqrt(np.diag(to_plain @ covariance @ to_plain.T))
+    margin = student.ppf(0.975, freedom) * spread
+    names = tuple(terms + rest)
+    return Law(names, plain, plain - margin, plain + margin, lambda points: np.exp(predicted(best.x, points)))
+
+
+def _uncentred(terms: list[str], rest: list[str], centre: np.ndarray) -> np.ndarray:
+    """Matrix [c, c] from coefficients of logarithms about their means to those of logarithms."""
+    import numpy as np
+
+    names = terms + rest
+    matrix = np.eye(len(names))
+    at = {name: number for number, name in enumerate(names)}
+    n, k, t = centre
+    for name, shift in (("β_n", n), ("β_k", k), ("β_t", t)):
+        if name in at:
+            matrix[at["α"], at[name]] = -shift
+    if "γ" in at:  # γ (ln k - k̄)(ln n - n̄)
+        matrix[at["α"], at["γ"]] = n * k
+        matrix[at["β_n"], at["γ"]], matrix[at["β_k"], at["γ"]] = -k, -n
+    if "η" in at:
+        matrix[at["ζ"], at["η"]] = -k
+    return matrix
+
+
+def across(results: list[dict[str, Any]]) -> tuple[list[str], dict[str, bytes]]:
+    """What results of several SAEs say together: lines, and files by their names."""
+    import numpy as np
+
+    names = list(dict.fromkeys(result["eval_result_unstructured"]["name"] for result in results))
+    lines: list[str] = []
+    laws: dict[str, tuple[np.ndarray, np.ndarray, Law]] = {}
+    for name in names:
+        own = [r["eval_result_metrics"]["error"] for r in results if r["eval_result_unstructured"]["name"] == name]
+        own = [
+            values for values in own if all(values[key] and values[key] > 0 for key in ("loss", "l0", "n", "tokens"))
+        ]
+        points = np.array([[values["n"], values["l0"], values["tokens"]] for values in own]).reshape(-1, 3)
+        losses = np.array([values["loss"] for values in own])
+        try:
+            law = fit(points, losses)
+        except UsageError as error:
+            lines.append(f"{name}: no law: {error}")
+            continue
+        laws[name] = points, losses, law
+        ends = zip(law.terms, law.coefficients, law.low, law.high, strict=True)
+        lines.append(f"{name}: " + ", ".join(f"{t} = {c:.3g} [{low:.3g}, {high:.3g}]" for t, c, low, high in ends))
+        off = np.log(law.predict(points) / losses)
+        lines.append(f"{name}: {len(points)} SAEs, off by {np.sqrt((off**2).mean()):.1%} (root mean square)")
+        lines += [f"{name}: {line}" for line in (*_held_back(points, losses), *_iso_products(points, losses))]
+    files = {"law.csv": _table(laws), "law.png": _law_picture(laws), "residuals.png": _residuals(laws)} if laws else {}
+    return lines, files
+
+
+def _held_back(points: np.ndarray, losses: np.ndarray) -> list[str]:
+    """How far the law of smaller SAEs is off at the largest."""
+    import numpy as np
+
+    largest = points[:, 0] == points[:, 0].max()
+    try:
+        law = fit(points[~largest], losses[~largest])
+    except UsageError as error:
+        return [f"nothing is held back: {error}"]
+    off = np.log(law.predict(points[largest]) / losses[largest])
+    said = f"{np.abs(off).mean():.1%} in the mean, {np.abs(off).max():.1%} at most, bias {off.mean():+.1%}"
+    return [f"the law without n = {points[:, 0].max():.0f} is off there by {said}"]
+
+
+def _iso_products(points: np.ndarray, losses: np.ndarray) -> list[str]:
+    """The n and t of the least mean loss, for every k and every number of products that several (n, t) have."""
+    import numpy as np
+
+    cells: dict[tuple[float, float], dict[tuple[float, float], list[float]]] = {}
+    for (n, k, t), loss in zip(points.tolist(), losses.tolist(), strict=True):
+        of_budget = cells.setdefault((round(k, 1), float(f"{n * t:.2g}")), {})
+        of_budget.setdefault((n, t), []).append(loss)
+    picks = []
+    for (k, budget), choices in sorted(cells.items()):
+        if len(choices) > 1:
+            n, t = min(choices, key=lambda cell: float(np.mean(choices[cell])))
+            picks.append(f"k {k:g}, n t = {budget:.1e}: n = {n:.0f}, t = {t:.2e} (of {len(choices)})")
+    return [f"least error for so many products: {'; '.join(picks)}"] if picks else []
+
+
+def _table(laws: dict[str, Any]) -> bytes:
+    rows = ["name,coefficient,value,low,high"]
+    for name, (_, _, law) in laws.items():
+        ends = zip(law.terms, law.coefficients, law.low, law.high, strict=True)
+        rows += [
+            f"{name},{term},{c!r},{low!r},{high!r}" for term, c, low, high in ((t, *map(float, v)) for t, *v in ends)
+        ]
+    return ("\n".join(rows) + "\n").encode()
+
+
+def _law_picture(laws: dict[str, Any]) -> bytes:
+    """Loss over n, k and t, a panel for each that differs, with the law as lines."""
+    import matplotlib
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    axes = ("latents n", "active latents k", "training tokens t")
+    differing = [
+        axis for axis in range(3) if any(p[:, axis].max() > 1.02 * p[:, axis].min() for p, _, _ in laws.values())
+    ]
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(4.6 * len(differing), 3.6 * len(laws)), layout="constrained")
+        panels = figure.subplots(len(laws), len(differing), squeeze=False)
+        for row, (name, (points, losses, law)) in zip(panels, laws.items(), strict=True):
+            for panel, axis in zip(row, differing, strict=True):
+                others = [i for i in range(3) if i != axis]
+                groups = sorted({tuple(np.round(p[others], 1)) for p in points})
+                for number, group in enumerate(groups):
+                    own = (np.round(points[:, others], 1) == group).all(1)
+                    if len(set(points[own, axis])) < 2:
+                        continue
+                    color = matplotlib.colormaps["viridis"](number / max(1, len(groups) - 1))
+                    panel.plot(points[own, axis], losses[own], "o", color=color, markersize=3)
+                    line = np.repeat(points[own][:1], 40, 0)
+                    line[:, axis] = np.geomspace(points[own, axis].min(), points[own, axis].max(), 40)
+                    label = ", ".join(f"{'nkt'[i]} = {points[own][0, i]:.3g}" for i in others if i in differing)
+                    panel.plot(line[:, axis], law.predict(line), color=color, linewidth=1, label=label or None)
+                panel.set(xscale="log", yscale="log", xlabel=axes[axis], ylabel="1 - explained variance", title=name)
+                panel.legend(frameon=False, fontsize=6)
+        return _png(figure)
+
+
+def _residuals(laws: dict[str, Any]) -> bytes:
+    import matplotlib
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(6, 3 * len(laws)), layout="constrained")
+        for panel, (name, (points, losses, law)) in zip(
+            figure.subplots(len(laws), 1, squeeze=False)[:, 0], laws.items(), strict=True
+        ):
+            shown = panel.scatter(points[:, 0], np.log(losses / law.predict(points)), c=np.log2(points[:, 1]), s=14)
+            panel.axhline(0, color="0.5", linewidth=0.7)
+            panel.set(xscale="log", xlabel="latents n", ylabel="ln(loss / law)", title=name)
+            figure.colorbar(shown, ax=panel, label="log2 k")
+        return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    from eval_runners._run import run
+
+    run(Path(__file__).stem)

@@ -1,0 +1,97 @@
+"""Oracles: a latent that fires on a bigram is told by that bigram, with precision and recall 1."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import identity
+
+from eval_runners import n2g
+from eval_runners._drawn import Drawn
+from eval_runners.n2g import WILDCARD, EvalConfig, examples, matches, pattern, scores, text, trie
+
+REPLACEMENTS = [90, 91, 92]
+
+
+def fires_on(*wanted):
+    """A latent that fires, with activation 2, on runs that end with these tokens; None is any."""
+
+    def last(runs):
+        return [
+            2.0
+            * (len(run) >= len(wanted) and all(w in (None, t) for w, t in zip(wanted[::-1], run[::-1], strict=False)))
+            for run in runs
+        ]
+
+    return last
+
+
+@pytest.mark.parametrize(
+    ("run", "wanted", "found"),
+    [
+        ([1, 2, 9, 3, 7], (7,), (7,)),
+        ([1, 2, 9, 3, 7], (3, 7), (3, 7)),
+        ([1, 2, 3, 5, 7], (3, None, 7), (3, WILDCARD, 7)),
+        ([1, 2, 9, 3, 7], (None, 7), (7,)),
+        ([1, 2, 9, 3, 7], (3, None), (3, WILDCARD)),
+    ],
+    ids=["token", "bigram", "with a gap", "any token before it", "after a token"],
+)
+def test_patterns_of_known_latents(run, wanted, found):
+    assert pattern(run, fires_on(*wanted), REPLACEMENTS) == found
+
+
+def test_a_pattern_keeps_half_of_the_activation():
+    def last(runs):  # 7 alone gives 0.9 of 2, with 3 before it 1.4, with 1 before that 2
+        return [(run[-1] == 7) * (0.9 + 0.5 * (run[-2:-1] == [3]) + 0.6 * (run[-3:-1] == [1, 3])) for run in runs]
+
+    assert pattern([1, 3, 7], last, REPLACEMENTS) == (3, 7)
+
+
+def test_a_trie_matches_what_ends_with_a_pattern():
+    root = trie([(3, 7), (4, WILDCARD, 7), (8,)])
+    ids = torch.tensor([[3, 7, 7, 8, 4, 1, 7, 3, 3], [7, 4, 7, 7, 1, 1, 1, 8, 7]])
+    assert matches(root, ids).int().tolist() == [[0, 1, 0, 1, 0, 0, 1, 0, 0], [0, 0, 0, 1, 0, 0, 0, 1, 0]]
+    assert not matches(trie([]), ids).any()
+
+
+def test_scores_by_hand():
+    said, truth = torch.tensor([1, 1, 1, 0]).bool(), torch.tensor([1, 0, 0, 1]).bool()
+    assert scores(said, truth) == {"precision": 1 / 3, "recall": 1 / 2, "f1": 2 / 5}
+    assert scores(torch.zeros(4).bool(), truth) == {"precision": None, "recall": 0, "f1": 0}
+
+
+def test_examples_end_where_a_latent_fires_most():
+    ids = torch.arange(12).view(3, 4)
+    acts = torch.tensor([[0.0, 1, 0, 0], [0, 0, 0, 3], [0, 0, 0, 0]])
+    assert examples(ids, acts, most=5, longest=2) == [[6, 7], [0, 1]]
+    assert examples(ids, acts, most=1, longest=9) == [[4, 5, 6, 7]]
+
+
+def test_a_latent_of_a_bigram_is_told_with_precision_and_recall_1(target, model, monkeypatch):
+    from eval_runners import _drawn
+
+    torch.manual_seed(0)
+    ids = torch.randint(20, 30, (40, 30))
+    acts = torch.zeros(40, 30, 1)
+    acts[:, 1:, 0] = 2.0 * ((ids[:, 1:] == 25) & (ids[:, :-1] == 21))
+    monkeypatch.setattr(_drawn, "drawn", lambda *_: Drawn(ids, [4], acts))
+    monkeypatch.setattr(n2g, "last_activations", lambda *_: fires_on(21, 25))
+    evaluation = n2g.evaluate(identity(target), target, EvalConfig(), model=model, device="cpu")
+    values = evaluation.output["eval_result_metrics"]
+    for category in ("firing", "strong"):
+        assert (values[category]["precision"], values[category]["recall"], values[category]["f1"]) == (1, 1, 1)
+    (row,) = n2g.details({"eval_result_unstructured": evaluation.ours})
+    assert row["patterns"] == " ".join(repr(model.tokenizer.decode([token])) for token in (21, 25))
+    assert text((WILDCARD, 21), model.tokenizer).startswith("* ")
+
+
+def test_activations_of_runs_are_those_in_the_text(target, model):
+    from eval_runners import _heldout
+
+    sae, ids = identity(target), _heldout.tokens(target, model, 2, 16)
+    last = n2g.last_activations(sae, target, model, 3)
+    runs = [ids[0, 1:4].tolist(), ids[0, 1:9].tolist()]
+    x = next(iter(_heldout.activations_of(ids, target, model)))[0]
+    expected = sae.encode(x)[0, [2, 7], 3].tolist()
+    assert last(runs) == pytest.approx(expected, abs=1e-4)

@@ -1,0 +1,112 @@
+"""Oracles: a law that is planted is found, extrapolates, and is refused where it cannot be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from eval_runners import scaling
+from eval_runners.scaling import across, fit
+from sae_variants._errors import UsageError
+
+PLANTED = {"α": -0.4, "β_k": 0.25, "β_n": -0.12, "γ": -0.045, "ζ": -2.0, "η": -0.35}
+
+
+def planted(points: np.ndarray, beta_t: float = 0.0) -> np.ndarray:
+    n, k, t = np.log(points).T
+    p = PLANTED
+    return np.exp(p["α"] + p["β_k"] * k + p["β_n"] * n + p["γ"] * k * n + beta_t * t) + np.exp(p["ζ"] + p["η"] * k)
+
+
+def grid(ns=(512, 1024, 2048, 4096, 8192), ks=(8, 16, 32, 64), ts=(1e6,)) -> np.ndarray:
+    return np.array([[n, k, t] for n in ns for k in ks for t in ts], float)
+
+
+def result(point, loss, name="topk"):
+    n, k, t = point
+    numbers = {"loss": loss, "l0": k, "n": n, "tokens": t, "products": n * t}
+    return {"eval_result_metrics": {"error": numbers}, "eval_result_unstructured": {"name": name}}
+
+
+def test_a_planted_law_is_found():
+    points = grid()
+    law = fit(points, planted(points))
+    found = dict(zip(law.terms, law.coefficients, strict=True))
+    assert found == pytest.approx(PLANTED, abs=5e-3)
+    beyond = grid(ns=(65536,))
+    assert law.predict(beyond) == pytest.approx(planted(beyond), rel=1e-3)
+
+
+def test_intervals_cover_what_was_planted_most_of_the_time():
+    points, covered = np.repeat(grid(), 3, 0), []
+    for seed in range(12):
+        noise = np.exp(np.random.default_rng(seed).normal(0, 0.003, len(points)))
+        law = fit(points, planted(points) * noise)
+        covered += [low <= PLANTED[t] <= high for t, low, high in zip(law.terms, law.low, law.high, strict=True)]
+        beyond = grid(ns=(16384,))
+        assert law.predict(beyond) == pytest.approx(planted(beyond), rel=0.02)
+    assert 0.8 < np.mean(covered) <= 1
+
+
+def test_tokens_have_a_coefficient_where_they_differ():
+    points = grid(ns=(512, 1024, 4096), ts=(2.5e5, 5e5, 1e6))
+    law = fit(points, planted(points, beta_t=-0.08))
+    assert dict(zip(law.terms, law.coefficients, strict=True))["β_t"] == pytest.approx(-0.08, abs=5e-3)
+
+
+def test_without_several_k_there_is_no_term_of_k():
+    points = grid(ns=(512, 1024, 2048, 4096, 8192), ks=(32,))
+    assert fit(points, planted(points)).terms == ("α", "β_n", "ζ")
+    assert fit(points * [1, 1.001, 1], planted(points)).terms == ("α", "β_n", "ζ")  # k differs by rounding
+
+
+@pytest.mark.parametrize(
+    ("points", "says"), [(grid(ns=(512,)), "several d_sae"), (grid(ns=(512, 1024), ks=(8, 16)), "4 SAEs are too few")]
+)
+def test_a_law_of_too_little_is_refused(points, says):
+    with pytest.raises(UsageError, match=says):
+        fit(points, planted(points))
+
+
+def test_results_together_say_the_law_its_extrapolation_and_the_best_of_equal_products():
+    points = grid(ns=(512, 1024, 2048, 4096), ts=(5e5, 1e6))
+    lines, files = across([result(p, loss) for p, loss in zip(points, planted(points, -0.08), strict=True)])
+    assert lines[0].startswith("topk: α = -0.4")
+    assert "32 SAEs, off by 0.0%" in lines[1]
+    assert "law without n = 4096 is off there by 0.0%" in lines[2]
+    assert "least error for so many products" in lines[3]
+    # n to the power of -0.12 - 0.045 ln k, t to that of -0.08: latents are worth more than tokens
+    assert "n t = 1.0e+09: n = 2048, t = 5.00e+05 (of 2)" in lines[3]
+    rows = files["law.csv"].decode().splitlines()
+    assert rows[0] == "name,coefficient,value,low,high"
+    assert len(rows) == 8
+    assert all(files[name].startswith(b"\x89PNG") for name in ("law.png", "residuals.png"))
+
+
+def test_names_have_their_own_laws_and_too_few_have_none():
+    points = grid()
+    results = [result(p, loss) for p, loss in zip(points, planted(points), strict=True)]
+    lines, files = across([*results, result([512, 8, 1e6], 0.5, "stock:topk")])
+    assert lines[-1].startswith("stock:topk: no law: a law needs SAEs of several d_sae")
+    assert b"stock:topk" not in files["law.csv"]
+    assert across([result([512, 8, 1e6], 0.5)])[1] == {}
+
+
+def test_the_law_is_written_beside_the_results(target, model_folder, text_file, tmp_path, capsys, monkeypatch):
+    from conftest import TINY
+
+    from eval_runners import _run
+
+    monkeypatch.setenv("SAE_VARIANTS_TRAINED", str(tmp_path / "trained"))
+    fields = [f"--train.{name.replace('_', '-')}={TINY[name]}" for name in ("training_tokens", "batch_tokens",
+              "context_size", "stream_window", "buffer_contexts", "learning_rate")]  # fmt: skip
+    code = _run.main("scaling", [
+        "--sae", "topk", "--grid", "d_sae=32,48,64,96", "--grid", "k=2,4", "--model", str(model_folder), "--dataset",
+        str(text_file), "--hook-name", target.hook_name, "--output", str(tmp_path / "out"), "--n-contexts", "8",
+        "--context-size", "32", *fields,
+    ])  # fmt: skip
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert "topk: α = " in said
+    (folder,) = (tmp_path / "out").glob(f"*/{scaling.NAME}")
+    assert {"law.csv", "law.png", "residuals.png"} < {path.name for path in folder.iterdir()}
