@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -285,3 +286,40 @@ def test_nothing_is_traced_where_nobody_knows_the_steps():
     sae = build()
     step(sae, torch.randn(8, 6), number=5)
     assert set(sae.trace) == {"lower.references", "upper.references"}
+
+
+def learned(**fields) -> list[tuple[float, float, float]]:
+    """α, M and F of the lower level after each step of a short training on sparse sums of 24 directions."""
+    sae = sae_variants.build(
+        "learnable_dual", d_in=12, d_sae=12, seed=0,
+        **{"k": 2, "lower_k": 4, "curriculum": False, "reference_steps": 5, "descent_steps": 30, **fields},
+    )  # fmt: skip
+    adam, generator = torch.optim.Adam(sae.parameters(), lr=1e-2), torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(24, 12, generator=generator), dim=1)
+    told = []
+    for number in range(400):
+        codes = torch.rand(256, 24, generator=generator) * (torch.rand(256, 24, generator=generator) < 0.15)
+        step(sae, 3 * codes @ directions, number).loss.backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad()
+        alpha, _, _, M, F, *_ = sae._row["lower"].tolist()
+        told.append((alpha, M, F))
+    return told
+
+
+def test_a_learned_balance_is_the_same_from_any_start_and_unit():
+    ends = [
+        learned(**fields)[-1][0] for fields in ({"start_alpha": 0.1}, {"start_alpha": 0.9}, {"frequency_scale": 10.0})
+    ]
+    assert max(ends) - min(ends) < 0.05
+    assert 0.01 < min(ends) < max(ends) < 0.1
+
+
+def test_a_naive_balance_runs_to_the_end_that_its_gradient_points_to():
+    told = learned(learning="naive")
+    assert told[-1][0] == 0
+    falling = [later[0] < earlier[0] for earlier, later in pairwise(told[60:121])]
+    larger = [M > F for _, M, F in told[60:120]]
+    assert sum(larger) > 50
+    assert sum(a == b for a, b in zip(falling, larger, strict=True)) > 40
