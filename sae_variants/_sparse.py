@@ -1,13 +1,13 @@
 """The products of an autoencoder whose tokens have k latents each; only the encoder's is dense.
 
-    values, ids = encode(x, W_enc, b_enc, b_in, k)      the k largest of (x - b_in) W_enc + b_enc, ReLU
-    out = decode(values, ids, W_dec, b_dec)             Σ_j values_j · W_dec[ids_j] + b_dec
+    values, ids, _ = encode(x, W_enc, b_enc, b_in, k)      the k largest of (x - b_in) W_enc + b_enc, ReLU
+    out, _ = decode(values, ids, W_dec, b_dec)             Σ_j values_j · W_dec[ids_j] + b_dec
 
 Equal to the dense products and to their gradients. Between forward and backward N x k numbers are kept, not N x S: the
 dense pre-activations exist for some rows at a time. The gradient of a latent's weights is a sum over the tokens on
 which it fires, so pairs of token and latent are sorted by latent and summed as bags. Runs wherever PyTorch does.
 
-Shapes: N tokens, D = d_in, S = d_sae, k latents of a token, R rows at a time, G groups of g latents.
+Shapes: N tokens, n of them, D = d_in, S = d_sae, d of them, k latents of a token, R rows at a time, G groups of g.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROWS = {"cpu": 256}
-"""Tokens whose pre-activations exist at a time, so many that they stay in the cache;"""
+ROWS = {"cpu": 512}
+"""Tokens whose pre-activations exist at a time: of fewer the product is slower, more take memory;"""
 ROWS_ELSEWHERE = 4096
 """on other devices so many that there is work for all of it."""
 GROUP = 64
+_NONE = slice(0, 0)
 
 
 def largest(pre_RS: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -34,9 +35,9 @@ def largest(pre_RS: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if S % GROUP or 4 * k * GROUP > S:
         values, places = torch.topk(pre_RS, k, dim=-1, sorted=False)
         return values, places
-    pre_RGg = pre_RS.view(R, -1, GROUP)
-    groups_Rk = pre_RGg.amax(-1).topk(k, dim=-1, sorted=False).indices
-    candidates = pre_RGg.gather(1, groups_Rk[..., None].expand(R, k, GROUP)).flatten(1)
+    groups_Rk = pre_RS.view(R, -1, GROUP).amax(-1).topk(k, dim=-1, sorted=False).indices
+    rows_R1 = torch.arange(R, device=pre_RS.device)[:, None] * (S // GROUP)
+    candidates = pre_RS.view(-1, GROUP).index_select(0, (rows_R1 + groups_Rk).flatten()).view(R, -1)
     values, places = candidates.topk(k, dim=-1, sorted=False)
     return values, groups_Rk.gather(1, places // GROUP) * GROUP + places % GROUP
 
@@ -58,54 +59,84 @@ def weighted_rows(ids_Nk: Tensor, weights_Nk: Tensor, rows_SD: Tensor) -> Tensor
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, W_enc_DS: Tensor, b_enc_S: Tensor, b_in_D: Tensor, k: int) -> Any:
+    def forward(
+        ctx: Any, x_ND: Tensor, W_enc_DS: Tensor, b_enc_S: Tensor, b_in_D: Tensor, k: int, tokens: slice, some_d: Tensor
+    ) -> Any:
         bias_S = b_enc_S - b_in_D @ W_enc_DS
         rows = ROWS.get(x_ND.device.type, ROWS_ELSEWHERE)
         parts = [largest(torch.addmm(bias_S, x_RD, W_enc_DS), k) for x_RD in x_ND.split(rows)]
         values_Nk, ids_Nk = (torch.cat(side) for side in zip(*parts, strict=True))
         values_Nk = values_Nk.relu()
-        ctx.save_for_backward(x_ND, W_enc_DS, b_in_D, values_Nk, ids_Nk)
+        pre_nd = torch.addmm(bias_S[some_d], x_ND[tokens], W_enc_DS.T[some_d].T)
+        ctx.save_for_backward(x_ND, W_enc_DS, b_in_D, values_Nk, ids_Nk, some_d)
+        ctx.tokens = tokens
         ctx.mark_non_differentiable(ids_Nk)
-        return values_Nk, ids_Nk
+        return values_Nk, ids_Nk, pre_nd
 
     @staticmethod
-    def backward(ctx: Any, grad_Nk: Tensor, _: Any) -> Any:  # type: ignore[override]
-        x_ND, W_enc_DS, b_in_D, values_Nk, ids_Nk = ctx.saved_tensors
-        S = W_enc_DS.shape[1]
-        grad_Nk = (grad_Nk * (values_Nk > 0)).to(x_ND.dtype)
+    def backward(ctx: Any, grad_Nk: Tensor, _: Any, grad_nd: Tensor) -> Any:  # type: ignore[override]
+        x_ND, W_enc_DS, b_in_D, values_Nk, ids_Nk, some_d = ctx.saved_tensors
+        S, x_nD = W_enc_DS.shape[1], x_ND[ctx.tokens]
+        grad_Nk, grad_nd = (grad_Nk * (values_Nk > 0)).to(x_ND.dtype), grad_nd.to(x_ND.dtype)
         grad_S = grad_Nk.new_zeros(S).index_add_(0, ids_Nk.flatten(), grad_Nk.flatten())
-        grad_x_ND = weighted_rows(ids_Nk, grad_Nk, W_enc_DS.T) if ctx.needs_input_grad[0] else None
+        grad_S.index_add_(0, some_d, grad_nd.sum(0))
+        grad_x_ND = None
+        if ctx.needs_input_grad[0]:
+            grad_x_ND = weighted_rows(ids_Nk, grad_Nk, W_enc_DS.T)
+            grad_x_ND[ctx.tokens] += grad_nd @ W_enc_DS.T[some_d]
+        grad_W_SD = sums_by_latent(ids_Nk, grad_Nk, x_ND, S)
+        grad_W_SD.index_add_(0, some_d, grad_nd.T @ x_nD)
         # -(x - b_in) would be another N x D; b_in's part is the same for all tokens of a latent
-        grad_W_SD = sums_by_latent(ids_Nk, grad_Nk, x_ND, S).addr_(grad_S, b_in_D, alpha=-1)
-        return grad_x_ND, grad_W_SD.T, grad_S, -(W_enc_DS @ grad_S), None
+        grad_W_SD.addr_(grad_S, b_in_D, alpha=-1)
+        return grad_x_ND, grad_W_SD.T, grad_S, -(W_enc_DS @ grad_S), None, None, None
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values_Nk: Tensor, ids_Nk: Tensor, W_dec_SD: Tensor, b_dec_D: Tensor) -> Tensor:
-        ctx.save_for_backward(values_Nk, ids_Nk, W_dec_SD)
-        return weighted_rows(ids_Nk, values_Nk, W_dec_SD) + b_dec_D
+    def forward(
+        ctx: Any, values_Nk: Tensor, ids_Nk: Tensor, W_dec_SD: Tensor, b_dec_D: Tensor, acts_nd: Tensor, some_d: Tensor
+    ) -> Any:
+        ctx.save_for_backward(values_Nk, ids_Nk, W_dec_SD, acts_nd, some_d)
+        out_ND = weighted_rows(ids_Nk, values_Nk, W_dec_SD) + b_dec_D
+        return out_ND, acts_nd.to(W_dec_SD.dtype) @ W_dec_SD[some_d]
 
     @staticmethod
-    def backward(ctx: Any, grad_ND: Tensor) -> Any:  # type: ignore[override]
-        values_Nk, ids_Nk, W_dec_SD = ctx.saved_tensors
+    def backward(ctx: Any, grad_ND: Tensor, grad_nD: Tensor) -> Any:  # type: ignore[override]
+        values_Nk, ids_Nk, W_dec_SD, acts_nd, some_d = ctx.saved_tensors
+        grad_nD = grad_nD.to(W_dec_SD.dtype)
         with torch.enable_grad():  # PyTorch's own gradient of the weights of a bag gathers no rows
             weights_Nk = values_Nk.detach().requires_grad_()
             out_ND = weighted_rows(ids_Nk, weights_Nk, W_dec_SD.detach())
         (grad_Nk,) = torch.autograd.grad(out_ND, weights_Nk, grad_ND)
-        return grad_Nk, None, sums_by_latent(ids_Nk, values_Nk, grad_ND, len(W_dec_SD)), grad_ND.sum(0)
+        grad_W_SD = sums_by_latent(ids_Nk, values_Nk, grad_ND, len(W_dec_SD))
+        grad_W_SD.index_add_(0, some_d, acts_nd.to(grad_nD).T @ grad_nD)
+        return grad_Nk, None, grad_W_SD, grad_ND.sum(0), (grad_nD @ W_dec_SD[some_d].T).to(acts_nd.dtype), None
 
 
-def encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_in: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and places [..., k] of the latents that fire; as fast as it can be where W_enc.T is contiguous."""
-    values, ids = _Encode.apply(x.flatten(0, -2), W_enc, b_enc, b_in, k)  # type: ignore[misc]
-    return values.unflatten(0, x.shape[:-1]), ids.unflatten(0, x.shape[:-1])
+def encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, b_in: Tensor, k: int, tokens: slice = _NONE, some: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values and places [..., k] of the latents that fire; as fast as it can be where W_enc.T is contiguous.
+
+    And the pre-activations [n, d] of some latents on some of the tokens, whose gradients join those of the others.
+    """
+    some = _nothing(x) if some is None else some
+    values, ids, pre_nd = _Encode.apply(x.flatten(0, -2), W_enc, b_enc, b_in, k, tokens, some)  # type: ignore[misc]
+    return values.unflatten(0, x.shape[:-1]), ids.unflatten(0, x.shape[:-1]), pre_nd
 
 
-def decode(values: Tensor, ids: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
-    """[..., D]"""
-    out: Any = _Decode.apply(values.flatten(0, -2), ids.flatten(0, -2), W_dec, b_dec)
-    return out.unflatten(0, values.shape[:-1])
+def decode(
+    values: Tensor, ids: Tensor, W_dec: Tensor, b_dec: Tensor, acts_nd: Tensor | None = None, some: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """[..., D]; and what activations of some latents alone write [n, D], without bias."""
+    some = _nothing(values) if some is None else some
+    acts_nd = values.new_zeros(0, len(some)) if acts_nd is None else acts_nd
+    made: Any = _Decode.apply(values.flatten(0, -2), ids.flatten(0, -2), W_dec, b_dec, acts_nd, some)
+    return made[0].unflatten(0, values.shape[:-1]), made[1]
+
+
+def _nothing(like: Tensor) -> Tensor:
+    return torch.empty(0, dtype=torch.long, device=like.device)
 
 
 def codes(values: Tensor, ids: Tensor, S: int) -> Tensor:

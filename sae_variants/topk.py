@@ -149,21 +149,26 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
             self._average()
         if cfg.unit_rows:
             self.W_dec.data /= self.W_dec.data.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        values_Nk, ids_Nk = self.sparse_encode(x_ND, max(cfg.k, cfg.multi_k))
-        losses = {}
+        tokens, dead_d = self._for_aux(step_input.n_training_steps, x_ND)
+        values_Nk, ids_Nk, pre_nd = _sparse.encode(
+            x_ND, self.W_enc, self.b_enc, self.b_in, max(cfg.k, cfg.multi_k), tokens, dead_d
+        )
+        W_dec = self.rows()
+        losses: dict[str, Tensor] = {}
         if cfg.multi_k:
             values_Nk, order = values_Nk.sort(dim=-1, descending=True)
             ids_Nk = ids_Nk.gather(-1, order)
-            out_ND = self.sparse_decode(values_Nk, ids_Nk)
-            losses["multi_topk_loss"] = MULTI_SHARE * self.error(x_ND, out_ND)
+            losses["multi_topk_loss"] = MULTI_SHARE * self.error(
+                x_ND, _sparse.decode(values_Nk, ids_Nk, W_dec, self.b_dec)[0]
+            )
             values_Nk, ids_Nk = values_Nk[:, : cfg.k], ids_Nk[:, : cfg.k]
-        out_ND = self.sparse_decode(values_Nk, ids_Nk)
+        self._count(values_Nk, ids_Nk)
+        woken_d = ~self.dead_S[dead_d]  # fire in this step
+        aux_nd = strongest(pre_nd.masked_fill(woken_d, -math.inf), cfg.dead_latents_used)
+        out_ND, aux_nD = _sparse.decode(values_Nk, ids_Nk, W_dec, self.b_dec, aux_nd, dead_d)
         losses = {"mse_loss": self.error(x_ND, out_ND), **losses}
-        dead_S = self._dead(values_Nk, ids_Nk)
         if cfg.aux_loss_coefficient:
-            part = slice(step_input.n_training_steps % cfg.aux_every, None, cfg.aux_every)
-            e_ND = (x_ND - out_ND).detach()
-            aux = self.aux_loss(x_ND[part], e_ND[part], dead_S.nonzero().squeeze(1))
+            aux = self.aux_loss((x_ND - out_ND)[tokens], aux_nD) if len(dead_d) else out_ND.new_zeros(())
             losses["auxiliary_reconstruction_loss"] = cfg.aux_loss_coefficient * aux
         shape = x.shape[:-1]
         return TrainStepOutput(
@@ -175,7 +180,7 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
             losses=losses,
             metrics={
                 "l0": lambda: (values_Nk > 0).sum(-1).float().mean().item(),
-                "dead": lambda: dead_S.float().mean().item(),
+                "dead": lambda: self.dead_S.float().mean().item(),
             },
         )
 
@@ -184,18 +189,9 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
         """What is taken off the input, [D]."""
         return self.b_dec if self.cfg.apply_b_dec_to_input else torch.zeros_like(self.b_dec)
 
-    def sparse_encode(self, x_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Values and places [N, k] of the k largest latents, in any order."""
-        return _sparse.encode(x_ND, self.W_enc, self.b_enc, self.b_in, k)
-
-    def sparse_decode(self, values_Nk: Tensor, ids_Nk: Tensor) -> Tensor:
-        """[N, D]"""
-        return _sparse.decode(values_Nk, ids_Nk, self.rows(), self.b_dec)
-
-    def rows(self, chosen_d: Tensor | None = None) -> Tensor:
-        """Decoder rows, all or some; their gradient has no part along them, if they are kept at unit norm."""
-        W_dec = self.W_dec if chosen_d is None else self.W_dec[chosen_d]
-        found: Any = _Tangent.apply(W_dec) if self.cfg.unit_rows else W_dec
+    def rows(self) -> Tensor:
+        """Decoder rows; their gradient has no part along them, if they are kept at unit norm."""
+        found: Any = _Tangent.apply(self.W_dec) if self.cfg.unit_rows else self.W_dec
         return found
 
     def error(self, wanted_ND: Tensor, found_ND: Tensor) -> Tensor:
@@ -206,23 +202,26 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
         wanted_ND = wanted_ND.detach().float()
         return squares / (wanted_ND - wanted_ND.mean(0)).pow(2).sum()
 
-    def aux_loss(self, x_ND: Tensor, e_ND: Tensor, dead_d: Tensor) -> Tensor:
-        """AuxK: the error of the largest dead latents at e_ND, what is left of x_ND; 0 if it is no number."""
-        if not len(dead_d) or not len(x_ND):
-            return e_ND.new_zeros((), dtype=torch.float32)
-        W_dD = self.W_enc.T[dead_d]
-        bias_d = self.b_enc[dead_d] - W_dD @ self.b_in  # one product fewer than x - b_in, whose gradient b_in needs
-        pre_Nd = torch.addmm(bias_d, x_ND, W_dD.T)
-        top = pre_Nd.topk(min(self.cfg.dead_latents_used, len(dead_d)), dim=-1, sorted=False)
-        acts_Nd = torch.zeros_like(pre_Nd).scatter(-1, top.indices, top.values.relu())
-        return self.error(e_ND, acts_Nd @ self.rows(dead_d)).nan_to_num(0.0, 0.0, 0.0)
+    def aux_loss(self, e_nD: Tensor, found_nD: Tensor) -> Tensor:
+        """AuxK: the error of what dead latents make of what the others leave, e_nD; 0 if it is no number."""
+        return self.error(e_nD.detach(), found_nD).nan_to_num(0.0, 0.0, 0.0)
+
+    @property
+    def dead_S(self) -> Tensor:
+        """Mask [S] of the dead latents."""
+        return self.tokens_since_fired > self.cfg.dead_after_tokens
+
+    def _for_aux(self, step: int, x_ND: Tensor) -> tuple[slice, Tensor]:
+        """Tokens on which AuxK is taken in this step, and the latents [d] that are dead before it."""
+        every = self.cfg.aux_every
+        dead_d = self.dead_S.nonzero().squeeze(1) if self.cfg.aux_loss_coefficient else x_ND.new_empty(0).long()
+        return slice(step % every, None, every), dead_d
 
     @torch.no_grad()
-    def _dead(self, values_Nk: Tensor, ids_Nk: Tensor) -> Tensor:
-        """Counts the tokens since each latent fired: mask [S] of those that are dead."""
+    def _count(self, values_Nk: Tensor, ids_Nk: Tensor) -> None:
+        """Counts the tokens since each latent fired."""
         self.tokens_since_fired += len(ids_Nk)
         self.tokens_since_fired[ids_Nk[values_Nk > 0]] = 0
-        return self.tokens_since_fired > self.cfg.dead_after_tokens
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -261,6 +260,12 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
             del state_dict[name]
         if self.cfg.unit_rows:
             state_dict["W_dec"] = F.normalize(state_dict["W_dec"], dim=1)
+
+
+def strongest(pre_nd: Tensor, k: int) -> Tensor:
+    """The k largest of every row, ReLU, 0 in place of the others [n, d]."""
+    top = pre_nd.topk(min(k, pre_nd.shape[1]), dim=-1, sorted=False)
+    return torch.zeros_like(pre_nd).scatter(-1, top.indices, top.values.relu())
 
 
 class _Tangent(torch.autograd.Function):

@@ -22,8 +22,8 @@ def dense(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor,
 
 
 def sparse(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    values, ids = _sparse.encode(x, W_enc, b_enc, b_dec, k)
-    return _sparse.codes(values, ids, W_enc.shape[1]).to_dense(), _sparse.decode(values, ids, W_dec, b_dec)
+    values, ids, _ = _sparse.encode(x, W_enc, b_enc, b_dec, k)
+    return _sparse.codes(values, ids, W_enc.shape[1]).to_dense(), _sparse.decode(values, ids, W_dec, b_dec)[0]
 
 
 SHAPES = [
@@ -50,6 +50,24 @@ def test_values_and_gradients_are_those_of_the_dense_lines(shape, S, k, shift):
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
     assert found[0][0].any() == (shift == 0)
+
+
+def test_some_latents_on_some_tokens_join_the_others():
+    tokens, some, found = slice(1, None, 3), torch.tensor([2, 5, 30]), []
+    for way in ("sparse", "dense"):
+        x = torch.randn(20, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        W_enc, b_enc, W_dec, b_dec = own = weights(8, 32)
+        if way == "sparse":
+            values, ids, pre = _sparse.encode(x, W_enc, b_enc, b_dec, 3, tokens, some)
+            out, written = _sparse.decode(values, ids, W_dec, b_dec, pre.square(), some)
+        else:
+            out = dense(x, *own, 3)[1]
+            pre = ((x - b_dec) @ W_enc + b_enc)[tokens][:, some]
+            written = pre.square() @ W_dec[some]
+        (out.pow(2).sum() + (written * torch.arange(8.0)).sum()).backward()
+        found.append([out, written, pre, x.grad, *(w.grad for w in own)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -87,11 +105,11 @@ def test_bfloat16_is_near_float32():
     same = [w.detach().float().requires_grad_() for w in low]
     found = []
     for given, ws in ((x.bfloat16(), low), (x.bfloat16().float(), same)):
-        values, ids = _sparse.encode(given, *ws[:2], ws[3], 4)
+        values, ids, _ = _sparse.encode(given, *ws[:2], ws[3], 4)
         if ws is same:  # rounding may change which latents fire: compare the rest on the same ones
             ids = found[0][1]
             values = ((given - ws[3]) @ ws[0] + ws[1]).gather(1, ids).relu()
-        out = _sparse.decode(values, ids, ws[2], ws[3])
+        out, _ = _sparse.decode(values, ids, ws[2], ws[3])
         out.sum().backward()
         found.append((out, ids, [w.grad for w in ws]))
     assert found[0][0].dtype == torch.bfloat16

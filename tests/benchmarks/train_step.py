@@ -161,7 +161,7 @@ def loop(args: argparse.Namespace) -> None:
     from sae_variants import _models, _plan, _targets, _train
 
     target = _targets.load("sandbox")
-    tokens = 64 * 2048
+    tokens = 32 * 2048
     model = _models.load_model(target.model_name, "cpu", target.dtype)
     ratios = []
     for _ in range(args.rounds):
