@@ -4,10 +4,11 @@
     python tests/benchmarks/train_step.py --loop [--rounds 3]
 
 A step is forward, backward and optimiser on random activations; every round takes each step once, in turn, and ratios are
-of one round: medians, with the smallest and the largest. Memory is the most that a process of its own takes during steps
-beyond what it holds between them. `dictionary_learning` and `sparsify` take part where they are installed
-(`pip install dictionary-learning eai-sparsify`). `--loop` trains on the sandbox's language model from start to saved SAE,
-by SAELens' `LanguageModelSAETrainingRunner` with its TopK, and by `sae_variants.train`.
+of one round: medians, with the smallest and the largest. Our commands let glibc keep freed memory, from which all would
+profit: `--keep-memory` does so here, else memory is as in any Python process. Extra memory is the most that a process of
+its own takes in a step beyond what it holds between steps. `dictionary_learning` and `sparsify` take part where they are
+installed (`pip install dictionary-learning eai-sparsify`). `--loop` trains on the sandbox's language model from start to
+saved SAE, by SAELens' `LanguageModelSAETrainingRunner` with its TopK, and by `sae_variants.train`.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ def steps(args: argparse.Namespace) -> None:
 
     from sae_variants import _models
 
-    _models.reuse_freed_memory()
+    if args.keep_memory:
+        _models.reuse_freed_memory()
     made = {name: contender(name, args) for name in (PRODUCT, OURS, DEAD, SAE_LENS, *OTHERS)}
     for name in [name for name, step in made.items() if step is None]:
         print(f"{name} is not installed and is left out")
@@ -211,6 +213,7 @@ def main() -> None:
     parser.add_argument("--d-in", type=int, default=512)
     parser.add_argument("--d-sae", type=int, default=16384)
     parser.add_argument("-k", type=int, default=32)
+    parser.add_argument("--keep-memory", action="store_true")
     parser.add_argument("--loop", action="store_true")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     args = parser.parse_args()
