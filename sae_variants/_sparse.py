@@ -23,6 +23,8 @@ ROWS = {"cpu": 512}
 ROWS_ELSEWHERE = 4096
 """on other devices so many that there is work for all of it."""
 GROUP = 64
+DENSEST = 0.1
+"""Share of a matrix that is not 0 from which a product is faster than bags."""
 _NONE = slice(0, 0)
 
 
@@ -137,6 +139,83 @@ def decode(
 
 def _nothing(like: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.long, device=like.device)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, W_DS: Tensor, b_S: Tensor) -> Tensor:
+        ctx.save_for_backward(x_ND, W_DS)
+        return torch.addmm(b_S, x_ND, W_DS)
+
+    @staticmethod
+    def backward(ctx: Any, grad_NS: Tensor) -> Any:  # type: ignore[override]
+        x_ND, W_DS = ctx.saved_tensors
+        grad_NS = grad_NS.to(W_DS.dtype)  # under autocast it is of lower precision
+        entries = _few(grad_NS)
+        if entries is None:
+            grad_x_ND = grad_NS @ W_DS.T if ctx.needs_input_grad[0] else None
+            return grad_x_ND, x_ND.T @ grad_NS, grad_NS.sum(0)
+        tokens, latents = entries
+        values, (N, S) = grad_NS[entries], grad_NS.shape
+        grad_x_ND = _bags(tokens, latents, values, W_DS.T.contiguous(), N) if ctx.needs_input_grad[0] else None
+        order = latents.argsort(stable=True)
+        grad_W_SD = _bags(latents[order], tokens[order], values[order], x_ND, S)
+        return grad_x_ND, grad_W_SD.T, values.new_zeros(S).index_add_(0, latents, values)
+
+
+class _Written(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, acts_NS: Tensor, rows_SD: Tensor) -> Tensor:
+        ctx.save_for_backward(acts_NS, rows_SD)
+        entries = _few(acts_NS)
+        if entries is None:
+            return acts_NS @ rows_SD
+        return _bags(*entries, acts_NS[entries], rows_SD, len(acts_NS))
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> Any:  # type: ignore[override]
+        acts_NS, rows_SD = ctx.saved_tensors
+        acts_NS, grad_ND = acts_NS.to(rows_SD.dtype), grad_ND.to(rows_SD.dtype)
+        entries = _few(acts_NS)
+        if entries is None:
+            return grad_ND @ rows_SD.T, acts_NS.T @ grad_ND
+        tokens, latents = entries
+        order = latents.argsort(stable=True)
+        grad_SD = _bags(latents[order], tokens[order], acts_NS[entries][order], grad_ND, len(rows_SD))
+        with torch.enable_grad():
+            values = acts_NS[entries].detach().requires_grad_()
+            out_ND = _bags(tokens, latents, values, rows_SD.detach(), len(acts_NS))
+        (grad,) = torch.autograd.grad(out_ND, values, grad_ND)
+        return torch.zeros_like(acts_NS).index_put_(entries, grad), grad_SD
+
+
+def _few(matrix_NS: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Places of what is not 0, by rows; None where it is more than `DENSEST` of all."""
+    if torch.count_nonzero(matrix_NS) > DENSEST * matrix_NS.numel():
+        return None
+    rows, columns = matrix_NS.nonzero(as_tuple=True)
+    return rows, columns
+
+
+def _bags(bags: Tensor, places: Tensor, weights: Tensor, rows: Tensor, count: int) -> Tensor:
+    """[count, D]: of each bag, numbered in rising order, the weighted sum of rows."""
+    sizes = torch.bincount(bags, minlength=count)
+    return F.embedding_bag(places, rows, sizes.cumsum(0) - sizes, mode="sum", per_sample_weights=weights.to(rows.dtype))
+
+
+def product(x_ND: Tensor, W_DS: Tensor, b_S: Tensor) -> Tensor:
+    """x W + b [N, S], whose gradients take no product where few of the outputs have one."""
+    found: Any = _Product.apply(x_ND, W_DS, b_S)
+    return found
+
+
+def written(acts_NS: Tensor, rows_SD: Tensor) -> Tensor:
+    """What activations write [N, D], without product where few of them fire.
+
+    Those that are 0 get no gradient, as activation functions let none through there.
+    """
+    found: Any = _Written.apply(acts_NS, rows_SD)
+    return found
 
 
 def codes(values: Tensor, ids: Tensor, S: int) -> Tensor:

@@ -38,6 +38,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from typing_extensions import override
 
+from sae_variants import _sparse
 from sae_variants._ops import BatchTopK
 from sae_variants._two_level_config import TwoLevelTrainingSAEConfig
 from sae_variants._two_levels import DIGITS, LOWER, NO_PARENT
@@ -61,7 +62,7 @@ class Level:
     @cached_property
     def out(self) -> Tensor:
         """Reconstruction [N, D]."""
-        return self.acts @ self.rows + self.bias
+        return _sparse.written(self.acts, self.rows) + self.bias
 
     def detached(self) -> Level:
         return Level(self.acts.detach(), self.pre.detach(), self.rows.detach(), self.bias.detach())
@@ -126,7 +127,8 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
         norm_L = self.W_dec_lower.norm(dim=-1)
         sae_in = self.run_time_activation_norm_fn_in(self.hook_sae_input(self.reshape_fn_in(x.to(self.dtype))))
         # norms and the input bias go into the weights: a matrix of weights is far smaller than one of latents
-        pre = sae_in @ (self.W_enc_lower * norm_L) + self._lower_bias_L() * norm_L
+        flat = _sparse.product(sae_in.flatten(0, -2), self.W_enc_lower * norm_L, self._lower_bias_L() * norm_L)
+        pre = flat.unflatten(0, sae_in.shape[:-1])
         return Level(self.lower_activation(pre), pre, self.W_dec_lower / norm_L[:, None], self.b_dec)
 
     def _lower_bias_L(self) -> Tensor:

@@ -37,6 +37,7 @@ from sae_lens.saes.topk_sae import act_times_W_dec
 from torch import Tensor, nn
 from typing_extensions import override
 
+from sae_variants import _sparse
 from sae_variants._ops import BatchTopK, split_windows
 from sae_variants._register import register
 
@@ -152,6 +153,26 @@ class TemporalTrainingSAE(BatchTopKTrainingSAE):
     @override
     def get_activation_fn(self) -> nn.Module:
         return BatchTopK(self.cfg.k) if self.cfg.base == "batchtopk" else nn.ReLU()
+
+    @override
+    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As SAELens' own; norms and the input bias go into the weights, and gradients touch what fires."""
+        x = self.run_time_activation_norm_fn_in(self.hook_sae_input(self.reshape_fn_in(x.to(self.dtype))))
+        b_in = self.b_dec * self.cfg.apply_b_dec_to_input
+        W_enc, b_enc = self.W_enc, self.b_enc - b_in @ self.W_enc
+        if self.cfg.rescale_acts_by_decoder_norm:
+            norm_S = self.W_dec.norm(dim=-1)
+            W_enc, b_enc = W_enc * norm_S, b_enc * norm_S
+        pre = self.hook_sae_acts_pre(_sparse.product(x.flatten(0, -2), W_enc, b_enc).unflatten(0, x.shape[:-1]))
+        return self.hook_sae_acts_post(self.activation_fn(pre)), pre
+
+    @override
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        rows = self.W_dec
+        if self.cfg.rescale_acts_by_decoder_norm:
+            rows = rows / rows.norm(dim=-1, keepdim=True)
+        out = _sparse.written(feature_acts.flatten(0, -2), rows).unflatten(0, feature_acts.shape[:-1]) + self.b_dec
+        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(self.hook_sae_recons(out)), self.d_head)
 
     @override
     def update_topk_threshold(self, acts_topk: Tensor) -> None:

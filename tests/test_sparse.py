@@ -147,3 +147,28 @@ def test_no_dense_latents_live_through_the_step():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
         sparse(x, *own, 4)
     assert max(kept) <= max(w.numel() for w in own)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.6], ids=["few fire", "many fire"])
+def test_products_of_what_fires_are_the_dense_ones(share):
+    torch.manual_seed(0)
+    found, mask = [], torch.rand(40, 50) < share
+    for way in ("sparse", "dense"):
+        x = torch.randn(40, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        W_enc, b_enc, W_dec, _ = own = [w.detach().contiguous().requires_grad_() for w in weights(8, 50)]
+        pre = _sparse.product(x, W_enc, b_enc) if way == "sparse" else x @ W_enc + b_enc
+        acts = torch.where(mask, pre.relu(), 0.0)
+        out = _sparse.written(acts, W_dec) if way == "sparse" else acts @ W_dec
+        (out - 1).pow(2).sum().backward()
+        found.append([pre, out, x.grad, *(w.grad for w in own[:3])])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
+
+
+def test_nothing_fires():
+    W = torch.randn(8, 50, requires_grad=True)
+    acts = _sparse.product(torch.randn(5, 8), W, torch.full((50,), -1e3)).relu()
+    out = _sparse.written(acts, torch.randn(50, 8))
+    out.sum().backward()
+    assert not out.any()
+    assert not W.grad.any()

@@ -144,3 +144,27 @@ def test_relu_base_is_saved_as_the_relu_it_is(tmp_path):
         output = sae.training_forward_pass(TrainStepInput(x, {}, None, 0, False))
     sae.save_inference_model(tmp_path)
     assert torch.allclose(sae_variants.load(tmp_path)(x), output.sae_out, atol=1e-5)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_its_products_are_those_of_sae_lens(rescale):
+    from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE
+
+    sae = sae_variants.build("temporal", d_in=8, d_sae=64, seed=0, k=3, rescale_acts_by_decoder_norm=rescale)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        sae.W_dec *= torch.rand(64, 1) + 0.5
+        sae.b_dec += torch.randn(8)
+        sae.b_enc += torch.randn(64)
+    x, found = torch.randn(32, 8), []
+    for encode, decode in (
+        (sae.encode_with_hidden_pre, sae.decode),
+        (lambda x: BatchTopKTrainingSAE.encode_with_hidden_pre(sae, x), lambda f: BatchTopKTrainingSAE.decode(sae, f)),
+    ):
+        sae.zero_grad()
+        acts, pre = encode(x)
+        out = decode(acts)
+        (out - x).pow(2).sum().backward()
+        found.append([acts, pre, out, *(p.grad.clone() for p in sae.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
