@@ -26,14 +26,19 @@ class Drawn:
 
 
 def drawn(
-    sae: Any, target: Target, model: Any, n_contexts: int, context_size: int, n_latents: int, n_min: int, seed: int
-) -> Drawn:
-    """Latents that fire in at least `n_min` contexts of each half of the text; none where no latent does."""
+    sae: Any, target: Target, model: Any, n_contexts: int, context_size: int, n_latents: int, n_min: int, seed: int,
+    option: str = "--n-min",
+) -> Drawn:  # fmt: skip
+    """Latents that fire in at least `n_min` contexts of each half of the text; none where no latent does.
+
+    Args:
+        option: what sets `n_min`, for an error.
+    """
     ids_CT = _heldout.tokens(target, model, n_contexts, context_size)
     if len(ids_CT) < 2 * n_min:
         raise UsageError(
-            f"the held-out text has {len(ids_CT)} contexts of {context_size} tokens, fewer than needed: "
-            "lower --context-size or --n-min"
+            f"{len(ids_CT)} contexts of {context_size} tokens are fewer than the {2 * n_min} needed: raise --n-contexts, or "
+            f"lower {option}, or --context-size where the text has no more"
         )
     parts = [(x.cpu(), special.cpu()) for x, special in _heldout.activations_of(ids_CT, target, model)]
     counts_2S = torch.zeros(2, sae.cfg.d_sae, dtype=torch.long)

@@ -68,7 +68,7 @@ def main(name: str, argv: list[str]) -> int:
             failures.append(f"{title}: untrained: {error}; there is no result")
     if results:
         _show(scoring, results, args, baseline)
-        _show_across(scoring, [result for _, result in results])
+        show_across(scoring, [result for _, result in results])
     return verdict_code(results, failures)
 
 
@@ -221,8 +221,9 @@ def _show(scoring: Scoring, results: list[tuple[Found, Result]], args: Any, base
             _table.print_differences(evaluator.METRICS, label, same, Path(args.baseline).stem, baseline)
 
 
-def _show_across(scoring: Scoring, results: list[Result]) -> None:
-    if not hasattr(scoring.evaluator, "across"):
+def show_across(scoring: Scoring, results: list[Result]) -> None:
+    """Prints, and writes beside the results, what they say together, if the evaluation has something to say."""
+    if not results or not hasattr(scoring.evaluator, "across"):
         return
     lines, files = scoring.evaluator.across(results)
     folder = scoring.place.root / scoring.place.target.name / scoring.name

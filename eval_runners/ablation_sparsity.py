@@ -71,7 +71,15 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     if config.tokens_after >= config.context_size:
         raise UsageError(f"--tokens-after {config.tokens_after} must be below --context-size {config.context_size}")
     found = _drawn.drawn(
-        sae, target, model, config.n_contexts, config.context_size, config.n_latents, config.places, config.seed
+        sae,
+        target,
+        model,
+        config.n_contexts,
+        config.context_size,
+        config.n_latents,
+        config.places,
+        config.seed,
+        option="--places",
     )
     rows = traced(sae, target.hook_name, model, found, config)
     values: dict[str, dict[str, Any]] = {category: dict.fromkeys(_NAMES) for category in CATEGORIES}

@@ -1,10 +1,10 @@
 """downstream_loss: how much worse does the language model predict with the SAE's reconstruction in its activations?
 
 Increase of its cross-entropy, and the Kullback-Leibler divergence of its predictions from those of the clean run, both
-in nats per token; special tokens keep their activations and are not predicted. With a scaling curve of the language
-model, `--curve FILE` of columns compute and loss, also the compute-equivalent: the share of its compute with which a
-smaller training would have the loss that is left, by linear interpolation of log loss over log compute. Gao et al.,
-arXiv 2406.04093, 4.1.
+in nats per token; special tokens keep their activations, and neither they nor what follows them is predicted. With a
+scaling curve of the language model, `--curve FILE` of columns compute and loss, also the compute-equivalent: the share
+of its compute with which a smaller training would have the loss that is left, by linear interpolation of log loss over
+log compute. Gao et al., arXiv 2406.04093, 4.1.
 
 Beside them the same where every activation is replaced by their mean: what there is to lose.
 """

@@ -4,7 +4,8 @@ From contexts in which a latent fires most, a pattern of each: the shortest run 
 fires, that keeps half of the activation; in it, tokens that others can replace without losing half are wildcards.
 Patterns, read backwards, make a trie, which says of any token of other text whether the latent should fire on it.
 Precision and recall of what it says, on held-out contexts that no pattern is from: of all tokens on which the latent
-fires, and of those on which it has at least half of its largest activation. Means over latents drawn at random.
+fires, and of those on which it has at least half of its largest activation. Means over latents drawn at random;
+precision over those whose patterns are found at all.
 Foote et al., arXiv 2305.19911; used by Gao et al., arXiv 2406.04093, 4.3.
 
 Shapes: C contexts, T tokens, n tokens of a run.
@@ -55,7 +56,7 @@ METRICS = (
     *(
         Metric(
             f"{category}.{name}", f"{name}, {title}", _BETTER[name], f"eval_result_metrics.{category}.{name}",
-            short=f"N2G {name}" if category == "firing" and name != "f1" else "",
+            short=f"N2G {name}" if category == "firing" else "",
         )
         for category, title in _TITLES.items()
         for name in _BETTER
@@ -90,10 +91,9 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     for number, latent in enumerate(_saebench.progress(found.latents, "latents")):
         acts_CT = found.acts_CTP[..., number]
         last = last_activations(sae, target, model, latent)
-        patterns = dict.fromkeys(
-            pattern(run, last, replacements)
-            for run in examples(found.ids_CT[:half], acts_CT[:half], config.examples, config.longest)
-        )
+        ends = examples(found.ids_CT[:half], acts_CT[:half], config.examples, config.longest)
+        made = (pattern(run, activation, last, replacements) for run, activation in ends)
+        patterns = dict.fromkeys(one for one in made if one is not None)
         fires = matches(trie(patterns), found.ids_CT[half:])
         largest = acts_CT.max()
         row: dict[str, Any] = {"latent": latent, "patterns": [text(one, model.tokenizer) for one in patterns]}
@@ -134,28 +134,34 @@ def last_activations(sae: Any, target: Any, model: Any, latent: int) -> Callable
     return of
 
 
-def examples(ids_CT: Any, acts_CT: Any, most: int, longest: int) -> list[list[int]]:
-    """Runs of tokens that end where a latent fires most in a context; of the contexts in which that is most."""
+def examples(ids_CT: Any, acts_CT: Any, most: int, longest: int) -> list[tuple[list[int], float]]:
+    """Runs of tokens that end where a latent fires most in a context, and how much; where that is most."""
     largest_C, places_C = acts_CT.max(1)
     order = largest_C.argsort(descending=True, stable=True)[:most]
     return [
-        ids_CT[c, max(0, int(places_C[c]) + 1 - longest) : int(places_C[c]) + 1].tolist()
+        (ids_CT[c, max(0, int(places_C[c]) + 1 - longest) : int(places_C[c]) + 1].tolist(), float(largest_C[c]))
         for c in order.tolist()
         if largest_C[c] > 0
     ]
 
 
-def pattern(run: Sequence[int], last: Callable[[list[list[int]]], list[float]], replacements: Sequence[int]) -> Pattern:
+def pattern(
+    run: Sequence[int], activation: float, last: Callable[[list[list[int]]], list[float]], replacements: Sequence[int]
+) -> Pattern | None:
     """The shortest end of a run that keeps half of the activation, wildcards in it where others keep it as well.
 
+    None where no end of the run does: what it fires on is farther back.
+
     Args:
+        activation: that in the text.
         last: gives the activations on the last token of runs.
         replacements: tokens to try in the place of each.
     """
     ends = [list(run[-length:]) for length in range(1, len(run) + 1)]
-    kept = last(ends)
-    enough = kept[-1] / 2
-    shortest = next(end for end, value in zip(ends, kept, strict=True) if value >= enough)
+    enough = activation / 2
+    shortest = next((end for end, value in zip(ends, last(ends), strict=True) if value >= enough), None)
+    if shortest is None:
+        return None
     found: list[int | None] = list(shortest)
     for place, token in enumerate(shortest):
         changed = [[*shortest[:place], other, *shortest[place + 1 :]] for other in replacements if other != token]

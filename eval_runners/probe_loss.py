@@ -83,7 +83,8 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
         documents = _documents.Documents(target, model, name, config, device)
         folders.append(documents.folder)
         found = {category: documents.means(encode, device) for category, encode in encoders.items()}
-        for label in found["latents"][0]:
+        labels = list(found["latents"][0])
+        for label in labels if len(labels) > 2 else labels[:1]:  # of two classes one against the other is one task
             row: dict[str, Any] = {"dataset": name, "class": label}
             for category, (train, test) in found.items():
                 sides = [_documents.against_others(part, label, config.seed) for part in (train, test)]

@@ -109,6 +109,8 @@ def explained(sae: Any, x_ND: Tensor) -> dict[str, float]:
 
     errors = dict.fromkeys(KEPT, 0.0)
     norm_S = sae.W_dec.detach().norm(dim=1)
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):  # then activations are in units of what they write
+        norm_S = norm_S * 0 + 1
     with torch.no_grad(), of_more_latents(sae, max(KEPT)):
         for x in x_ND.split(1024):
             acts = sae.encode(x)

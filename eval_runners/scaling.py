@@ -111,14 +111,16 @@ def fit(points_P3: np.ndarray, losses_P: np.ndarray) -> Law:
     from scipy.stats import t as student
 
     # what does not differ at all, or by rounding only, has no coefficient
+    if not len(points_P3):
+        raise UsageError("no SAE has an error, active latents and training tokens")
     n_differs, k_differs, t_differs = (points_P3.max(0) > 1.02 * points_P3.min(0)).tolist()
     if not n_differs:
         raise UsageError("a law needs SAEs of several d_sae, e.g. --grid d_sae=512,1024,2048")
     terms = ["α", "β_n", *(["β_k", "γ"] if k_differs else []), *(["β_t"] if t_differs else [])]
     rest = ["ζ", *(["η"] if k_differs else [])]
-    if len(points_P3) <= len(terms) + len(rest):
-        few = f"{len(points_P3)} SAEs are too few for a law of {len(terms) + len(rest)} coefficients"
-        raise UsageError(f"{few}: add values to --grid, or --seeds")
+    if (cells := len(np.unique(points_P3, axis=0))) <= len(terms) + len(rest):
+        few = f"{cells} different n, k and tokens are too few for a law of {len(terms) + len(rest)} coefficients"
+        raise UsageError(f"{few}: add values to --grid")
     centre = np.log(points_P3).mean(0)  # logarithms about their means: coefficients that hardly depend on one another
 
     def parts(coefficients: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -144,9 +146,11 @@ def fit(points_P3: np.ndarray, losses_P: np.ndarray) -> Law:
         found = least_squares(lambda c: predicted(c, points_P3) - wanted, x0, max_nfev=2000)
         best = found if best is None or found.cost < best.cost else best
     freedom = len(wanted) - len(best.x)
-    covariance = np.linalg.pinv(best.jac.T @ best.jac) * 2 * best.cost / freedom
     to_plain = _uncentred(terms, rest, centre)
-    plain, spread = to_plain @ best.x, np.sqrt(np.diag(to_plain @ covariance @ to_plain.T))
+    plain, spread = to_plain @ best.x, np.full(len(best.x), np.inf)  # where the points do not tell coefficients apart
+    if np.linalg.cond(best.jac) < 1e6:
+        covariance = np.linalg.inv(best.jac.T @ best.jac) * 2 * best.cost / freedom
+        spread = np.sqrt(np.diag(to_plain @ covariance @ to_plain.T))
     margin = student.ppf(0.975, freedom) * spread
     names = tuple(terms + rest)
     return Law(names, plain, plain - margin, plain + margin, lambda points: np.exp(predicted(best.x, points)))
@@ -179,11 +183,12 @@ def across(results: list[dict[str, Any]]) -> tuple[list[str], dict[str, bytes]]:
     lines: list[str] = []
     laws: dict[str, tuple[np.ndarray, np.ndarray, Law]] = {}
     for name in names:
-        own = [r["eval_result_metrics"]["error"] for r in results if r["eval_result_unstructured"]["name"] == name]
-        own = [
-            values for values in own if all(values[key] and values[key] > 0 for key in ("loss", "l0", "n", "tokens"))
-        ]
-        points = np.array([[values["n"], values["l0"], values["tokens"]] for values in own]).reshape(-1, 3)
+        mine = [result for result in results if result["eval_result_unstructured"]["name"] == name]
+        # k as it is set, where it is: L0 differs a little from it, since ReLU leaves out what is below 0
+        own = [{**r["eval_result_metrics"]["error"], "k": r["sae_cfg_dict"].get("k")} for r in mine]
+        own = [{**one, "k": one["k"] or one["l0"]} for one in own]
+        own = [one for one in own if all(one[key] and one[key] > 0 for key in ("loss", "k", "n", "tokens"))]
+        points = np.array([[values["n"], values["k"], values["tokens"]] for values in own]).reshape(-1, 3)
         losses = np.array([values["loss"] for values in own])
         try:
             law = fit(points, losses)
@@ -268,7 +273,8 @@ def _law_picture(laws: dict[str, Any]) -> bytes:
                     label = ", ".join(f"{'nkt'[i]} = {points[own][0, i]:.3g}" for i in others if i in differing)
                     panel.plot(line[:, axis], law.predict(line), color=color, linewidth=1, label=label or None)
                 panel.set(xscale="log", yscale="log", xlabel=axes[axis], ylabel="1 - explained variance", title=name)
-                panel.legend(frameon=False, fontsize=6)
+                if panel.get_legend_handles_labels()[1]:
+                    panel.legend(frameon=False, fontsize=6)
         return _png(figure)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 ROWS = {"cpu": 512}
 """Tokens whose pre-activations exist at a time: of fewer the product is slower, more take memory;"""
@@ -64,45 +65,49 @@ class _Encode(torch.autograd.Function):
     def forward(
         ctx: Any, x_ND: Tensor, W_enc_DS: Tensor, b_enc_S: Tensor, b_in_D: Tensor, k: int, tokens: slice, some_d: Tensor
     ) -> Any:
-        bias_S = b_enc_S - b_in_D @ W_enc_DS
+        x_ND = x_ND - b_in_D  # into the bias of the latents it would go at a loss of digits
         rows = ROWS.get(x_ND.device.type, ROWS_ELSEWHERE)
-        parts = [largest(torch.addmm(bias_S, x_RD, W_enc_DS), k) for x_RD in x_ND.split(rows)]
+        parts = [largest(torch.addmm(b_enc_S, x_RD, W_enc_DS), k) for x_RD in x_ND.split(rows)]
         values_Nk, ids_Nk = (torch.cat(side) for side in zip(*parts, strict=True))
         values_Nk = values_Nk.relu()
-        pre_nd = torch.addmm(bias_S[some_d], x_ND[tokens], W_enc_DS.T[some_d].T)
-        ctx.save_for_backward(x_ND, W_enc_DS, b_in_D, values_Nk, ids_Nk, some_d)
+        pre_nd = torch.addmm(b_enc_S[some_d], x_ND[tokens], W_enc_DS.T[some_d].T)
+        ctx.save_for_backward(x_ND, W_enc_DS, values_Nk, ids_Nk, some_d)
         ctx.tokens = tokens
         ctx.mark_non_differentiable(ids_Nk)
         return values_Nk, ids_Nk, pre_nd
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_Nk: Tensor, _: Any, grad_nd: Tensor) -> Any:  # type: ignore[override]
-        x_ND, W_enc_DS, b_in_D, values_Nk, ids_Nk, some_d = ctx.saved_tensors
+        x_ND, W_enc_DS, values_Nk, ids_Nk, some_d = ctx.saved_tensors
         S, x_nD = W_enc_DS.shape[1], x_ND[ctx.tokens]
         grad_Nk, grad_nd = (grad_Nk * (values_Nk > 0)).to(x_ND.dtype), grad_nd.to(x_ND.dtype)
-        grad_S = grad_Nk.new_zeros(S).index_add_(0, ids_Nk.flatten(), grad_Nk.flatten())
-        grad_S.index_add_(0, some_d, grad_nd.sum(0))
+        grad_S = torch.zeros(S, device=x_ND.device, dtype=torch.promote_types(x_ND.dtype, torch.float32))
+        grad_S.index_add_(0, ids_Nk.flatten(), grad_Nk.flatten().to(grad_S.dtype))
+        grad_S = grad_S.index_add_(0, some_d, grad_nd.sum(0).to(grad_S.dtype)).to(x_ND.dtype)
         grad_x_ND = None
         if ctx.needs_input_grad[0]:
             grad_x_ND = weighted_rows(ids_Nk, grad_Nk, W_enc_DS.T)
             grad_x_ND[ctx.tokens] += grad_nd @ W_enc_DS.T[some_d]
         grad_W_SD = sums_by_latent(ids_Nk, grad_Nk, x_ND, S)
         grad_W_SD.index_add_(0, some_d, grad_nd.T @ x_nD)
-        # -(x - b_in) would be another N x D; b_in's part is the same for all tokens of a latent
-        grad_W_SD.addr_(grad_S, b_in_D, alpha=-1)
+        # b_in's gradient over all tokens at once: no product of N x S
         return grad_x_ND, grad_W_SD.T, grad_S, -(W_enc_DS @ grad_S), None, None, None
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, values_Nk: Tensor, ids_Nk: Tensor, W_dec_SD: Tensor, b_dec_D: Tensor, acts_nd: Tensor, some_d: Tensor
-    ) -> Any:
+        ctx: Any, values_Nk: Tensor, ids_Nk: Tensor, W_dec_SD: Tensor, b_dec_D: Tensor, acts_nd: Tensor, some_d: Tensor,
+        unit_rows: bool,
+    ) -> Any:  # fmt: skip
+        ctx.unit_rows = unit_rows
         ctx.save_for_backward(values_Nk, ids_Nk, W_dec_SD, acts_nd, some_d)
         out_ND = weighted_rows(ids_Nk, values_Nk, W_dec_SD) + b_dec_D
         return out_ND, acts_nd.to(W_dec_SD.dtype) @ W_dec_SD[some_d]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor, grad_nD: Tensor) -> Any:  # type: ignore[override]
         values_Nk, ids_Nk, W_dec_SD, acts_nd, some_d = ctx.saved_tensors
         grad_nD = grad_nD.to(W_dec_SD.dtype)
@@ -112,7 +117,10 @@ class _Decode(torch.autograd.Function):
         (grad_Nk,) = torch.autograd.grad(out_ND, weights_Nk, grad_ND)
         grad_W_SD = sums_by_latent(ids_Nk, values_Nk, grad_ND, len(W_dec_SD))
         grad_W_SD.index_add_(0, some_d, acts_nd.to(grad_nD).T @ grad_nD)
-        return grad_Nk, None, grad_W_SD, grad_ND.sum(0), (grad_nD @ W_dec_SD[some_d].T).to(acts_nd.dtype), None
+        if ctx.unit_rows:
+            along_S = torch.einsum("sd,sd->s", grad_W_SD, W_dec_SD)
+            grad_W_SD.addcmul_(along_S[:, None], W_dec_SD, value=-1)
+        return grad_Nk, None, grad_W_SD, grad_ND.sum(0), grad_nD @ W_dec_SD[some_d].T, None, None
 
 
 def encode(
@@ -128,12 +136,16 @@ def encode(
 
 
 def decode(
-    values: Tensor, ids: Tensor, W_dec: Tensor, b_dec: Tensor, acts_nd: Tensor | None = None, some: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """[..., D]; and what activations of some latents alone write [n, D], without bias."""
+    values: Tensor, ids: Tensor, W_dec: Tensor, b_dec: Tensor, acts_nd: Tensor | None = None,
+    some: Tensor | None = None, unit_rows: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """[..., D]; and what activations of some latents alone write [n, D], without bias.
+
+    With `unit_rows`, which must be true of W_dec, the part of its gradient along each row is taken off.
+    """
     some = _nothing(values) if some is None else some
     acts_nd = values.new_zeros(0, len(some)) if acts_nd is None else acts_nd
-    made: Any = _Decode.apply(values.flatten(0, -2), ids.flatten(0, -2), W_dec, b_dec, acts_nd, some)
+    made: Any = _Decode.apply(values.flatten(0, -2), ids.flatten(0, -2), W_dec, b_dec, acts_nd, some, unit_rows)
     return made[0].unflatten(0, values.shape[:-1]), made[1]
 
 
@@ -148,6 +160,7 @@ class _Product(torch.autograd.Function):
         return torch.addmm(b_S, x_ND, W_DS)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_NS: Tensor) -> Any:  # type: ignore[override]
         x_ND, W_DS = ctx.saved_tensors
         grad_NS = grad_NS.to(W_DS.dtype)  # under autocast it is of lower precision
@@ -173,6 +186,7 @@ class _Written(torch.autograd.Function):
         return _bags(*entries, acts_NS[entries], rows_SD, len(acts_NS))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> Any:  # type: ignore[override]
         acts_NS, rows_SD = ctx.saved_tensors
         acts_NS, grad_ND = acts_NS.to(rows_SD.dtype), grad_ND.to(rows_SD.dtype)

@@ -156,10 +156,9 @@ class TemporalTrainingSAE(BatchTopKTrainingSAE):
 
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As SAELens' own; norms and the input bias go into the weights, and gradients touch what fires."""
-        x = self.run_time_activation_norm_fn_in(self.hook_sae_input(self.reshape_fn_in(x.to(self.dtype))))
-        b_in = self.b_dec * self.cfg.apply_b_dec_to_input
-        W_enc, b_enc = self.W_enc, self.b_enc - b_in @ self.W_enc
+        """As SAELens' own; norms go into the weights, and gradients touch what fires."""
+        x = self.process_sae_in(x)
+        W_enc, b_enc = self.W_enc, self.b_enc
         if self.cfg.rescale_acts_by_decoder_norm:
             norm_S = self.W_dec.norm(dim=-1)
             W_enc, b_enc = W_enc * norm_S, b_enc * norm_S

@@ -9,8 +9,8 @@ geometric median of the first batch; a latent is dead once it has not fired for 
 two near D / 2; the learning rate is proportional to 1 / √S; Adam's ε is 6.25e-10. Optional, and off as there: a moving
 average of the weights, and Multi-TopK, L(k) + L(multi_k) / 8, with which other numbers of latents can be used later.
 
-Of the products only the encoder's is dense (`_sparse`). AuxK would cost as much as the rest of the step where many
-latents are dead, so it is taken on every eighth token, another eighth in each step. Saves as a stock SAELens `topk`.
+Of the products only the encoder's is dense (`_sparse`). AuxK on all tokens costs as much as the rest of a step where
+many latents are dead, and need not be taken on all (`aux_every`). Saves as a stock SAELens `topk`.
 
 Under SAELens' own trainer the learning rate and Adam's ε are that trainer's.
 
@@ -51,8 +51,8 @@ class SparseTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     """Weight of AuxK; 0 switches it off."""
     k_aux: int = 0
     """Dead latents that reconstruct what is left; 0: the power of two nearest to d_in / 2."""
-    aux_every: int = 8
-    """AuxK is taken on every so many-th token; 1 is the published recipe."""
+    aux_every: int = 1
+    """AuxK is taken on every so many-th token, others in each step: of more than 1 it costs less."""
     multi_k: int = 0
     """A larger k whose reconstruction counts by an eighth beside that of k; 0 switches it off, published is 4 k."""
     median_start: bool = True
@@ -98,6 +98,10 @@ class SparseTopKTrainingSAEConfig(TopKTrainingSAEConfig):
             raise ValueError("aux_loss_coefficient and k_aux must not be negative, and aux_every must be at least 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be at least 0 and below 1, not {self.ema:g}")
+        if self.learning_rate_power < 0:
+            raise ValueError(f"learning_rate_power must not be negative, not {self.learning_rate_power:g}")
+        if self.unit_rows and self.decoder_init_norm != 1:
+            raise ValueError(f"decoder_init_norm must be 1, not {self.decoder_init_norm}, or unit_rows false")
         for name in ("learning_rate_width", "adam_epsilon", "dead_after_tokens"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name):g}")
@@ -143,7 +147,7 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
         cfg, x = self.cfg, self.hook_sae_input(self.reshape_fn_in(step_input.sae_in.to(self.dtype)))
         x_ND = x.flatten(0, -2)
         if step_input.n_training_steps == 0:
-            if cfg.median_start:
+            if cfg.median_start and not self.b_dec.any():
                 self.b_dec.data[:] = geometric_median(x_ND)
         elif cfg.ema:
             self._average()
@@ -153,19 +157,18 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
         values_Nk, ids_Nk, pre_nd = _sparse.encode(
             x_ND, self.W_enc, self.b_enc, self.b_in, max(cfg.k, cfg.multi_k), tokens, dead_d
         )
-        W_dec = self.rows()
         losses: dict[str, Tensor] = {}
         if cfg.multi_k:
             values_Nk, order = values_Nk.sort(dim=-1, descending=True)
             ids_Nk = ids_Nk.gather(-1, order)
             losses["multi_topk_loss"] = MULTI_SHARE * self.error(
-                x_ND, _sparse.decode(values_Nk, ids_Nk, W_dec, self.b_dec)[0]
+                x_ND, _sparse.decode(values_Nk, ids_Nk, self.W_dec, self.b_dec, unit_rows=cfg.unit_rows)[0]
             )
             values_Nk, ids_Nk = values_Nk[:, : cfg.k], ids_Nk[:, : cfg.k]
         self._count(values_Nk, ids_Nk)
         woken_d = ~self.dead_S[dead_d]  # fire in this step
         aux_nd = strongest(pre_nd.masked_fill(woken_d, -math.inf), cfg.dead_latents_used)
-        out_ND, aux_nD = _sparse.decode(values_Nk, ids_Nk, W_dec, self.b_dec, aux_nd, dead_d)
+        out_ND, aux_nD = _sparse.decode(values_Nk, ids_Nk, self.W_dec, self.b_dec, aux_nd, dead_d, cfg.unit_rows)
         losses = {"mse_loss": self.error(x_ND, out_ND), **losses}
         if cfg.aux_loss_coefficient:
             aux = self.aux_loss((x_ND - out_ND)[tokens], aux_nD) if len(dead_d) else out_ND.new_zeros(())
@@ -189,22 +192,23 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
         """What is taken off the input, [D]."""
         return self.b_dec if self.cfg.apply_b_dec_to_input else torch.zeros_like(self.b_dec)
 
-    def rows(self) -> Tensor:
-        """Decoder rows; their gradient has no part along them, if they are kept at unit norm."""
-        found: Any = _Tangent.apply(self.W_dec) if self.cfg.unit_rows else self.W_dec
-        return found
-
     def error(self, wanted_ND: Tensor, found_ND: Tensor) -> Tensor:
-        """Squared error, relative to predicting the mean; mean over tokens where losses are not normalised."""
+        """Squared error, relative to predicting the mean; mean over tokens where losses are not normalised.
+
+        0, and without gradient, where there is nothing to predict but the mean.
+        """
         squares = (wanted_ND - found_ND).float().pow(2).sum()
         if not self.cfg.normalized_losses:
             return squares / len(wanted_ND)
         wanted_ND = wanted_ND.detach().float()
-        return squares / (wanted_ND - wanted_ND.mean(0)).pow(2).sum()
+        total = (wanted_ND - wanted_ND.mean(0)).pow(2).sum()
+        has_any = total > 1e-12 * wanted_ND.pow(2).sum()
+        return squares * torch.where(has_any, 1 / total.clamp(min=1e-30), 0.0)
 
     def aux_loss(self, e_nD: Tensor, found_nD: Tensor) -> Tensor:
-        """AuxK: the error of what dead latents make of what the others leave, e_nD; 0 if it is no number."""
-        return self.error(e_nD.detach(), found_nD).nan_to_num(0.0, 0.0, 0.0)
+        """AuxK: the error of what dead latents make of what the others leave, e_nD; 0 where that is no number."""
+        e_nD = e_nD.detach()
+        return self.error(e_nD, found_nD) if e_nD.isfinite().all() else found_nD.new_zeros(())
 
     @property
     def dead_S(self) -> Tensor:
@@ -266,21 +270,6 @@ def strongest(pre_nd: Tensor, k: int) -> Tensor:
     """The k largest of every row, ReLU, 0 in place of the others [n, d]."""
     top = pre_nd.topk(min(k, pre_nd.shape[1]), dim=-1, sorted=False)
     return torch.zeros_like(pre_nd).scatter(-1, top.indices, top.values.relu())
-
-
-class _Tangent(torch.autograd.Function):
-    """Rows of unit norm as they are; of their gradient, what does not change the norm."""
-
-    @staticmethod
-    def forward(ctx: Any, W_SD: Tensor) -> Tensor:
-        ctx.save_for_backward(W_SD)
-        return W_SD.view_as(W_SD)
-
-    @staticmethod
-    def backward(ctx: Any, grad_SD: Tensor) -> Any:  # type: ignore[override]
-        (W_SD,) = ctx.saved_tensors
-        along_S = torch.einsum("sd,sd->s", grad_SD, W_SD)
-        return grad_SD.addcmul_(along_S[:, None], W_SD, value=-1)  # nobody else has this gradient
 
 
 @torch.no_grad()

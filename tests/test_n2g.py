@@ -38,14 +38,16 @@ def fires_on(*wanted):
     ids=["token", "bigram", "with a gap", "any token before it", "after a token"],
 )
 def test_patterns_of_known_latents(run, wanted, found):
-    assert pattern(run, fires_on(*wanted), REPLACEMENTS) == found
+    assert pattern(run, 2.0, fires_on(*wanted), REPLACEMENTS) == found
+    assert pattern(run, 4.1, fires_on(*wanted), REPLACEMENTS) is None  # half of it is never reached
 
 
 def test_a_pattern_keeps_half_of_the_activation():
     def last(runs):  # 7 alone gives 0.9 of 2, with 3 before it 1.4, with 1 before that 2
         return [(run[-1] == 7) * (0.9 + 0.5 * (run[-2:-1] == [3]) + 0.6 * (run[-3:-1] == [1, 3])) for run in runs]
 
-    assert pattern([1, 3, 7], last, REPLACEMENTS) == (3, 7)
+    assert pattern([1, 3, 7], 2.0, last, REPLACEMENTS) == (3, 7)
+    assert pattern([1, 3, 7], 1.8, last, REPLACEMENTS) == (7,)
 
 
 def test_a_trie_matches_what_ends_with_a_pattern():
@@ -64,8 +66,8 @@ def test_scores_by_hand():
 def test_examples_end_where_a_latent_fires_most():
     ids = torch.arange(12).view(3, 4)
     acts = torch.tensor([[0.0, 1, 0, 0], [0, 0, 0, 3], [0, 0, 0, 0]])
-    assert examples(ids, acts, most=5, longest=2) == [[6, 7], [0, 1]]
-    assert examples(ids, acts, most=1, longest=9) == [[4, 5, 6, 7]]
+    assert examples(ids, acts, most=5, longest=2) == [([6, 7], 3.0), ([0, 1], 1.0)]
+    assert examples(ids, acts, most=1, longest=9) == [([4, 5, 6, 7], 3.0)]
 
 
 def test_a_latent_of_a_bigram_is_told_with_precision_and_recall_1(target, model, monkeypatch):
@@ -75,7 +77,7 @@ def test_a_latent_of_a_bigram_is_told_with_precision_and_recall_1(target, model,
     ids = torch.randint(20, 30, (40, 30))
     acts = torch.zeros(40, 30, 1)
     acts[:, 1:, 0] = 2.0 * ((ids[:, 1:] == 25) & (ids[:, :-1] == 21))
-    monkeypatch.setattr(_drawn, "drawn", lambda *_: Drawn(ids, [4], acts))
+    monkeypatch.setattr(_drawn, "drawn", lambda *_, **__: Drawn(ids, [4], acts))
     monkeypatch.setattr(n2g, "last_activations", lambda *_: fires_on(21, 25))
     evaluation = n2g.evaluate(identity(target), target, EvalConfig(), model=model, device="cpu")
     values = evaluation.output["eval_result_metrics"]
@@ -84,6 +86,20 @@ def test_a_latent_of_a_bigram_is_told_with_precision_and_recall_1(target, model,
     (row,) = n2g.details({"eval_result_unstructured": evaluation.ours})
     assert row["patterns"] == " ".join(repr(model.tokenizer.decode([token])) for token in (21, 25))
     assert text((WILDCARD, 21), model.tokenizer).startswith("* ")
+
+
+def test_patterns_are_made_of_the_first_half_only(target, model, monkeypatch):
+    from eval_runners import _drawn
+
+    ids = torch.arange(5, 23).repeat(3)[:48].view(8, 6)
+    ids[:4, 3], ids[4:, 3] = 25, 26
+    acts = 2.0 * (ids >= 25).float()[..., None]
+    monkeypatch.setattr(_drawn, "drawn", lambda *_, **__: Drawn(ids, [4], acts))
+    monkeypatch.setattr(n2g, "last_activations", lambda *_: lambda runs: [2.0 * (run[-1] >= 25) for run in runs])
+    evaluation = n2g.evaluate(identity(target), target, EvalConfig(), model=model, device="cpu")
+    (row,) = evaluation.ours["by_latent"]
+    assert row["patterns"] == [repr(model.tokenizer.decode([25]))]
+    assert (row["firing precision"], row["firing recall"]) == (None, 0)
 
 
 def test_activations_of_runs_are_those_in_the_text(target, model):

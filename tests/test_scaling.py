@@ -22,10 +22,14 @@ def grid(ns=(512, 1024, 2048, 4096, 8192), ks=(8, 16, 32, 64), ts=(1e6,)) -> np.
     return np.array([[n, k, t] for n in ns for k in ks for t in ts], float)
 
 
-def result(point, loss, name="topk"):
+def result(point, loss, name="topk", with_k=True):
     n, k, t = point
     numbers = {"loss": loss, "l0": k, "n": n, "tokens": t, "products": n * t}
-    return {"eval_result_metrics": {"error": numbers}, "eval_result_unstructured": {"name": name}}
+    return {
+        "eval_result_metrics": {"error": numbers},
+        "eval_result_unstructured": {"name": name},
+        "sae_cfg_dict": {"k": k} if with_k else {},
+    }
 
 
 def test_a_planted_law_is_found():
@@ -61,7 +65,11 @@ def test_without_several_k_there_is_no_term_of_k():
 
 
 @pytest.mark.parametrize(
-    ("points", "says"), [(grid(ns=(512,)), "several d_sae"), (grid(ns=(512, 1024), ks=(8, 16)), "4 SAEs are too few")]
+    ("points", "says"),
+    [
+        (grid(ns=(512,)), "several d_sae"),
+        (np.repeat(grid(ns=(512, 1024), ks=(8, 16)), 3, 0), "4 different n, k and tokens are too few"),
+    ],
 )
 def test_a_law_of_too_little_is_refused(points, says):
     with pytest.raises(UsageError, match=says):
@@ -90,6 +98,32 @@ def test_names_have_their_own_laws_and_too_few_have_none():
     assert lines[-1].startswith("stock:topk: no law: a law needs SAEs of several d_sae")
     assert b"stock:topk" not in files["law.csv"]
     assert across([result([512, 8, 1e6], 0.5)])[1] == {}
+    assert across([result([512, 8, 0], 0.5, "random")])[0] == [
+        "random: no law: no SAE has an error, active latents and training tokens"
+    ]
+
+
+def test_what_is_held_back_is_not_fitted():
+    points = grid()
+    losses = planted(points) * np.where(points[:, 0] == 8192, 1.5, 1)  # the law ends before the largest
+    lines, _ = across([result(p, loss) for p, loss in zip(points, losses, strict=True)])
+    assert "law without n = 8192 is off there by 40.5%" in lines[2]  # ln 1.5
+    assert "bias -40.5%" in lines[2]
+
+
+def test_coefficients_that_points_do_not_tell_have_no_interval():
+    points = grid(ns=(512, 1024, 2048, 4096), ks=(32,))
+    law = fit(points, np.exp(-0.1 * np.log(points[:, 0])))  # a power law has no second term
+    assert np.isinf(law.high).all() or (law.high - law.low).max() > 0.5
+
+
+def test_k_is_the_one_that_is_set():
+    points = grid(ks=(64,))
+    measured = points * [[1, 0.95 + 0.01 * i, 1] for i in range(len(points))]
+    results = [result(p, loss) for p, loss in zip(measured, planted(points), strict=True)]
+    for one in results:
+        one["sae_cfg_dict"]["k"] = 64
+    assert "β_k" not in across(results)[0][0]
 
 
 def test_the_law_is_written_beside_the_results(target, model_folder, text_file, tmp_path, capsys, monkeypatch):

@@ -172,3 +172,24 @@ def test_nothing_fires():
     out.sum().backward()
     assert not out.any()
     assert not W.grad.any()
+
+
+def test_many_firings_add_up_in_bfloat16():
+    x, W = torch.randn(4096, 4).bfloat16(), torch.randn(4, 2).bfloat16().requires_grad_()
+    b_enc = torch.full((2,), 100.0).bfloat16().requires_grad_()
+    values, _, _ = _sparse.encode(x, W, b_enc, torch.zeros(4).bfloat16(), 2)
+    values.float().sum().backward()
+    assert b_enc.grad.tolist() == [4096, 4096]
+
+
+def test_a_large_input_bias_costs_no_digits():
+    torch.manual_seed(0)
+    b_in = 1000 * torch.randn(16)
+    x, (W_enc, b_enc, _, _) = b_in + torch.randn(64, 16), weights(16, 128)
+    values, ids, _ = _sparse.encode(x, W_enc, b_enc, b_in, 4)
+    values.sum().backward()
+    exact_W = W_enc.detach().double().requires_grad_()
+    exact = ((x.double() - b_in.double()) @ exact_W + b_enc.double()).topk(4, dim=-1)
+    assert torch.equal(ids.sort().values, exact.indices.sort().values)
+    exact.values.relu().sum().backward()
+    assert (W_enc.grad - exact_W.grad).norm() < 1e-5 * exact_W.grad.norm()

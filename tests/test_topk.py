@@ -104,15 +104,17 @@ def naive_aux(sae, x, e, dead):
     return (e - acts @ sae.W_dec[dead]).pow(2).sum() / (e - e.mean(0)).pow(2).sum()
 
 
-def test_aux_loss_by_plain_lines():
-    sae = build(d_in=8, aux_every=1, median_start=False)
+@pytest.mark.parametrize("k_aux", [0, 2])
+def test_aux_loss_by_plain_lines(k_aux):
+    sae = build(d_in=8, aux_every=1, median_start=False, k_aux=k_aux)
     sae.b_dec.data[:] = torch.linspace(-1, 1, 8)
-    sae.tokens_since_fired[torch.tensor([2, 5, 7])] = sae.cfg.dead_after_tokens + 1
+    dead = torch.tensor([2, 5, 7])
+    sae.tokens_since_fired[dead] = sae.cfg.dead_after_tokens + 1
     sae.b_enc.data[[0, 1, 3, 4, 6, 8, 9]] = 20.0  # so that these fire, and the dead ones never do
     x = torch.randn(30, 8)
     output = step(sae, x)
     e = (x - output.sae_out).detach()
-    expected = naive_aux(sae, x, e, torch.tensor([2, 5, 7]))
+    expected = naive_aux(sae, x, e, dead)
     aux = output.losses["auxiliary_reconstruction_loss"]
     assert aux.item() == pytest.approx(expected.item() / 32, rel=1e-4)  # the coefficient, once
     assert output.loss.item() == pytest.approx(output.losses["mse_loss"].item() + aux.item(), rel=1e-5)
@@ -143,6 +145,12 @@ def test_aux_loss_is_0_where_it_is_no_number():
         for x in (torch.zeros(tokens, 4), torch.randn(tokens, 4)):
             output = step(sae, x, number=7)
             assert output.losses["auxiliary_reconstruction_loss"].item() == 0
+            sae.zero_grad()
+            output.loss.backward()
+            assert all(p.grad.isfinite().all() for p in sae.parameters())
+    sae.zero_grad()
+    one = step(build(d_in=4, aux_every=1), torch.randn(1, 4).expand(8, 4))  # nothing to predict but the mean
+    assert one.loss.item() == 0
 
 
 def test_every_token_has_its_turn_in_the_aux_loss(monkeypatch):
@@ -169,6 +177,7 @@ def test_multi_topk_by_hand():
     alone.load_state_dict(sae.state_dict())
     assert output.losses["mse_loss"].item() == pytest.approx(step(alone, x).loss.item(), rel=1e-5)
     assert (output.feature_acts.to_dense() > 0).sum(1).max() == 2
+    assert torch.equal(sae.tokens_since_fired == 0, output.feature_acts.to_dense().any(0))
 
 
 def test_the_average_is_saved(tmp_path):
@@ -190,6 +199,7 @@ def test_what_is_saved_reconstructs_the_same_in_the_units_of_the_input(tmp_path)
     sae = build(d_in=32, d_sae=64, ema=0.3)
     for number in range(3):
         step(sae, torch.randn(20, 32), number)
+    sae.b_enc.data[:] = torch.randn(64)
     sae.save_inference_model(tmp_path / "unscaled")
     x = torch.randn(20, 32)
     before = sae_variants.load(tmp_path / "unscaled")(3.0 * x)
@@ -199,6 +209,30 @@ def test_what_is_saved_reconstructs_the_same_in_the_units_of_the_input(tmp_path)
     torch.testing.assert_close(saved(x), before / 3, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(saved.W_dec.norm(dim=1), torch.ones(64))
     assert saved.cfg.architecture() == "topk"
+
+
+def test_without_unit_rows_they_are_saved_as_they_are(tmp_path):
+    sae = build(unit_rows=False)
+    sae.W_dec.data *= 3
+    sae.save_inference_model(tmp_path)
+    torch.testing.assert_close(sae_variants.load(tmp_path).W_dec.data, sae.W_dec.data)
+
+
+def test_the_input_bias_can_be_left_out():
+    x, found = torch.randn(20, 6), []
+    for taken_off in (True, False):
+        sae = build(apply_b_dec_to_input=taken_off, median_start=False)
+        sae.b_dec.data[:] = 2.0
+        found.append(step(sae, x).feature_acts.to_dense())
+        torch.testing.assert_close(found[-1], sae.encode(x))
+    assert not torch.allclose(*found)
+
+
+def test_weights_that_are_trained_on_keep_their_bias():
+    sae = build()
+    sae.b_dec.data[:] = 7.0
+    step(sae, torch.randn(20, 6), number=0)
+    assert sae.b_dec.unique().item() == 7
 
 
 def test_latents_of_a_step_are_those_of_the_saved_one(tmp_path):
@@ -275,6 +309,8 @@ def test_sae_lens_trains_it(tmp_path):
         ({"multi_k": 11}, "multi_k must be above k"),
         ({"aux_every": 0}, "aux_every must be at least 1"),
         ({"ema": 1.0}, "ema must be"),
+        ({"learning_rate_power": -1.0}, "learning_rate_power must not be negative"),
+        ({"decoder_init_norm": 0.1}, "decoder_init_norm must be 1"),
         ({"k": 11}, "k must be above 0 and at most"),
     ],
 )
