@@ -37,8 +37,8 @@ def drawn(
     ids_CT = _heldout.tokens(target, model, n_contexts, context_size)
     if len(ids_CT) < 2 * n_min:
         raise UsageError(
-            f"{len(ids_CT)} contexts of {context_size} tokens are fewer than the {2 * n_min} needed: raise --n-contexts, "
-            f"or lower {option}, or --context-size where the text has no more"
+            f"{len(ids_CT)} contexts of {context_size} tokens are fewer than the {2 * n_min} needed: raise "
+            f"--n-contexts, or lower {option}, or --context-size where the text has no more"
         )
     parts = [(x.cpu(), special.cpu()) for x, special in _heldout.activations_of(ids_CT, target, model)]
     counts_2S = torch.zeros(2, sae.cfg.d_sae, dtype=torch.long)
