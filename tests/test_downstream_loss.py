@@ -81,3 +81,19 @@ def test_a_curve_gives_the_compute_share(target, model, tmp_path):
 def test_a_curve_that_cannot_be_is_refused(tmp_path, rows, says):
     with pytest.raises(UsageError, match=says):
         read_curve(curve_file(tmp_path, rows))
+
+
+def test_the_divergence_is_from_the_clean_run_and_special_tokens_keep_their_activations(target, model):
+    ids = _heldout.tokens(target, model, 8, 32)
+    special = _heldout.special_mask(ids, model)
+    mean = _models.hook_activations(model, target.hook_name)(ids)[~special].mean(0)
+    hooks = [(target.hook_name, lambda acts, hook: torch.where(special[..., None], acts, mean))]
+    with torch.no_grad():
+        clean = model(ids, prepend_bos=False).log_softmax(-1)[:, :-1]
+        other = model.run_with_hooks(ids, fwd_hooks=hooks, prepend_bos=False).log_softmax(-1)[:, :-1]
+    told = ~special[:, :-1] & ~special[:, 1:]
+    expected = (clean.exp() * (clean - other)).sum(-1)[told].mean().item()
+    reverse = (other.exp() * (other - clean)).sum(-1)[told].mean().item()
+    found = metrics(identity(target), target, model)[0]["mean"]["kl"]
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert abs(expected - reverse) > 0.01 * expected
