@@ -49,10 +49,7 @@ def sums_by_latent(ids_Nk: Tensor, weights_Nk: Tensor, rows_ND: Tensor, S: int) 
     """[S, D]: of each latent the weighted sum of the rows of the tokens on which it fires."""
     flat = ids_Nk.flatten()
     order = flat.argsort(stable=True)
-    counts_S = torch.bincount(flat, minlength=S)
-    weights = weights_Nk.flatten()[order].to(rows_ND.dtype)
-    tokens, starts = order // ids_Nk.shape[1], counts_S.cumsum(0) - counts_S
-    return F.embedding_bag(tokens, rows_ND, starts, mode="sum", per_sample_weights=weights)
+    return _bags(flat[order], order // ids_Nk.shape[1], weights_Nk.flatten()[order], rows_ND, S)
 
 
 def weighted_rows(ids_Nk: Tensor, weights_Nk: Tensor, rows_SD: Tensor) -> Tensor:
@@ -179,8 +176,8 @@ class _Product(torch.autograd.Function):
 class _Written(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, acts_NS: Tensor, rows_SD: Tensor) -> Tensor:
-        ctx.save_for_backward(acts_NS, rows_SD)
         entries = _few(acts_NS)
+        ctx.save_for_backward(acts_NS, rows_SD, *(entries or ()))
         if entries is None:
             return acts_NS @ rows_SD
         return _bags(*entries, acts_NS[entries], rows_SD, len(acts_NS))
@@ -188,19 +185,18 @@ class _Written(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> Any:  # type: ignore[override]
-        acts_NS, rows_SD = ctx.saved_tensors
+        acts_NS, rows_SD, *entries = ctx.saved_tensors
         acts_NS, grad_ND = acts_NS.to(rows_SD.dtype), grad_ND.to(rows_SD.dtype)
-        entries = _few(acts_NS)
-        if entries is None:
+        if not entries:
             return grad_ND @ rows_SD.T, acts_NS.T @ grad_ND
         tokens, latents = entries
         order = latents.argsort(stable=True)
-        grad_SD = _bags(latents[order], tokens[order], acts_NS[entries][order], grad_ND, len(rows_SD))
+        grad_SD = _bags(latents[order], tokens[order], acts_NS[tokens, latents][order], grad_ND, len(rows_SD))
         with torch.enable_grad():
-            values = acts_NS[entries].detach().requires_grad_()
+            values = acts_NS[tokens, latents].detach().requires_grad_()
             out_ND = _bags(tokens, latents, values, rows_SD.detach(), len(acts_NS))
         (grad,) = torch.autograd.grad(out_ND, values, grad_ND)
-        return torch.zeros_like(acts_NS).index_put_(entries, grad), grad_SD
+        return torch.zeros_like(acts_NS).index_put_((tokens, latents), grad), grad_SD
 
 
 def _few(matrix_NS: Tensor) -> tuple[Tensor, Tensor] | None:
