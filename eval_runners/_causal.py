@@ -5,7 +5,8 @@ Shapes: C contexts, T tokens, P places (a context and a position) that are looke
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,20 @@ class Ablation:
         kl = (clean.exp() * (clean - ablated)).sum(-1)
         top = clean.argmax(-1, keepdim=True)
         return Effect(kl.mean().item(), (ablated - clean).gather(-1, top).abs().mean().item())
+
+
+@contextlib.contextmanager
+def in_float32(model: Any) -> Iterator[None]:
+    """Makes a model of lower precision compute in float32, by the same weights: it would round small changes away."""
+    dtype = model.cfg.dtype
+    if dtype == torch.float32:
+        yield
+        return
+    model.to(torch.float32, print_details=False)
+    try:
+        yield
+    finally:
+        model.to(dtype, print_details=False)
 
 
 def share(part_PV: Tensor, whole_PV: Tensor) -> float:

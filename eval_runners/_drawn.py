@@ -23,6 +23,8 @@ class Drawn:
     latents: list[int]
     acts_CTP: Tensor
     """Activations of these latents; 0 at special tokens."""
+    special_CT: Tensor
+    """Mask of special tokens."""
 
 
 def drawn(
@@ -51,7 +53,8 @@ def drawn(
     order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
     latents_P = candidates[order[:n_latents]].sort().values
     acts = [_encoded(sae, x_CTD, special_CT)[..., latents_P] for x_CTD, special_CT in parts]
-    return Drawn(ids_CT[:, 1:], latents_P.tolist(), torch.cat(acts))
+    special_CT = torch.cat([special_CT for _, special_CT in parts])
+    return Drawn(ids_CT[:, 1:], latents_P.tolist(), torch.cat(acts), special_CT)
 
 
 @torch.no_grad()

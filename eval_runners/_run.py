@@ -48,28 +48,38 @@ def main(name: str, argv: list[str]) -> int:
     args = parser.parse_args(words)
     overrides = _cli.extra_options(extra, prefix=TRAIN_PREFIX)
     _cli.quiet()
-    target, device = _cli.target_of(args), _cli.device_of(args)
+    targets, device = _cli.targets_of(args), _cli.device_of(args)
     command = ["python", "-m", *words_of_it, *argv]
     if args.csv:
         writable(Path(args.csv), "--csv")
-    scoring = prepared(name, target, _cli.given(args, evaluator.EvalConfig), Path(args.output), device, command)
-    baseline = _baseline(args.baseline, scoring) if args.baseline is not None else None
-    _result.writable(Path(args.output))
+    given, output = _cli.given(args, evaluator.EvalConfig), Path(args.output)
+    scorings = [prepared(name, target, given, output, device, command) for target in targets]
+    baseline = _baseline(args.baseline, scorings[0]) if args.baseline is not None else None
+    _result.writable(output)
     cells = _grid.parse(args.grid, args.vary)
-    wanted = _saes.asked(list(dict.fromkeys(args.saes)), target, overrides, cells, args.seeds, args.trained)
-    refuse_early(scoring, wanted)
-    found, failures = _saes.ready(wanted, _grid.fields(cells), device, snapshots([scoring]))
-    model = loader(target, device)
-    results: list[tuple[Found, Result]] = []
-    for title, sae_found in titled(found):
-        try:
-            results.append((sae_found, score(scoring, sae_found, title, model, args.force)))
-        except _contract.Untrained as error:
-            failures.append(f"{title}: untrained: {error}; there is no result")
-    if results:
-        _show(scoring, results, args, baseline)
-        show_across(scoring, [result for _, result in results])
-    return verdict_code(results, failures)
+    names = list(dict.fromkeys(args.saes))
+    wanted = [_saes.asked(names, target, overrides, cells, args.seeds, args.trained) for target in targets]
+    for scoring, saes in zip(scorings, wanted, strict=True):
+        refuse_early(scoring, saes)
+    every: list[tuple[Found, Result]] = []
+    failures: list[str] = []
+    for scoring, saes in zip(scorings, wanted, strict=True):
+        found, failed = _saes.ready(saes, _grid.fields(cells), device, snapshots([scoring]))
+        model = loader(scoring.target, device)
+        results: list[tuple[Found, Result]] = []
+        for title, sae_found in titled(found):
+            try:
+                results.append((sae_found, score(scoring, sae_found, title, model, args.force)))
+            except _contract.Untrained as error:
+                failed.append(f"{title}: untrained: {error}; there is no result")
+        if results:
+            _show(scoring, results, args, baseline)
+        failures += failed
+        every += results
+    if every and args.csv:
+        _table.write_csv(Path(args.csv), every)
+    show_across(scorings, [result for _, result in every])
+    return verdict_code(every, failures)
 
 
 def add_common(parser: Any) -> None:
@@ -207,8 +217,6 @@ def _show(scoring: Scoring, results: list[tuple[Found, Result]], args: Any, base
     others = _boards.beside([result for _, result in results], lying)
     shown = {row.label: row.all_results for row in others if row.label not in columns}
     _table.print_metrics(evaluator.METRICS, {**columns, **shown})
-    if args.csv:
-        _table.write_csv(Path(args.csv), results)
     for label, same in columns.items():
         for result in same:
             seed = result["eval_result_unstructured"]["provenance"]["seed"]
@@ -221,12 +229,13 @@ def _show(scoring: Scoring, results: list[tuple[Found, Result]], args: Any, base
             _table.print_differences(evaluator.METRICS, label, same, Path(args.baseline).stem, baseline)
 
 
-def show_across(scoring: Scoring, results: list[Result]) -> None:
+def show_across(scorings: list[Scoring], results: list[Result]) -> None:
     """Prints, and writes beside the results, what they say together, if the evaluation has something to say."""
+    scoring = scorings[0]
     if not results or not hasattr(scoring.evaluator, "across"):
         return
     lines, files = scoring.evaluator.across(results)
-    folder = scoring.place.root / scoring.place.target.name / scoring.name
+    folder = scoring.place.root / "+".join(one.target.name for one in scorings) / scoring.name
     for line in lines:
         print(line)
     for name, content in files.items():

@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
         _render.show(_boards.boards([result for _, result in scored]))
         for scoring in scorings:
             own = [result for _, result in scored if _contract.of_type(result["eval_type_id"]) == scoring.name]
-            _run.show_across(scoring, own)
+            _run.show_across([scoring], own)
         if args.csv:
             _table.write_csv(Path(args.csv), scored)
         if args.picture:

@@ -42,16 +42,17 @@ def print_metrics(metrics: Iterable[_contract.Metric], columns: dict[str, list[R
 
 
 def as_frame(results: list[tuple[Any, Result]]) -> Any:
-    """One row per SAE and seed: what it is, the fields of its grid's cell, every metric that any of them has.
+    """One row per target, SAE and seed: what it is, the fields of its grid's cell, every metric that any of them has.
 
     Metrics are columns named `evaluation.metric`.
     """
     import pandas as pd
 
-    rows: dict[tuple[str, int | None], dict[str, Any]] = {}
+    rows: dict[tuple[str, str, int | None], dict[str, Any]] = {}
     for found, result in results:
-        new = {"sae": found.label.partition("[")[0], "label": found.label, "seed": found.seed, **found.cell}
-        row = rows.setdefault((found.label, found.seed), new)
+        target = result["sae_lens_release_id"]
+        new = {"sae": found.label.partition("[")[0], "label": found.label, "target": target, "seed": found.seed}
+        row = rows.setdefault((target, found.label, found.seed), {**new, **found.cell})
         evaluation = result["eval_type_id"]
         for metric in _rows.module(evaluation).METRICS:
             row[_rows.key((evaluation, metric))] = _read.value(metric, result)

@@ -1,9 +1,9 @@
 """ablation_sparsity: does a latent change few of the next tokens' logits, or all of them a little?
 
 A latent is taken away at one token on which it fires, and the logits of that token and those after it are compared with
-the clean run's, T tokens x V words, each token's changes less their median. Of these changes (L1 / L2)² / (V T) is the
-share of them that it would take to hold the effect if all were alike: 1 / (V T) for a single logit, 1 for all. Mean
-over places of a latent, then over latents drawn at random. Gao et al., arXiv 2406.04093, 4.5.
+the clean run's, T tokens of one document x V words, each token's changes less their median. Of these changes
+(L1 / L2)² / (V T) is the share of them that it would take to hold the effect if all were alike: 1 / (V T) for a single
+logit, 1 for all. Mean over places of a latent, then over latents drawn at random. Gao et al., arXiv 2406.04093, 4.5.
 
 Beside it the same of a random direction of the same norm in the same places.
 
@@ -65,7 +65,7 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     """Means over latents, with 95 % intervals by bootstrap over them."""
     import numpy as np
 
-    from eval_runners import _drawn, _envelope, _result, _saebench
+    from eval_runners import _causal, _drawn, _envelope, _result, _saebench
 
     _saebench.require_numbers(sae)
     if config.tokens_after >= config.context_size:
@@ -81,7 +81,8 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
         config.seed,
         option="--places",
     )
-    rows = traced(sae, target.hook_name, model, found, config)
+    with _causal.in_float32(model):
+        rows = traced(sae, target.hook_name, model, found, config)
     values: dict[str, dict[str, Any]] = {category: dict.fromkeys(_NAMES) for category in CATEGORIES}
     generator = np.random.default_rng(config.seed)
     for category in CATEGORIES:
@@ -104,10 +105,10 @@ def traced(sae: Any, hook_name: str, model: Any, found: Any, config: EvalConfig)
 
     generator = torch.Generator().manual_seed(config.seed)
     bos = torch.full((config.places, 1), model.tokenizer.bos_token_id)
-    last = found.ids_CT.shape[1] - config.tokens_after
+    ends_CT = found.special_CT.unfold(1, config.tokens_after, 1).any(-1)  # whether a document ends within T tokens
     rows = []
     for number, latent in enumerate(_saebench.progress(found.latents, "latents")):
-        acts_CT = found.acts_CTP[:, : last + 1, number]
+        acts_CT = found.acts_CTP[:, : ends_CT.shape[1], number] * ~ends_CT
         contexts = (acts_CT > 0).any(1).nonzero().squeeze(1)
         contexts = contexts[torch.randperm(len(contexts), generator=generator)[: config.places]]
         if not len(contexts):

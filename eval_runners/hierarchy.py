@@ -146,10 +146,11 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
         values["clustering"] |= clustering(lower.W_dec.detach().cpu(), lower_NL, parent_L, config.seed)
     fires_CTU = torch.zeros(*ids_CT.shape, upper_NU.shape[1], dtype=torch.bool)
     fires_CTU[own_CT] = upper_NU
-    rows = _causal.traced(
-        sae, lower, parent_L, model, target.hook_name, ids_CT, fires_CTU, n_latents=config.n_latents,
-        per_latent=config.contexts_per_latent, random_directions=config.random_directions, seed=config.seed,
-    )  # fmt: skip
+    with _causal.in_float32(model):
+        rows = _causal.traced(
+            sae, lower, parent_L, model, target.hook_name, ids_CT, fires_CTU, n_latents=config.n_latents,
+            per_latent=config.contexts_per_latent, random_directions=config.random_directions, seed=config.seed,
+        )  # fmt: skip
     values["causes"] |= _causal.summary(rows, config.seed)
     failures = [] if upper_NU.any() else ["no latent fires"]
     if parent_L is not None and not values["information"]["parents"]:

@@ -1,7 +1,8 @@
 """scaling: by which law does the error fall with more latents, more of them active, and more tokens?
 
 Of each SAE the squared error on held-out text, relative to predicting the mean (1 - explained variance). Over all SAEs
-of one command that differ in d_sae, k or training tokens, by name, the law of Gao et al. (arXiv 2406.04093, 3.2)
+of one command that differ in d_sae, k or training tokens, for each name, its other fields and target (several of
+`--target` are parted by commas), the law of Gao et al. (arXiv 2406.04093, 3.2)
 
     L(n, k) = exp(α + β_k ln k + β_n ln n + γ ln k ln n) + exp(ζ + η ln k)
 
@@ -83,9 +84,17 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
         "products": 2.0 * sae.cfg.d_in * sae.cfg.d_sae * tokens,
     }
     failures = [] if values["l0"] > 0 else ["no latent fires"]
-    name = found.plan.full_name if getattr(found, "plan", None) else getattr(found, "label", "SAE")
+    name = _name(found.label, target) if found is not None else "SAE"
     output = _envelope.envelope(NAME, config, _result.finite({"error": values}), sae, target)
     return Evaluation(output, {"name": name}, failures)
+
+
+def _name(label: str, target: Any) -> str:
+    """An SAE's label without the fields of the law, and those that take the place of k."""
+    name, _, fields = label.rstrip("]").partition("[")
+    without = {"d_sae", "k", "training_tokens", *target.l0.get(name, {})}
+    kept = [word for word in fields.split() if word.partition("=")[0] not in without]
+    return f"{name}[{' '.join(kept)}]" if kept else name
 
 
 @dataclass(frozen=True)
@@ -179,11 +188,17 @@ def across(results: list[dict[str, Any]]) -> tuple[list[str], dict[str, bytes]]:
     """What results of several SAEs say together: lines, and files by their names."""
     import numpy as np
 
-    names = list(dict.fromkeys(result["eval_result_unstructured"]["name"] for result in results))
+    several = len({result["sae_lens_release_id"] for result in results}) > 1
+    names = {result["eval_result_unstructured"]["name"] for result in results}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        name = result["eval_result_unstructured"]["name"]
+        if len([other for other in names if other.partition("[")[0] == name.partition("[")[0]]) == 1:
+            name = name.partition("[")[0]  # what all have in common needs no saying
+        groups.setdefault(f"{name} on {result['sae_lens_release_id']}" if several else name, []).append(result)
     lines: list[str] = []
     laws: dict[str, tuple[np.ndarray, np.ndarray, Law]] = {}
-    for name in names:
-        mine = [result for result in results if result["eval_result_unstructured"]["name"] == name]
+    for name, mine in groups.items():
         # k as it is set, where it is: L0 differs a little from it, since ReLU leaves out what is below 0
         own = [{**r["eval_result_metrics"]["error"], "k": r["sae_cfg_dict"].get("k")} for r in mine]
         own = [{**one, "k": one["k"] or one["l0"]} for one in own]

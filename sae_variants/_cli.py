@@ -183,6 +183,12 @@ def target_of(args: argparse.Namespace) -> Target:
     return _targets.choose(args.target, args.model, args.hook_name, args.dataset)
 
 
+def targets_of(args: argparse.Namespace) -> list[Target]:
+    """Those of a command that takes several, parted by commas."""
+    names = dict.fromkeys(name.strip() for name in args.target.split(","))
+    return [_targets.choose(name, args.model, args.hook_name, args.dataset) for name in names]
+
+
 def device_of(args: argparse.Namespace) -> str:
     """The device asked for, or the best there is. UsageError if it is not to be had."""
     import torch

@@ -205,9 +205,27 @@ def trainer(made: Plan, d_in: int, device: str) -> Any:
     found = SAETrainer(cfg, sae.to(device), iter(()))
     for group in found.optimizer.param_groups:
         group.update(getattr(sae, "adam_options", {}))
+    _turn_transposed(found.optimizer)
     if hasattr(sae, "learning_rate_scale"):
         _scale_learning_rate(found)
     return found
+
+
+def _turn_transposed(optimizer: Any) -> None:
+    """Gives the optimiser the transpose of weights that are stored so: of others its gradients would be copied."""
+    import torch
+
+    params = optimizer.param_groups[0]["params"]
+    stored = {at: p for at, p in enumerate(params) if not p.is_contiguous() and p.mT.is_contiguous()}
+    for at, p in stored.items():
+        params[at] = torch.nn.Parameter(p.data.mT)  # the same memory
+
+    def before(*_: Any) -> None:
+        for at, p in stored.items():
+            params[at].grad, p.grad = None if p.grad is None else p.grad.mT, None
+
+    if stored:
+        optimizer.register_step_pre_hook(before)
 
 
 def _scale_learning_rate(trainer: Any) -> None:

@@ -96,6 +96,8 @@ class SparseTopKTrainingSAEConfig(TopKTrainingSAEConfig):
             raise ValueError(f"multi_k must be above k = {self.k} and at most d_sae = {self.d_sae}, or 0")
         if self.aux_loss_coefficient < 0 or self.k_aux < 0 or self.aux_every < 1:
             raise ValueError("aux_loss_coefficient and k_aux must not be negative, and aux_every must be at least 1")
+        if self.k_aux > self.d_sae:
+            raise ValueError(f"k_aux must be at most d_sae = {self.d_sae}, not {self.k_aux}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be at least 0 and below 1, not {self.ema:g}")
         if self.learning_rate_power < 0:

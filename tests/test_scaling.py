@@ -7,6 +7,7 @@ import pytest
 
 from eval_runners import scaling
 from eval_runners.scaling import across, fit
+from sae_variants import _targets
 from sae_variants._errors import UsageError
 
 PLANTED = {"α": -0.4, "β_k": 0.25, "β_n": -0.12, "γ": -0.045, "ζ": -2.0, "η": -0.35}
@@ -22,12 +23,13 @@ def grid(ns=(512, 1024, 2048, 4096, 8192), ks=(8, 16, 32, 64), ts=(1e6,)) -> np.
     return np.array([[n, k, t] for n in ns for k in ks for t in ts], float)
 
 
-def result(point, loss, name="topk", with_k=True):
+def result(point, loss, name="topk", with_k=True, target="sandbox"):
     n, k, t = point
     numbers = {"loss": loss, "l0": k, "n": n, "tokens": t, "products": n * t}
     return {
         "eval_result_metrics": {"error": numbers},
         "eval_result_unstructured": {"name": name},
+        "sae_lens_release_id": target,
         "sae_cfg_dict": {"k": k} if with_k else {},
     }
 
@@ -103,6 +105,30 @@ def test_names_have_their_own_laws_and_too_few_have_none():
     ]
 
 
+def test_targets_have_their_own_laws():
+    points = grid()
+    losses = planted(points)
+    results = [result(p, loss * factor, target=target) for target, factor in (("a", 1), ("b", 1.2))
+               for p, loss in zip(points, losses, strict=True)]  # fmt: skip
+    lines, files = across(results)
+    assert [line.partition(":")[0] for line in lines if "SAEs, off by 0.0%" in line] == ["topk on a", "topk on b"]
+    assert b"topk on b,\xce\xb1," in files["law.csv"]
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("topk", "topk"),
+        ("topk[d_sae=512 k=8 training_tokens=65536]", "topk"),
+        ("topk[aux_every=1 k=8]", "topk[aux_every=1]"),
+        ("stock:standard[d_sae=64 l1_coefficient=2]", "stock:standard"),
+        ("stock:jumprelu[l1_coefficient=2]", "stock:jumprelu[l1_coefficient=2]"),
+    ],
+)
+def test_saes_that_differ_otherwise_have_laws_of_their_own(label, name):
+    assert scaling._name(label, _targets.load("sandbox")) == name
+
+
 def test_what_is_held_back_is_not_fitted():
     points = grid()
     losses = planted(points) * np.where(points[:, 0] == 8192, 1.5, 1)  # the law ends before the largest
@@ -144,3 +170,28 @@ def test_the_law_is_written_beside_the_results(target, model_folder, text_file, 
     assert "topk: α = " in said
     (folder,) = (tmp_path / "out").glob(f"*/{scaling.NAME}")
     assert {"law.csv", "law.png", "residuals.png"} < {path.name for path in folder.iterdir()}
+
+
+def test_a_command_may_name_several_targets(target, text_file, tmp_path, capsys, monkeypatch):
+    from conftest import tiny
+
+    from eval_runners import _run
+
+    monkeypatch.setenv("SAE_VARIANTS_TRAINED", str(tmp_path / "trained"))
+    monkeypatch.setattr(_targets, "FOLDER", tmp_path)
+    settings = {name: value for name, value in tiny("topk").items() if name not in ("d_sae", "k")}
+    for layer in (0, 1):
+        lines = [f'title = "layer {layer}"', f'model_name = "{target.model_name}"', f'dataset = "{text_file}"',
+                 f'hook_name = "blocks.{layer}.hook_resid_post"', "[train]",
+                 *(f"{name} = {value}" for name, value in settings.items())]  # fmt: skip
+        (tmp_path / f"layer{layer}.toml").write_text("\n".join(lines))
+    code = _run.main("scaling", [
+        "--sae", "topk", "--grid", "d_sae=32,48,64,96", "--train.k", "4", "--target", "layer0,layer1", "--output",
+        str(tmp_path / "out"), "--n-contexts", "8", "--context-size", "32", "--csv", str(tmp_path / "rows.csv"),
+    ])  # fmt: skip
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert "topk on layer0: α = " in said
+    assert "topk on layer1: α = " in said
+    assert (tmp_path / "out" / "layer0+layer1" / "scaling" / "law.png").exists()
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 9

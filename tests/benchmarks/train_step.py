@@ -4,10 +4,11 @@
     python tests/benchmarks/train_step.py --loop [--rounds 3]
 
 A step is forward, backward and optimiser on random activations; every round takes each step once, in turn, and ratios are
-of one round: medians, with the smallest and the largest. Our commands let glibc keep freed memory, from which all would
+of one round: medians, with the smallest and the largest. The product is PyTorch's, x @ W_enc, and oneDNN's, which `topk`
+takes. Units are multiplications as PyTorch counts them, in encoder products; those of sums over k rows are not counted. Our commands let glibc keep freed memory, from which all would
 profit: `--keep-memory` does so here, else memory is as in any Python process. Extra memory is the most that a process of
 its own takes in a step beyond what it holds between steps. `dictionary_learning` and `sparsify` take part where they are
-installed (`pip install dictionary-learning eai-sparsify`). `--loop` trains on the sandbox's language model from start to
+installed (`pip install -e '.[benchmark]'`). `--loop` trains on the sandbox's language model from start to
 saved SAE, by SAELens' `LanguageModelSAETrainingRunner` with its TopK, and by `sae_variants.train`.
 """
 
@@ -30,7 +31,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-OURS, DEAD, SAE_LENS, PRODUCT = "topk", "topk, 20 % dead", "SAELens", "encoder product"
+OURS, DEAD, SAE_LENS, PRODUCT, ONEDNN = "topk", "topk, 20 % dead", "SAELens", "encoder product", "by oneDNN"
 OTHERS = ("dictionary_learning", "sparsify")
 
 
@@ -42,6 +43,11 @@ def contender(name: str, args: argparse.Namespace) -> Callable[[Any], Any] | Non
     if name == PRODUCT:
         W_enc = torch.randn(args.d_in, args.d_sae)
         return lambda x: x @ W_enc
+    if name == ONEDNN:
+        from sae_variants import _sparse
+
+        W_enc = torch.randn(args.d_sae, args.d_in).T
+        return (lambda x: _sparse.dense(x, W_enc)) if _sparse.ONEDNN else None
     if name in (OURS, DEAD):
         return own_step(args, 0.2 if name == DEAD else 0.0)
     if name == SAE_LENS:
@@ -130,9 +136,9 @@ def steps(args: argparse.Namespace) -> None:
 
     if args.keep_memory:
         _models.reuse_freed_memory()
-    made = {name: contender(name, args) for name in (PRODUCT, OURS, DEAD, SAE_LENS, *OTHERS)}
+    made = {name: contender(name, args) for name in (PRODUCT, ONEDNN, OURS, DEAD, SAE_LENS, *OTHERS)}
     for name in [name for name, step in made.items() if step is None]:
-        print(f"{name} is not installed and is left out")
+        print(f"{name}: not on this machine, left out")
         del made[name]
     times: dict[str, list[float]] = {name: [] for name in made}
     for number in range(args.rounds + 1):  # the first round warms up
@@ -143,14 +149,24 @@ def steps(args: argparse.Namespace) -> None:
             if number:
                 times[name].append(time.perf_counter() - started)
     print(f"{args.tokens} tokens, d_in {args.d_in}, d_sae {args.d_sae}, k {args.k}, {torch.get_num_threads()} threads")
-    print(f"{'':22}{'over the product':>26}{'over topk':>26}{'extra memory':>16}")
+    print(f"{'':22}{'over the product':>26}{'over topk':>26}{'units':>8}{'extra memory':>16}")
     for name in made:
         said = [spread([t / o for t, o in zip(times[name], times[base], strict=True)]) for base in (PRODUCT, OURS)]
-        print(f"{name:22}{said[0]:>26}{said[1]:>26}{extra(name):>16}")
+        print(f"{name:22}{said[0]:>26}{said[1]:>26}{units(made[name], args):>8}{extra(name):>16}")
+
+
+def units(step: Callable[[Any], Any], args: argparse.Namespace) -> str:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    by_onednn = {torch.ops.mkldnn._linear_pointwise: lambda x, W, *_, **__: 2 * x[0] * x[1] * W[0]}
+    with FlopCounterMode(display=False, custom_mapping=by_onednn) as counter:
+        step(torch.randn(args.tokens, args.d_in))
+    return f"{counter.get_total_flops() / (2 * args.tokens * args.d_in * args.d_sae):.2f}"
 
 
 def extra(name: str) -> str:
-    if name == PRODUCT or not Path("/proc/self/clear_refs").exists():
+    if name in (PRODUCT, ONEDNN) or not Path("/proc/self/clear_refs").exists():
         return "-"
     command = [sys.executable, *sys.argv, "--memory", name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -168,18 +184,22 @@ def loop(args: argparse.Namespace) -> None:
     target = _targets.load("sandbox")
     tokens = 32 * 2048
     model = _models.load_model(target.model_name, "cpu", target.dtype)
+    fields = {"k": args.k, "d_sae": args.d_sae, "training_tokens": tokens, "buffer_contexts": 256}
+    trainings = {
+        OURS: lambda folder: _train.train([_plan.plan("topk", target, fields, folder)]),
+        SAE_LENS: lambda folder: by_sae_lens(args, target, model, tokens, folder),
+    }
     ratios = []
-    for _ in range(args.rounds):
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-            fields = {"k": args.k, "d_sae": args.d_sae, "training_tokens": tokens, "buffer_contexts": 256}
-            started = time.perf_counter()
-            _train.train([_plan.plan("topk", target, fields, folder)])
-            ours = time.perf_counter() - started
-            started = time.perf_counter()
-            by_sae_lens(args, target, model, tokens, folder)
-            theirs = time.perf_counter() - started
-        ratios.append(theirs / ours)
-        print(f"topk {tokens / ours:,.0f} tokens/s, SAELens {tokens / theirs:,.0f} tokens/s")
+    for number in range(args.rounds + 1):  # the first round warms up; who begins changes
+        taken = {}
+        for name in sorted(trainings, reverse=number % 2 == 1):
+            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+                started = time.perf_counter()
+                trainings[name](folder)
+                taken[name] = time.perf_counter() - started
+        if number:
+            ratios.append(taken[SAE_LENS] / taken[OURS])
+            print(", ".join(f"{name} {tokens / seconds:,.0f} tokens/s" for name, seconds in sorted(taken.items())))
     print(f"topk trains {spread(ratios)} times as fast as SAELens' runner its TopK, d_sae {args.d_sae}, k {args.k}")
 
 
