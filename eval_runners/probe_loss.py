@@ -52,7 +52,10 @@ METRICS = (
         "loss", "loss of the best latent's probe, nats", "lower", "eval_result_metrics.latents.loss",
         short="probe loss", references=(("residual stream", "eval_result_metrics.residual.loss"),),
     ),
-    Metric("train_loss", "its loss on training documents", "neither", "eval_result_metrics.latents.train_loss"),
+    Metric(
+        "train_loss", "its loss on the documents it was chosen on, nats", "neither",
+        "eval_result_metrics.latents.train_loss", short="chosen on",
+    ),
     Metric("tasks", "tasks", "neither", "eval_result_metrics.latents.tasks"),
 )  # fmt: skip
 

@@ -77,7 +77,7 @@ def test_a_latent_of_a_bigram_is_told_with_precision_and_recall_1(target, model,
     ids = torch.randint(20, 30, (40, 30))
     acts = torch.zeros(40, 30, 1)
     acts[:, 1:, 0] = 2.0 * ((ids[:, 1:] == 25) & (ids[:, :-1] == 21))
-    monkeypatch.setattr(_drawn, "drawn", lambda *_, **__: Drawn(ids, [4], acts))
+    monkeypatch.setattr(_drawn, "drawn", lambda *_, **__: Drawn(ids, [4], acts, torch.zeros_like(ids).bool()))
     monkeypatch.setattr(n2g, "last_activations", lambda *_: fires_on(21, 25))
     evaluation = n2g.evaluate(identity(target), target, EvalConfig(), model=model, device="cpu")
     values = evaluation.output["eval_result_metrics"]
@@ -94,7 +94,7 @@ def test_patterns_are_made_of_the_first_half_only(target, model, monkeypatch):
     ids = torch.arange(5, 23).repeat(3)[:48].view(8, 6)
     ids[:4, 3], ids[4:, 3] = 25, 26
     acts = 2.0 * (ids >= 25).float()[..., None]
-    monkeypatch.setattr(_drawn, "drawn", lambda *_, **__: Drawn(ids, [4], acts))
+    monkeypatch.setattr(_drawn, "drawn", lambda *_, **__: Drawn(ids, [4], acts, torch.zeros_like(ids).bool()))
     monkeypatch.setattr(n2g, "last_activations", lambda *_: lambda runs: [2.0 * (run[-1] >= 25) for run in runs])
     evaluation = n2g.evaluate(identity(target), target, EvalConfig(), model=model, device="cpu")
     (row,) = evaluation.ours["by_latent"]
