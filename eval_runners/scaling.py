@@ -7,7 +7,8 @@ of one command that differ in d_sae, k or training tokens, for each name, its ot
     L(n, k) = exp(α + β_k ln k + β_n ln n + γ ln k ln n) + exp(ζ + η ln k)
 
 of n latents, k of them active on a token, is fitted by least squares in ln L, with β_t ln t in the first exponent where
-training tokens t differ, and without the terms of what does not differ; 95 % intervals from the fit's covariance.
+training tokens t differ, without the terms of what does not differ, and without the second exponent where nothing shows
+it; 95 % intervals from the fit's covariance.
 Beside it how far the law of all but the largest n is off at that n, the best SAE for each number of encoder products,
 2 D n t multiplications, and pictures: `law.csv`, `law.png` and `residuals.png` beside the results.
 
@@ -35,6 +36,8 @@ CATEGORIES = ("error",)
 _NAMES = ("loss", "l0", "n", "tokens", "products")
 STARTS = 24
 """Random starts of the fit."""
+CONDITION = 1e6
+"""Condition of a fit from which its coefficients are not told apart."""
 
 
 @dataclass(frozen=True)
@@ -132,37 +135,42 @@ def fit(points_P3: np.ndarray, losses_P: np.ndarray) -> Law:
         raise UsageError(f"{few}: add values to --grid")
     centre = np.log(points_P3).mean(0)  # logarithms about their means: coefficients that hardly depend on one another
 
-    def parts(coefficients: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def predicted(coefficients: np.ndarray, points: np.ndarray, rest: list[str]) -> np.ndarray:
         n, k, t = (np.log(points) - centre).T
-        columns = {"α": n**0, "β_n": n, "β_k": k, "γ": k * n, "β_t": t}
-        first, second = coefficients[: len(terms)], coefficients[len(terms) :]
-        of = {"ζ": "α", "η": "β_k"}
-        return (
-            np.asarray(sum(c * columns[term] for c, term in zip(first, terms, strict=True))),
-            np.asarray(sum(c * columns[of[term]] for c, term in zip(second, rest, strict=True))),
-        )
-
-    def predicted(coefficients: np.ndarray, points: np.ndarray) -> np.ndarray:
-        return np.logaddexp(*parts(coefficients, points))
+        columns = {"α": n**0, "β_n": n, "β_k": k, "γ": k * n, "β_t": t, "ζ": n**0, "η": k}
+        first = np.asarray(sum(c * columns[term] for c, term in zip(coefficients, terms, strict=False)))
+        if not rest:
+            return first
+        second = sum(c * columns[term] for c, term in zip(coefficients[len(terms) :], rest, strict=True))
+        return np.logaddexp(first, np.asarray(second))
 
     wanted = np.log(losses_P)
-    generator = np.random.default_rng(0)
-    best: Any = None
-    for start in range(STARTS):
-        x0 = generator.normal(0, 0.3 if start else 0.0, len(terms) + len(rest))
-        x0[0] += wanted.mean() - 0.7
-        x0[len(terms)] += wanted.mean() - 0.7
-        found = least_squares(lambda c: predicted(c, points_P3) - wanted, x0, max_nfev=2000)
-        best = found if best is None or found.cost < best.cost else best
+
+    def best_of(rest: list[str]) -> Any:
+        generator = np.random.default_rng(0)
+        best: Any = None
+        for start in range(STARTS):
+            x0 = generator.normal(0, 0.3 if start else 0.0, len(terms) + len(rest))
+            x0[0] += wanted.mean() - 0.7
+            if rest:
+                x0[len(terms)] += wanted.mean() - 0.7
+            found = least_squares(lambda c: predicted(c, points_P3, rest) - wanted, x0, max_nfev=2000)
+            best = found if best is None or found.cost < best.cost else best
+        return best
+
+    best = best_of(rest)
+    if np.linalg.cond(best.jac) >= CONDITION:  # nothing is left over that latents do not lessen
+        rest = []
+        best = best_of(rest)
     freedom = len(wanted) - len(best.x)
     to_plain = _uncentred(terms, rest, centre)
     plain, spread = to_plain @ best.x, np.full(len(best.x), np.inf)  # where the points do not tell coefficients apart
-    if np.linalg.cond(best.jac) < 1e6:
+    if np.linalg.cond(best.jac) < CONDITION:
         covariance = np.linalg.inv(best.jac.T @ best.jac) * 2 * best.cost / freedom
         spread = np.sqrt(np.diag(to_plain @ covariance @ to_plain.T))
     margin = student.ppf(0.975, freedom) * spread
     names = tuple(terms + rest)
-    return Law(names, plain, plain - margin, plain + margin, lambda points: np.exp(predicted(best.x, points)))
+    return Law(names, plain, plain - margin, plain + margin, lambda points: np.exp(predicted(best.x, points, rest)))
 
 
 def _uncentred(terms: list[str], rest: list[str], centre: np.ndarray) -> np.ndarray:
