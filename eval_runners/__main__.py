@@ -1,4 +1,4 @@
-"""python -m eval_runners list | suite | leaderboard | report | publish"""
+"""python -m eval_runners list | suite | leaderboard | report | case-study | human-study | publish"""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ COMMANDS = {
     "suite": "several SAEs, seeds and evaluations in one go",
     "leaderboard": "results of ours and of others, ranked where they may be",
     "report": "the leaderboard as one HTML page",
+    "case-study": "single latents of an SAE as one HTML page",
+    "human-study": "do people tell where a latent fires? the questions as one HTML page, and their scoring",
     "publish": "an SAE, its results and a card, on the Hugging Face Hub",
 }
 """Each but `list` lies in a module of its name with an underscore."""
@@ -22,7 +24,7 @@ COMMANDS = {
 
 def main(argv: list[str]) -> int:
     if argv and argv[0] in COMMANDS and argv[0] != "list":
-        return import_module(f"eval_runners._{argv[0]}").main(argv[1:])
+        return import_module(f"eval_runners._{argv[0].replace('-', '_')}").main(argv[1:])
     if argv and argv[0] in _contract.names():
         return _run.main(argv[0], argv[1:])
     parser = _cli.Parser(

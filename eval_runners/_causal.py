@@ -95,11 +95,11 @@ def traced(
     random_directions: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """A row per latent: what happens without it, without a random direction of its norm, and without its children.
+    """What `trace` says of latents drawn at random.
 
     Args:
-        lower, parent_L: lower level and each of its latents' parent, or None where the SAE has one level.
         fires_CTU: where the latents fire; those are drawn that do in enough contexts, and have children if any do.
+        per_latent: contexts of each.
     """
     generator = torch.Generator().manual_seed(seed)
     in_context_CU = fires_CTU.any(1)
@@ -108,40 +108,56 @@ def traced(
         often_U &= torch.bincount(parent_L.clamp(min=0), minlength=len(often_U)) > 0
     candidates = often_U.nonzero().squeeze(1)
     chosen = candidates[torch.randperm(len(candidates), generator=generator)[:n_latents]].tolist()
-    activations = _models.hook_activations(model, hook_name)
     rows = []
     for number, latent in enumerate(_saebench.progress(chosen, "latents")):
         contexts = in_context_CU[:, latent].nonzero().squeeze(1)
         contexts = contexts[torch.randperm(len(contexts), generator=generator)[:per_latent]]
-        places_CT = fires_CTU[contexts, :, latent]
-        with torch.no_grad():
-            x_CTD = activations(ids_CT[contexts])
-            acts_CT = sae.encode(x_CTD)[..., latent] * places_CT.to(x_CTD.device)
-            row_D = sae.W_dec[latent]
-        ablation = Ablation(model, hook_name, ids_CT[contexts], places_CT)
-        change = ablation.without(acts_CT[..., None] * row_D)
-        own = ablation.effect(change)
-        randoms = []
-        for _ in range(random_directions):
-            direction_D = torch.randn(len(row_D), generator=generator).to(row_D)
-            direction_D *= row_D.norm() / direction_D.norm()
-            randoms.append(ablation.effect(ablation.without(acts_CT[..., None] * direction_D)))
-        row = {
-            "latent": latent, "places": int(places_CT.sum()), "kl": own.kl, "top_change": own.top,
-            "kl_random": sum(effect.kl for effect in randoms) / len(randoms),
-            "top_change_random": sum(effect.top for effect in randoms) / len(randoms),
-        }  # fmt: skip
-        if lower is not None and parent_L is not None:
-            with torch.no_grad():
-                lower_CTL = lower.encode(x_CTD) * places_CT.to(x_CTD.device)[..., None]
-            others = [("other_children", chosen[number - 1])] if len(chosen) > 1 else []
-            for name, of in (("children", latent), *others):
-                is_child_L = (parent_L == of).to(x_CTD.device)
-                written_CTD = (lower_CTL * is_child_L) @ lower.W_dec.detach()
-                theirs = ablation.without(written_CTD)
-                row |= {f"{name}_share": share(theirs, change), f"kl_{name}": ablation.effect(theirs).kl}
-        rows.append(row)
+        of = {"children": latent, **({"other_children": chosen[number - 1]} if len(chosen) > 1 else {})}
+        rows.append(
+            trace(
+                sae, lower, parent_L, model, hook_name, ids_CT[contexts], fires_CTU[contexts, :, latent], latent, of,
+                random_directions, generator,
+            )
+        )  # fmt: skip
     return rows
+
+
+def trace(
+    sae: Any, lower: Any, parent_L: Tensor | None, model: Any, hook_name: str, ids_CT: Tensor, places_CT: Tensor,
+    latent: int, children_of: dict[str, int], random_directions: int, generator: torch.Generator,
+) -> dict[str, Any]:  # fmt: skip
+    """What happens without a latent, without a random direction of its norm, and without children.
+
+    Args:
+        lower, parent_L: lower level and each of its latents' parent, or None where the SAE has one level.
+        places_CT: where the latent fires.
+        children_of: latents whose children are taken away, by what the row shall call that.
+    """
+    with torch.no_grad():
+        x_CTD = _models.hook_activations(model, hook_name)(ids_CT)
+        acts_CT = sae.encode(x_CTD)[..., latent] * places_CT.to(x_CTD.device)
+        row_D = sae.W_dec[latent]
+    ablation = Ablation(model, hook_name, ids_CT, places_CT)
+    change = ablation.without(acts_CT[..., None] * row_D)
+    own = ablation.effect(change)
+    randoms = []
+    for _ in range(random_directions):
+        direction_D = torch.randn(len(row_D), generator=generator).to(row_D)
+        direction_D *= row_D.norm() / direction_D.norm()
+        randoms.append(ablation.effect(ablation.without(acts_CT[..., None] * direction_D)))
+    row = {
+        "latent": latent, "places": int(places_CT.sum()), "kl": own.kl, "top_change": own.top,
+        "kl_random": sum(effect.kl for effect in randoms) / len(randoms),
+        "top_change_random": sum(effect.top for effect in randoms) / len(randoms),
+    }  # fmt: skip
+    if lower is not None and parent_L is not None:
+        with torch.no_grad():
+            lower_CTL = lower.encode(x_CTD) * places_CT.to(x_CTD.device)[..., None]
+        for name, of in children_of.items():
+            is_child_L = (parent_L == of).to(x_CTD.device)
+            theirs = ablation.without((lower_CTL * is_child_L) @ lower.W_dec.detach())
+            row |= {f"{name}_share": share(theirs, change), f"kl_{name}": ablation.effect(theirs).kl}
+    return row
 
 
 AVERAGED = (

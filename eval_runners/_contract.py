@@ -3,7 +3,8 @@
     EvalConfig                        dataclass of its settings; the docstring under a field is the help
     METRICS                           the numbers it gives, in the order of the table
     output_class()                    the class of SAEBench's that its results validate with
-    evaluate(sae, target, config, model=..., device=...)     -> Evaluation
+    evaluate(sae, target, config, model=..., device=...)     -> Evaluation; or, where results need more than an SAE,
+    MADE_BY                           the command that makes them
 
 may define
 

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import base64
 import gzip
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from eval_runners import _contract, _leaderboard, _render, _rows
+from eval_runners import _contract, _leaderboard, _page, _render, _rows
 from eval_runners._boards import Board
 from eval_runners._files import write_whole
 from eval_runners._result import without_paths
 from eval_runners._rows import Row
 from sae_variants import _cli
-
-TEMPLATE = Path(__file__).parent / "report.html"
 
 
 def main(argv: list[str]) -> int:
@@ -40,8 +37,6 @@ def main(argv: list[str]) -> int:
 
 def page(boards: list[Board], broken: list[str]) -> str:
     """The whole page. Text of results is data to it: nothing in them is ever taken for markup."""
-    from jinja2 import Environment
-
     data = {
         "boards": [_described(board) for board in sorted(boards, key=_place)],
         "broken": [without_paths(reason) for reason in broken],
@@ -49,19 +44,12 @@ def page(boards: list[Board], broken: list[str]) -> str:
         "usual": _contract.USUAL,
         "arrows": _contract.ARROWS,
     }
-    template = Environment(autoescape=True).from_string(TEMPLATE.read_text())
-    return template.render(data=_inert(data), plotly=_plotly())
+    return _page.render("report.html", data, plotly=_plotly())
 
 
 def _place(board: Board) -> tuple[bool, int]:
     """Boards with results of ours first, the fullest before."""
     return not any(row.seeds for row in board.rows), -len(board.rows)
-
-
-def _inert(data: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
-    text = json.dumps(data, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _plotly() -> str:

@@ -92,14 +92,18 @@ def add_common(parser: Any) -> None:
         "--seeds", type=_cli.seeds, default=[0], metavar="0,1,2",
         help="seeds of variants that are trained here; several give mean ± standard error (default: 0)",
     )  # fmt: skip
-    parser.add_argument(
-        "--output", default="results/runs", metavar="FOLDER", help="root of results (default: %(default)s)"
-    )
+    add_output(parser)
     parser.add_argument("--force", action="store_true", help="evaluate again what has a result already")
     _cli.add_grid(parser)
     _cli.add_target(parser)
     parser.epilog = (
         "A variant that must be trained first takes --train.FIELD VALUE, e.g. --train.k 16 --train.d-sae 4096."
+    )
+
+
+def add_output(parser: Any) -> None:
+    parser.add_argument(
+        "--output", default="results/runs", metavar="FOLDER", help="root of results (default: %(default)s)"
     )
 
 
@@ -122,6 +126,8 @@ def prepared(
 ) -> Scoring:
     """An evaluation with the target's settings and those given. UsageError, before any work, if they cannot be."""
     evaluator = _contract.module(name)
+    if made_by := getattr(evaluator, "MADE_BY", ""):
+        raise UsageError(f"{name} is made by {made_by}")
     own = {k: tuple(v) if isinstance(v, list) else v for k, v in target.evaluations.get(name, {}).items()}
     config = evaluator.EvalConfig(**{**own, **given})
     for f in fields(config):

@@ -74,32 +74,17 @@ def output_class() -> type:
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """Means over latents; a row per latent with its patterns as text."""
-    import torch
-
     from eval_runners import _drawn, _envelope, _result, _saebench
 
     _saebench.require_numbers(sae)
     found = _drawn.drawn(
         sae, target, model, config.n_contexts, config.context_size, config.n_latents, config.n_min, config.seed
     )
-    half = len(found.ids_CT) // 2
-    generator = torch.Generator().manual_seed(config.seed)
-    words = model.tokenizer.all_special_ids
-    others = [token for token in found.ids_CT.unique().tolist() if token not in words]
-    replacements = [others[i] for i in torch.randperm(len(others), generator=generator)[: config.replacements]]
-    rows = []
-    for number, latent in enumerate(_saebench.progress(found.latents, "latents")):
-        acts_CT = found.acts_CTP[..., number]
-        last = last_activations(sae, target, model, latent)
-        ends = examples(found.ids_CT[:half], acts_CT[:half], config.examples, config.longest)
-        made = (pattern(run, activation, last, replacements) for run, activation in ends)
-        patterns = dict.fromkeys(one for one in made if one is not None)
-        fires = matches(trie(patterns), found.ids_CT[half:])
-        largest = acts_CT.max()
-        row: dict[str, Any] = {"latent": latent, "patterns": [text(one, model.tokenizer) for one in patterns]}
-        for category, truth in (("firing", acts_CT[half:] > 0), ("strong", acts_CT[half:] >= largest / 2)):
-            row |= {f"{category} {name}": value for name, value in scores(fires, truth).items()}
-        rows.append({**row, "length": sum(map(len, patterns)) / max(len(patterns), 1)})
+    replacements = replacing(found.ids_CT, model, config)
+    rows = [
+        described(sae, target, model, latent, found.ids_CT, found.acts_CTP[..., number], replacements, config)
+        for number, latent in enumerate(_saebench.progress(found.latents, "latents"))
+    ]
     values: dict[str, dict[str, Any]] = {category: dict.fromkeys(_NAMES) for category in CATEGORIES}
     for category in CATEGORIES:
         for name in _BETTER:
@@ -111,6 +96,33 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     return Evaluation(
         _envelope.envelope(NAME, config, _result.finite(values), sae, target), {"by_latent": rows}, failures
     )
+
+
+def replacing(ids_CT: Any, model: Any, config: EvalConfig) -> list[int]:
+    """Tokens of the text, drawn at random, to try in the place of others."""
+    import torch
+
+    generator = torch.Generator().manual_seed(config.seed)
+    special = model.tokenizer.all_special_ids
+    others = [token for token in ids_CT.unique().tolist() if token not in special]
+    return [others[i] for i in torch.randperm(len(others), generator=generator)[: config.replacements]]
+
+
+def described(
+    sae: Any, target: Any, model: Any, latent: int, ids_CT: Any, acts_CT: Any, replacements: list[int],
+    config: EvalConfig,
+) -> dict[str, Any]:  # fmt: skip
+    """The patterns of one latent as text, made of the first half of the contexts, and their scores on the second."""
+    half = len(ids_CT) // 2
+    last = last_activations(sae, target, model, latent)
+    ends = examples(ids_CT[:half], acts_CT[:half], config.examples, config.longest)
+    made = (pattern(run, activation, last, replacements) for run, activation in ends)
+    patterns = dict.fromkeys(one for one in made if one is not None)
+    fires = matches(trie(patterns), ids_CT[half:])
+    row: dict[str, Any] = {"latent": latent, "patterns": [text(one, model.tokenizer) for one in patterns]}
+    for category, truth in (("firing", acts_CT[half:] > 0), ("strong", acts_CT[half:] >= acts_CT.max() / 2)):
+        row |= {f"{category} {name}": value for name, value in scores(fires, truth).items()}
+    return {**row, "length": sum(map(len, patterns)) / max(len(patterns), 1)}
 
 
 def last_activations(sae: Any, target: Any, model: Any, latent: int) -> Callable[[list[list[int]]], list[float]]:

@@ -215,6 +215,19 @@ def seeds(text: str) -> list[int]:
     return found
 
 
+def whole(text: str) -> int:
+    """A number that is not negative."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    if whole(text) < 1:
+        raise argparse.ArgumentTypeError("there must be at least 1")
+    return int(text)
+
+
 def quiet() -> None:
     """Notices of SAELens, TransformerLens and datasets that a user of these commands can do nothing about."""
     import warnings

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import time
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
@@ -174,3 +177,43 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("cache")
     os.environ["SAE_VARIANTS_CACHE"] = str(root)
     return root
+
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+needs_chromium = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no chromium and chromedriver (Debian's packages)"
+)
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1300,1000"):
+        options.add_argument(word)
+    downloads = {"download.default_directory": str(tmp_path_factory.mktemp("downloads"))}
+    options.add_experimental_option("prefs", downloads)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    driver.downloads = Path(downloads["download.default_directory"])
+    yield driver
+    driver.quit()
+
+
+def opened(driver, page):
+    driver.get(page.as_uri())
+    for _ in range(200):
+        if driver.execute_script("return document.body.dataset.ready") == "yes":
+            return driver
+        time.sleep(0.05)
+    raise AssertionError(driver.get_log("browser"))
+
+
+def fetched(driver) -> list[str]:
+    """What a page asked of any network since it was last asked for."""
+    asked = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
+    return [url for url in urls if not url.startswith(("file://", "data:", "blob:"))]

@@ -103,6 +103,8 @@ SMALL = {
 
 @pytest.fixture
 def evaluate(name, module, target, model, tasks_file, tmp_path):
+    if hasattr(module, "MADE_BY"):
+        pytest.skip(f"{name} is made by {module.MADE_BY}")
     settings = SMALL.get(name, {}) | ({"tasks": str(tasks_file)} if name == "sparse_probing" else {})
     if name == "concept_stability":
         identity(target).save_model(tmp_path / "other")

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
-import time
 
 import pytest
+from conftest import fetched, needs_chromium, opened
 from test_leaderboard import made, over_seeds
 
-from eval_runners import _boards, _read, _report
+from eval_runners import _boards, _page, _read, _report
 from eval_runners.__main__ import main
 from eval_runners._leaderboard import BASELINES
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-needs_chromium = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no chromium and chromedriver (Debian's packages)"
-)
 HOSTILE = "</script><script>document.body.dataset.broken='yes'</script><b>bold</b>"
 
 
@@ -41,30 +36,6 @@ def page(tmp_path_factory):
     return file
 
 
-@pytest.fixture(scope="module")
-def driver():
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1300,1000"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-    yield driver
-    driver.quit()
-
-
-def opened(driver, page):
-    driver.get(page.as_uri())
-    for _ in range(200):
-        if driver.execute_script("return document.body.dataset.ready") == "yes":
-            return driver
-        time.sleep(0.05)
-    raise AssertionError(driver.get_log("browser"))
-
-
 def cells(driver, column):
     script = "return [...document.querySelectorAll('#table tbody tr')].map(r => r.children[arguments[0]].textContent)"
     return driver.execute_script(script, column)
@@ -85,9 +56,7 @@ def test_every_panel_is_drawn_without_an_error_and_nothing_is_fetched(driver, pa
     assert {"accuracy of probes ↑", "how often latents fire"} <= set(titles)
     assert all(drawn and traces for _, drawn, traces in panels), panels
     assert not [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
-    asked = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    urls = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
-    assert [url for url in urls if not url.startswith(("file://", "data:", "blob:"))] == []
+    assert fetched(driver) == []
 
 
 @needs_chromium
@@ -215,5 +184,5 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_the_page_holds_no_address_but_those_of_its_libraries():
-    text = _report.TEMPLATE.read_text()
-    assert "http" not in text.replace("http-equiv", "")
+    text = "".join(path.read_text() for path in _page.FOLDER.glob("*.html"))
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")  # a name, not an address

@@ -1,0 +1,142 @@
+"""python -m eval_runners human-study score: what raters answered, as results of the SAEs of the study.
+
+A file of answers names its study and its rater; the key of that study, which `human-study make` wrote, says which
+question is about which SAE.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from eval_runners import _run, human_study
+from eval_runners.human_study import CHOICES, Item
+from sae_variants import _cli
+from sae_variants._errors import UsageError
+
+
+def main(argv: list[str]) -> int:
+    from eval_runners import _boards, _render, _result
+
+    parser = _cli.Parser(prog="python -m eval_runners human-study score", description=__doc__)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="answers of raters, as the page and `judge` save them")
+    parser.add_argument("--key", metavar="FILE", help="the key (default: the one of that study beside the answers)")
+    _run.add_output(parser)
+    args = parser.parse_args(argv)
+    files = [Path(file) for file in args.files]
+    said = [read_answers(file) for file in files]
+    if len(studies := {one["study"] for one in said}) > 1:
+        raise UsageError("the files answer different studies: score each on its own")
+    key = read_key(Path(args.key)) if args.key else _key_of(studies.pop(), files)
+    for file, one in zip(files, said, strict=True):
+        if one["study"] != key["study"]:
+            raise UsageError(f"{file} answers another study than the key is of")
+        if unknown := set(one["answers"]) - set(key["items"]):
+            raise UsageError(f"{file} answers question {min(unknown)}, which the study does not have")
+    raters = [(one["kind"], one["rater"]) for one in said]
+    if doubled := next((rater for rater in raters if raters.count(rater) > 1), None):
+        raise UsageError(f"two files are of the rater {doubled[1]!r}: give one of them, or change its name")
+    _result.writable(Path(args.output))
+    results = scored(key, said, ["python", "-m", "eval_runners", "human-study", "score", *argv])
+    for one, result in zip(key["saes"], results, strict=True):
+        _result.validate(human_study.output_class(), result)
+        _result.write(Path(args.output) / one["path"], result, {})
+    _render.show(_boards.boards(results))
+    for one, result in zip(key["saes"], results, strict=True):
+        for line in lines(result):
+            print(f"{result['sae_lens_id']}: {line}")
+        print(Path(args.output) / one["path"])
+    open_questions = [f"{one['rater']}: {len(key['items']) - len(one['answers'])}" for one in said]
+    if any(len(one["answers"]) < len(key["items"]) for one in said):
+        print(f"questions left open: {', '.join(open_questions)}")
+    return 0
+
+
+def scored(key: dict[str, Any], said: list[dict[str, Any]], command: list[str]) -> list[dict[str, Any]]:
+    """A result for every SAE of the study."""
+    import shlex
+
+    from eval_runners._result import without_paths
+
+    items = {name: Item(known["sae"], known["has_latent"], known["intruder"]) for name, known in key["known"].items()}
+    untrained = next((number for number, one in enumerate(key["saes"]) if not one["learns"]), None)
+    of_kind = {"people": "human", "models": "model"}
+    results = []
+    for number, one in enumerate(key["saes"]):
+        result = json.loads(json.dumps(one["result"]))
+        for category, kind in of_kind.items():
+            raters = [answers["answers"] for answers in said if answers["kind"] == kind]
+            if raters:
+                result["eval_result_metrics"][category] = human_study.scores(items, raters, number, untrained)
+        ours = result["eval_result_unstructured"]
+        ours["raters"] = [{"kind": answers["kind"], "answers": len(answers["answers"])} for answers in said]
+        ours["study"] = key["study"]
+        ours["provenance"]["command"] = shlex.join(without_paths(command))
+        results.append(result)
+    return results
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """What a result says, in words."""
+    found = []
+    for category, who in (("people", "people"), ("models", "language models")):
+        of = result["eval_result_metrics"].get(category) or {}
+        if of.get("accuracy") is None:
+            continue
+        line = f"{who} find the intruder in {of['accuracy']:.0%} [{of['accuracy_low']:.0%}, {of['accuracy_high']:.0%}]"
+        line += f" of {of['answers']:.0f} answers"
+        if of.get("difference") is not None:
+            interval = f"[{of['difference_low']:+.0%}, {of['difference_high']:+.0%}]"
+            line += f", {of['difference']:+.0%} {interval} against the control's {of['control']:.0%}"
+        if of.get("kappa") is not None:
+            line += f"; kappa {of['kappa']:.2f} between {of['raters']:.0f} raters"
+        found.append(line)
+    return found
+
+
+def _read(path: Path, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not {what}: it is no JSON") from error
+    if not isinstance(found, dict) or not isinstance(found.get("study"), str):
+        raise UsageError(f"{path} is not {what}: it names no study")
+    return found
+
+
+def read_answers(path: Path) -> dict[str, Any]:
+    found = _read(path, "a file of answers")
+    answers = found.get("answers")
+    if not isinstance(answers, dict) or not isinstance(found.get("rater"), str):
+        raise UsageError(f"{path} is not a file of answers: give what the page saves")
+    if found.get("kind") not in ("human", "model"):
+        raise UsageError(f"{path} does not say whether its rater is a human or a model")
+    for name, choice in answers.items():
+        if isinstance(choice, bool) or not isinstance(choice, int) or not 0 <= choice < CHOICES:
+            raise UsageError(
+                f"{path}: the answer to question {name} is {choice!r}, not a number from 0 to {CHOICES - 1}"
+            )
+    return found
+
+
+def read_key(path: Path) -> dict[str, Any]:
+    found = _read(path, "a key")
+    if not all(isinstance(found.get(name), kind) for name, kind in (("items", dict), ("known", dict), ("saes", list))):
+        raise UsageError(f"{path} is not a key: give the .key.json that `human-study make` wrote beside the page")
+    return found
+
+
+def _key_of(study: str, files: list[Path]) -> dict[str, Any]:
+    """The key of a study that lies beside the answers, or here."""
+    for folder in dict.fromkeys([*(file.parent for file in files), Path()]):
+        for path in sorted(folder.glob("*.key.json")):
+            try:
+                found = read_key(path)
+            except UsageError:
+                continue
+            if found["study"] == study:
+                return found
+    raise UsageError("the key of this study lies neither beside the answers nor here: give --key FILE")

@@ -1,0 +1,181 @@
+"""python -m eval_runners human-study make | judge | score: do people tell where a latent fires?
+
+    make --sae A --sae B ... --output study.html     the questions as one page that opens from disk, and study.key.json
+    judge study.key.json --url URL --model NAME      the same questions to a language model, off unless you ask for it
+    score answers.json ...                           accuracy of each SAE, and its results for the leaderboard
+
+A rater opens the page, answers by clicks or keys, and saves a file of answers; the page says nothing of SAEs, which
+stands in the key. An untrained SAE, `random`, is always among them, and items whose excerpts have no latent in common.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval_runners import _page, _run, human_study
+from eval_runners._files import writable, write_whole
+from eval_runners.human_study import CHOICES, EvalConfig, Item
+from sae_variants import _cli, _hash
+from sae_variants._errors import UsageError
+
+if TYPE_CHECKING:
+    from eval_runners._examples import Excerpt, Firing
+
+OFTEN = 10
+"""Tokens on which a latent that is asked about fires at least,"""
+DENSEST = 0.2
+"""and share of tokens on which it fires at most: of others hardly an excerpt is without."""
+
+
+def main(argv: list[str]) -> int:
+    from eval_runners import _answers, _judge
+
+    steps = {"make": make, "judge": _judge.main, "score": _answers.main}
+    if argv and argv[0] in steps:
+        return steps[argv[0]](argv[1:])
+    parser = _cli.Parser(prog="python -m eval_runners human-study", description=__doc__)
+    commands = parser.add_subparsers(dest="step", required=True)
+    for name, help in (("make", "the page"), ("judge", "a language model's answers"), ("score", "the results")):
+        commands.add_parser(name, help=help)
+    parser.parse_args(argv)
+    return 0
+
+
+def make(argv: list[str]) -> int:
+    from eval_runners import _examples, _result, _saes
+    from eval_runners._contract import Evaluation
+    from eval_runners._envelope import envelope
+
+    parser = _cli.Parser(prog="python -m eval_runners human-study make", description=__doc__)
+    parser.add_argument("--sae", action="append", required=True, metavar="NAME", dest="saes", help="may be repeated")
+    parser.add_argument("--output", default="study.html", metavar="FILE", help="the page (default: %(default)s)")
+    parser.add_argument("--seeds", type=_cli.seeds, default=[0], metavar="0,1,2", help="of variants (default: 0)")
+    _cli.add_target(parser)
+    _cli.add_fields(parser, EvalConfig, "study")
+    words, extra = _cli.split_unknown(parser, argv)
+    args = parser.parse_args(words)
+    overrides = _cli.extra_options(extra, prefix=_run.TRAIN_PREFIX)
+    page, key_file = Path(args.output), Path(args.output).with_suffix(".key.json")
+    for file in (page, key_file):
+        writable(file, "--output")
+    _cli.quiet()
+    target, device = _cli.target_of(args), _cli.device_of(args)
+    config = EvalConfig(**_cli.given(args, EvalConfig))
+    for name in ("items", "n_contexts", "strongest"):
+        if getattr(config, name) < (CHOICES if name == "strongest" else 1):
+            raise UsageError(f"{_cli.dashed(name)} is too small: {getattr(config, name)}")
+    names = list(dict.fromkeys([*args.saes, "random"]))
+    wanted = _saes.asked(names, target, overrides, [{}], args.seeds, args.trained)
+    found, failures = _saes.ready(wanted, [], device)
+    if failures:
+        raise UsageError(failures[0])
+    model = _run.loader(target, device)()
+    _run.check_text(config.context_size, target, model)
+    place = _result.Place(Path(), human_study.NAME, target, asdict(config), {}, device, _command("make", argv))
+    saes, questions = [], []
+    for number, one in enumerate(found):
+        sae = one.load(device)
+        _run.check_fits(sae, one.label, target, model)
+        firing = _examples.firing(sae, target, model, config.n_contexts, config.context_size)
+        questions += _questions(firing, config, number, one.label)
+        empty = envelope(human_study.NAME, config, {name: {} for name in human_study.CATEGORIES}, sae, target)
+        saes.append({
+            "path": str(place.path(one.path_name, one.weight_hash)), "learns": one.learns,
+            "result": place.envelope(Evaluation(empty), one, one.weight_hash, 0.0),
+        })  # fmt: skip
+    _shuffle(questions, config.seed)
+    items = {str(at): _shown(question, model.tokenizer) for at, question in enumerate(questions, start=1)}
+    known = {
+        str(at): asdict(q["item"]) | {"latents": q["latents"]} for at, q in enumerate(questions, start=1)
+    }  # fmt: skip
+    study = _hash.of_value({"items": items, "known": known, "weights": [one.weight_hash for one in found]})
+    key = {"study": study, "items": items, "known": known, "saes": saes}
+    write_whole(key_file, json.dumps(key), "--output")
+    text = _page.render("human_study.html", {"study": study, "items": items})
+    write_whole(page, text, "--output")
+    labels = ", ".join(dict.fromkeys(one.label for one in found))
+    print(f"{page}: {len(items)} questions on {labels}, {len(text.encode()) / 2**20:.1f} MiB")
+    print(f"{key_file}: which is which; keep it from whoever answers, and beside the answers when they are scored")
+    return 0
+
+
+def _command(step: str, argv: list[str]) -> list[str]:
+    return ["python", "-m", "eval_runners", "human-study", step, *argv]
+
+
+def _questions(firing: Firing, config: EvalConfig, sae: int, label: str) -> list[dict[str, Any]]:
+    """Items of one SAE, and its controls, in no order: excerpts with what is known of them."""
+    import random
+
+    lot = random.Random(f"{config.seed} {sae}")
+    counts = firing.counts_S().tolist()
+    rare = [latent for latent, n in enumerate(counts) if OFTEN <= n <= DENSEST * firing.tokens]
+    lot.shuffle(rare)
+    pools: dict[int, list[Excerpt]] = {}
+
+    def pool(latent: int) -> list[Excerpt]:
+        if latent not in pools:
+            pools[latent] = [one for one, _ in zip(firing.excerpts(latent), range(config.strongest), strict=False)]
+        return pools[latent]
+
+    often = (latent for latent in rare if len(pool(latent)) >= CHOICES)
+    made = []
+    for latent in often:
+        if len(made) == config.items:
+            break
+        acts_CT = firing.acts_CT(latent)
+        mine = lot.sample(pool(latent), CHOICES - 1)
+        intruder = next(
+            (
+                (other, excerpt)
+                for other in lot.sample(rare, len(rare)) if other != latent
+                for excerpt in lot.sample(pool(other), len(pool(other))) if not _fires(acts_CT, excerpt)
+            ),
+            None,
+        )  # fmt: skip
+        if intruder is not None:
+            made.append(_mixed(lot, sae, True, [*((latent, one) for one in mine), intruder], CHOICES - 1))
+    if len(made) < config.items:
+        raise UsageError(
+            f"{label}: only {len(made)} latents fire on {OFTEN} or more of {firing.tokens} tokens and on at most "
+            f"{DENSEST:.0%} of them: lower --items, or raise --n-contexts"
+        )
+    for _ in range(config.controls):
+        latents = lot.sample(rare, min(CHOICES, len(rare)))
+        if len(latents) == CHOICES:
+            drawn = [(latent, lot.choice(pool(latent))) for latent in latents]
+            made.append(_mixed(lot, sae, False, drawn, lot.randrange(CHOICES)))
+    return made
+
+
+def _fires(acts_CT: Any, excerpt: Excerpt) -> bool:
+    """Whether a latent fires anywhere in the context of an excerpt."""
+    return bool(acts_CT[excerpt.context].any())
+
+
+def _mixed(lot: Any, sae: int, has_latent: bool, drawn: list[tuple[int, Excerpt]], intruder: int) -> dict[str, Any]:
+    order = lot.sample(range(CHOICES), CHOICES)
+    item = Item(sae, has_latent, order.index(intruder))
+    return {"item": item, "excerpts": [drawn[n][1] for n in order], "latents": [drawn[n][0] for n in order]}
+
+
+def _shuffle(questions: list[dict[str, Any]], seed: int) -> None:
+    import random
+
+    random.Random(seed).shuffle(questions)
+
+
+def _shown(question: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
+    """Excerpts as the page has them: activations as shares of the excerpt's largest, so that they do not tell."""
+    from eval_runners import _examples
+
+    return [
+        {
+            "tokens": _examples.words(one.ids, tokenizer), "at": one.at,
+            "acts": [round(max(act, 0.0) / max(one.acts), 2) for act in one.acts],
+        }
+        for one in question["excerpts"]
+    ]  # fmt: skip

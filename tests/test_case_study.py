@@ -1,0 +1,248 @@
+"""Case studies: what is said of latents by hand, and the page as a reader has it, in headless Chromium."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import TINY, fetched, identity, linear_sae, needs_chromium, opened
+from test_hierarchy import tree
+
+from eval_runners import _case_study, _examples, _page
+from eval_runners.__main__ import main
+from sae_variants import _models
+from sae_variants._errors import UsageError
+
+HOSTILE = "</script><script>document.body.dataset.broken='yes'</script><b>bold</b>"
+
+
+@pytest.fixture(scope="module")
+def sae(target):
+    """A latent for each of 32 directions, and one that never fires."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(33, 32, generator=generator), dim=1)
+    found = linear_sae(target, rows.T.clone(), rows.clone())
+    found.b_enc.data[32] = -1e6
+    return found
+
+
+@pytest.fixture(scope="module")
+def firing(sae, target, model):
+    return _examples.firing(sae, target, model, 12, 32)
+
+
+def test_what_fires_where_is_what_the_sae_says(sae, firing, target, model):
+    x = torch.cat([x for x, _ in _examples._heldout.activations(target, model, 12, 32)])
+    acts = sae.encode(x).detach() * ~firing.special_CT[..., None]
+    for latent in (0, 7, 31, 32):
+        torch.testing.assert_close(firing.acts_CT(latent), acts[..., latent], rtol=1e-4, atol=1e-5)
+    assert firing.counts_S().tolist() == (acts > 0).sum((0, 1)).tolist()
+    assert firing.counts_S()[32] == 0
+
+
+def test_importance_is_what_the_error_gains_without_a_latent(sae, firing, target, model):
+    own = ~firing.special_CT
+    x = torch.cat([x for x, _ in _examples._heldout.activations(target, model, 12, 32)])[own]
+    acts = sae.encode(x).detach()
+    total = (x - x.mean(0)).pow(2).sum()
+    for latent in (0, 5):
+        without = acts.clone()
+        without[:, latent] = 0
+        gained = (sae.decode(without) - x).pow(2).sum() - (sae.decode(acts) - x).pow(2).sum()
+        assert firing.gain_S[latent].item() == pytest.approx((gained / total).item(), rel=1e-3)
+
+
+def test_excerpts_stay_in_their_document_and_are_about_the_largest_activation():
+    ids = torch.arange(40).view(1, 40)
+    special = torch.zeros(1, 40).bool()
+    special[0, [9, 20]] = True
+    acts = torch.zeros(1, 40)
+    acts[0, [12, 15, 30]] = torch.tensor([1.0, 2.0, 0.5])
+    places = acts.flatten().nonzero().squeeze(1)
+    firing = _examples.Firing(ids, special, places, acts.flatten()[places], torch.tensor([3]), torch.zeros(1))
+    (one,) = firing.excerpts(0)
+    assert one.ids == list(range(10, 20))
+    assert one.ids[one.at] == 15
+    assert one.acts[one.at] == 2
+    far = firing.excerpt(acts, 0, 39)
+    assert far.ids == list(range(21, 40))
+    assert firing.tokens == 38
+
+
+def test_no_text_is_shown_twice():
+    ids, acts = torch.arange(10).repeat(3, 1), torch.zeros(3, 10)
+    ids[2] += 5
+    acts[:, 4] = torch.tensor([1.0, 2.0, 3.0])
+    places = acts.flatten().nonzero().squeeze(1)
+    firing = _examples.Firing(
+        ids, torch.zeros(3, 10).bool(), places, acts.flatten()[places], torch.tensor([3]), torch.zeros(1)
+    )
+    assert [one.context for one in firing.excerpts(0)] == [2, 1]
+
+
+def test_lower_quantiles_are_of_the_other_contexts():
+    class Words:
+        def batch_decode(self, ids, **_):
+            return [str(i[0]) for i in ids]
+
+    every = [_examples.Excerpt([n], [100.0 - n], 0, n) for n in range(48)]
+    found = _case_study.contexts(iter(every), Words())
+    assert [e["tokens"][0] for e in found["top"]] == [str(n) for n in range(8)]
+    assert [[e["tokens"][0] for e in part["excerpts"]] for part in found["lower"]] == [
+        ["17", "18"],
+        ["27", "28"],
+        ["37", "38"],
+    ]
+    assert _case_study.contexts(iter(every[:9]), Words())["lower"] == []
+
+
+def test_positions_are_relative_to_the_mean():
+    special = torch.zeros(4, 32).bool()
+    special[:, 0] = True
+    firing = _examples.Firing(
+        torch.zeros(4, 32).long(), special, torch.zeros(0), torch.zeros(0), torch.zeros(1), torch.zeros(1)
+    )
+    everywhere = (~special).flatten().nonzero().squeeze(1)
+    assert _case_study.positions(firing, everywhere) == pytest.approx([1.0] * 16)
+    late = everywhere[everywhere % 32 >= 30]
+    found = _case_study.positions(firing, late)
+    assert found[:15] == [0.0] * 15
+    assert found[15] == pytest.approx(15.5, rel=1e-2)
+
+
+def test_words_that_a_row_raises_are_those_that_read_it(model):
+    weights = model.unembed.W_U.data.clone()
+    try:
+        model.unembed.W_U.data.zero_()
+        model.unembed.W_U.data[3, 9], model.unembed.W_U.data[3, 11] = 5.0, -4.0
+        row = torch.zeros(model.cfg.d_model)
+        row[3] = 1.0
+        found = _case_study.logits(model, row)
+    finally:
+        model.unembed.W_U.data[:] = weights
+    assert found["raised"][0][0] == model.tokenizer.decode([9])
+    assert found["lowered"][0][0] == model.tokenizer.decode([11])
+    assert found["raised"][0][1] > 0 > found["lowered"][0][1]
+    assert _case_study.logits(model, torch.zeros(7)) == {"raised": [], "lowered": []}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("best:0", "at least one"), ("worst:3", "best:12"), ("3,x", "best:12"), ("", "best:12"), ("33", "has 33 latents")],
+)
+def test_latents_that_cannot_be_are_refused(firing, text, says):
+    with pytest.raises(UsageError, match=says):
+        _case_study.choose(firing, text, 0)
+
+
+def test_latents_are_chosen_by_importance_per_token_by_lot_or_by_number(firing):
+    best = _case_study.choose(firing, "best:5", 0)
+    per_token = (firing.gain_S / firing.counts_S())[best].tolist()
+    assert per_token == sorted(per_token, reverse=True)
+    drawn = _case_study.choose(firing, "random:5", 0)
+    assert drawn == _case_study.choose(firing, "random:5", 0) != _case_study.choose(firing, "random:5", 1)
+    assert 32 not in _case_study.choose(firing, "random:1000", 0)
+    assert _case_study.choose(firing, "32, 4,4", 0) == [32, 4]
+
+
+def test_a_study_says_what_is_known_of_a_latent(sae, target, model):
+    data = _case_study.study(sae, target, model, "4,32", 12, 32, seed=0)
+    alive, dead = data["latents"]
+    unit = sae.W_dec.detach()
+    cosines = unit @ unit[4]
+    cosines[4] = -2
+    assert alive["nearest"][0] == [int(cosines.argmax()), pytest.approx(cosines.max().item(), abs=1e-5)]
+    assert len(alive["top"]) == 8
+    assert alive["effect"]["kl"] > 0
+    assert alive["patterns"]["patterns"]
+    assert "children" not in alive
+    assert "top" not in dead
+    assert dead["density"] == 0
+    json.dumps(data)
+
+
+def test_an_upper_latent_has_its_children(target, model):
+    sae = tree(target)
+    data = _case_study.study(sae, target, model, "0", 12, 32, seed=0)
+    found = data["latents"][0]["children"]
+    assert found["count"] == int((sae.parent_L == 0).sum())
+    assert [row["latent"] for row in found["rows"]]
+    assert all(int(sae.parent_L[row["latent"]]) == 0 for row in found["rows"])
+    bits = [row["bits"] for row in found["rows"]]
+    assert bits == sorted(bits, reverse=True)
+    assert bits[0] > 0.01
+    assert {"kl_children", "children_share"} <= set(data["latents"][0]["effect"])
+
+
+@pytest.fixture(scope="module")
+def page(target, model_folder, text_file, trained, tmp_path_factory):
+    file = tmp_path_factory.mktemp("case") / "case.html"
+    fields = [f"--train.{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    code = main([
+        "case-study", "--sae", "temporal", "--latents", "best:6", "--model", str(model_folder), "--dataset", str(text_file),
+        "--hook-name", target.hook_name, "--trained", str(trained), "--n-contexts", "48", "--context-size", "32",
+        "--output", str(file), *fields,
+    ])  # fmt: skip
+    assert code == 0
+    return file
+
+
+def press(driver, key):
+    script = "dispatchEvent(new KeyboardEvent('keydown', { key: arguments[0], bubbles: true }))"
+    driver.execute_script(f"document.activeElement.{script}", key)
+
+
+def shown(driver):
+    return driver.execute_script("return [...document.querySelectorAll('article')].map(a => a.id)")
+
+
+@needs_chromium
+def test_latents_are_searched_ordered_and_walked_through(driver, page):
+    opened(driver, page)
+    every = shown(driver)
+    assert len(every) == 6
+    press(driver, "j")
+    press(driver, "j")
+    press(driver, "k")
+    assert driver.execute_script("return document.activeElement.id") == every[0]
+    press(driver, "/")
+    assert driver.execute_script("return document.activeElement.id") == "search"
+    driver.find_element("id", "search").send_keys(every[2].removeprefix("latent-"))
+    assert every[2] in shown(driver)
+    driver.execute_script("const s = document.getElementById('search'); s.value = 'no such word'; s.oninput()")
+    assert shown(driver) == []
+    assert driver.execute_script("return document.getElementById('count').textContent") == "0 of 6 latents"
+    driver.execute_script("const s = document.getElementById('search'); s.value = ''; s.oninput()")
+    driver.execute_script("const o = document.getElementById('order'); o.value = 2; o.onchange()")
+    assert shown(driver) == sorted(every, key=lambda name: int(name.removeprefix("latent-")))
+    before = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+    driver.execute_script("document.activeElement.blur()")
+    press(driver, "t")
+    assert driver.execute_script("return getComputedStyle(document.body).backgroundColor") != before
+    driver.set_window_size(420, 900)
+    assert not driver.execute_script("return document.documentElement.scrollWidth > innerWidth")
+    driver.set_window_size(1300, 1000)
+    assert not [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    assert fetched(driver) == []
+
+
+@needs_chromium
+def test_text_that_is_markup_is_shown_as_text(driver, target, model, tmp_path):
+    data = _case_study.study(identity(target), target, model, "3", 12, 32, seed=0)
+    row = data["latents"][0]
+    row["top"][0]["tokens"][0] = HOSTILE
+    row["raised"][0][0] = row["patterns"]["patterns"][0] = HOSTILE
+    data["about"]["sae"] = HOSTILE
+    page = tmp_path / "hostile.html"
+    page.write_text(_page.render("case_study.html", data))
+    opened(driver, page)
+    assert driver.execute_script("return document.body.textContent").count(HOSTILE) >= 3
+    assert driver.execute_script("return document.body.dataset.broken") is None
+    assert driver.execute_script("return document.querySelectorAll('article b').length") == 0
+
+
+def test_activations_are_looked_up_in_a_model_of_any_precision(sae, target):
+    model = _models.load_model(target.model_name, "cpu", "bfloat16")
+    data = _case_study.study(sae, target, model, "4", 12, 32, seed=0)
+    assert data["latents"][0]["effect"]["kl"] > 0

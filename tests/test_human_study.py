@@ -1,0 +1,383 @@
+"""The intruder task: its maths by hand, raters of known skill, and the page as a rater has it, in headless Chromium."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import TINY, fetched, needs_chromium, opened
+
+from eval_runners import _judge, _page, human_study
+from eval_runners.__main__ import main
+from eval_runners.human_study import Item, fleiss, newcombe, scores, wilson
+from sae_variants._errors import UsageError
+
+HOSTILE = "</script><script>document.body.dataset.broken='yes'</script><b>bold</b>"
+
+
+def test_wilson_and_newcombe_by_the_book():
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert newcombe(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=1e-4)  # Newcombe 1998, example (a)
+    assert newcombe(0, 10, 0, 10) == pytest.approx((-0.2775, 0.2775), abs=1e-4)
+
+
+def test_fleiss_by_the_book():
+    table = [[0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1], [7, 7, 0, 0, 0],
+             [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7]]  # fmt: skip
+    choices = [[choice for choice, n in enumerate(row) for _ in range(n)] for row in table]
+    assert fleiss(choices) == pytest.approx(0.210, abs=5e-4)
+    assert fleiss([[1, 1], [2, 2]]) == 1
+    assert fleiss([[1], [2]]) is None
+    assert fleiss([[1, 1], [1, 1]]) is None
+    assert fleiss([]) is None
+
+
+def study_of(items: int, controls: int, saes: int = 1) -> dict[str, Item]:
+    lot = random.Random(0)
+    made = [Item(sae, n < items, lot.randrange(5)) for sae in range(saes) for n in range(items + controls)]
+    return {str(at): item for at, item in enumerate(made)}
+
+
+def rater(items: dict[str, Item], skill: dict[int, float], lot: random.Random) -> dict[str, int]:
+    """Sees the intruder of an SAE's items with that probability, and guesses among the others else."""
+    answers = {}
+    for name, item in items.items():
+        sees = lot.random() < (skill[item.sae] if item.has_latent else 0.2)
+        answers[name] = item.intruder if sees else lot.choice([c for c in range(5) if c != item.intruder])
+    return answers
+
+
+def test_intervals_cover_the_skill_of_raters_in_95_of_100_simulations():
+    items, covered, differences = study_of(30, 20), [], []
+    for simulation in range(600):
+        lot = random.Random(simulation)
+        found = scores(items, [rater(items, {0: 0.7}, lot) for _ in range(2)], 0, None)
+        covered.append(found["accuracy_low"] <= 0.7 <= found["accuracy_high"])
+        differences.append(found["difference_low"] <= 0.5 <= found["difference_high"])
+    assert 0.93 <= sum(covered) / 600 <= 0.975
+    assert 0.93 <= sum(differences) / 600 <= 0.985
+
+
+def test_each_sae_has_its_own_accuracy_and_all_have_the_controls():
+    items = study_of(400, 200, saes=3)
+    raters = [rater(items, {0: 0.9, 1: 0.5, 2: 0.2}, random.Random(seed)) for seed in range(3)]
+    found = [scores(items, raters, sae, 2) for sae in range(3)]
+    assert [one["accuracy"] for one in found] == pytest.approx([0.9, 0.5, 0.2], abs=0.04)
+    assert {one["control"] for one in found} == {found[0]["control"]}
+    assert found[0]["control"] == pytest.approx(0.2, abs=0.03)
+    assert {one["random_sae"] for one in found} == {found[2]["accuracy"]}
+    assert found[0]["difference"] == pytest.approx(found[0]["accuracy"] - found[0]["control"])
+    assert found[0]["kappa"] > found[1]["kappa"] > found[2]["kappa"] > -0.1
+    assert [one["answers"] for one in found] == [1200] * 3
+
+
+def test_questions_left_open_count_for_nothing():
+    items = {"1": Item(0, True, 3), "2": Item(0, True, 1), "3": Item(0, False, 0)}
+    found = scores(items, [{"1": 3}], 0, None)
+    assert (found["accuracy"], found["answers"]) == (1, 1)
+    assert "control" not in found
+    assert "kappa" not in found
+    assert scores(items, [], 0, None) == {"raters": 0, "answers": 0}
+
+
+@pytest.fixture(scope="module")
+def study(target, model_folder, text_file, trained, tmp_path_factory):
+    """A folder with a page and its key, of a tiny `temporal`, a tiny `stock:batchtopk` and `random`."""
+    folder = tmp_path_factory.mktemp("study")
+    fields = [f"--train.{name.replace('_', '-')}={value}" for name, value in TINY.items() if name != "window"]
+    code = main([
+        "human-study", "make", "--sae", "temporal", "--sae", "stock:batchtopk", "--model", str(model_folder),
+        "--hook-name", target.hook_name, "--dataset", str(text_file), "--trained", str(trained), "--items", "4",
+        "--controls", "2", "--n-contexts", "48", "--context-size", "32", "--output", str(folder / "study.html"),
+        "--train.window=4", *fields,
+    ])  # fmt: skip
+    assert code == 0
+    return folder
+
+
+@pytest.fixture
+def key(study):
+    return json.loads((study / "study.key.json").read_text())
+
+
+def test_a_question_has_four_excerpts_of_a_latent_and_an_intruder(study, key):
+    assert len(key["items"]) == 3 * (4 + 2)
+    assert [sum(known["sae"] == n and known["has_latent"] for known in key["known"].values()) for n in range(3)] == [
+        4
+    ] * 3
+    places = []
+    for name, known in key["known"].items():
+        latents = known["latents"]
+        own = [latent for at, latent in enumerate(latents) if at != known["intruder"]]
+        assert latents[known["intruder"]] not in own
+        assert len(set(own)) == (1 if known["has_latent"] else 4)
+        assert len(key["items"][name]) == 5
+        for excerpt in key["items"][name]:
+            assert max(excerpt["acts"]) == excerpt["acts"][excerpt["at"]] == 1
+        texts = ["".join(excerpt["tokens"]) for excerpt in key["items"][name]]
+        assert len(set(texts)) == 5
+        places.append(known["intruder"])
+    assert len(set(places)) > 2
+
+
+def test_the_page_does_not_say_which_is_which(study, key):
+    text = (study / "study.html").read_text()
+    assert not any(word in text for word in ("temporal", "batchtopk", "has_latent", '"intruder"', '"latents"'))
+    order = [known["sae"] for known in key["known"].values()]
+    assert order != sorted(order)
+
+
+def answers_of(key, right: bool = True, name: str = "ann", kind: str = "human", **more):
+    choices = {q: known["intruder"] if right else (known["intruder"] + 1) % 5 for q, known in key["known"].items()}
+    return {"study": key["study"], "rater": name, "kind": kind, "answers": choices, **more}
+
+
+def test_scores_stand_on_the_leaderboard(study, key, tmp_path, capsys):
+    files = []
+    for name, right, kind in (("ann", True, "human"), ("bob", True, "human"), ("gpt", False, "model")):
+        files.append(study / f"{name}.answers.json")
+        files[-1].write_text(json.dumps(answers_of(key, right, name, kind)))
+    assert main(["human-study", "score", *map(str, files), "--output", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().out
+    assert "people find the intruder in 100% [68%, 100%] of 8 answers" in said
+    assert "language models find the intruder in 0%" in said
+    results = [json.loads(path.read_text()) for path in (tmp_path / "runs").rglob("*.json")]
+    assert len(results) == 3
+    by_name = {result["sae_lens_id"].partition("[")[0]: result for result in results}
+    assert by_name["temporal"]["eval_result_metrics"]["people"]["kappa"] == 1
+    assert by_name["temporal"]["eval_result_metrics"]["models"]["accuracy"] == 0
+    assert by_name["temporal"]["eval_result_unstructured"]["trained"]
+    assert not by_name["random"]["eval_result_unstructured"]["trained"]
+    assert main(["leaderboard", "--results", str(tmp_path / "runs"), "--evals", "human_study"]) == 0
+    assert "intruder found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda a: a | {"study": "other"}, "give --key FILE"),
+        (lambda a: a | {"answers": {"1": 5}}, "the answer to question 1 is 5"),
+        (lambda a: a | {"answers": {"99": 1}}, "question 99, which the study does not have"),
+        (lambda a: a | {"answers": []}, "give what the page saves"),
+        (lambda a: a | {"kind": "dog"}, "human or a model"),
+        (lambda a: {}, "names no study"),
+    ],
+)
+def test_answers_that_cannot_be_are_refused_in_a_line(study, key, tmp_path, change, says):
+    file = study / "broken.json"
+    file.write_text(json.dumps(change(answers_of(key))))
+    with pytest.raises(UsageError, match=says):
+        main(["human-study", "score", str(file), "--output", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_rater_counts_once_and_one_study_at_a_time(study, key, tmp_path):
+    for name in ("a.json", "b.json"):
+        (study / name).write_text(json.dumps(answers_of(key)))
+    with pytest.raises(UsageError, match="two files are of the rater 'ann'"):
+        main(["human-study", "score", str(study / "a.json"), str(study / "b.json")])
+    (study / "b.json").write_text(json.dumps(answers_of(key) | {"study": "other"}))
+    with pytest.raises(UsageError, match="different studies"):
+        main(["human-study", "score", str(study / "a.json"), str(study / "b.json")])
+    with pytest.raises(UsageError, match="cannot read"):
+        main(["human-study", "score", str(tmp_path / "none.json")])
+    with pytest.raises(UsageError, match="is not a key"):
+        main(["human-study", "score", str(study / "a.json"), "--key", str(study / "a.json")])
+
+
+def test_it_is_no_evaluation_of_an_sae_alone(capsys):
+    with pytest.raises(UsageError, match="human_study is made by python -m eval_runners human-study make, and score"):
+        main(["human_study", "--sae", "random"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--items", "0"], "--items is too small"),
+        (["--strongest", "4"], "--strongest is too small"),
+        (["--items", "10000"], "lower --items, or raise --n-contexts"),
+        (["--sae", "temporl"], "temporal"),
+    ],
+)
+def test_studies_that_cannot_be_are_refused_in_a_line(target, model_folder, text_file, tmp_path, words, says):
+    with pytest.raises(UsageError, match=says):
+        main(["human-study", "make", "--sae", "random", "--model", str(model_folder), "--hook-name", target.hook_name,
+              "--dataset", str(text_file), "--n-contexts", "8", "--context-size", "32", "--output", str(tmp_path / "s.html"),
+              "--trained", str(tmp_path / "trained"), "--train.training-tokens=8192", "--train.batch-tokens=256",
+              "--train.context-size=33", "--train.stream-window=4", "--train.d-sae=64", "--train.k=4", *words])  # fmt: skip
+    assert not list(tmp_path.glob("s.*"))
+
+
+class Judge(BaseHTTPRequestHandler):
+    """Answers the chat completions of OpenAI's API; `script` says how, request by request."""
+
+    script: list = []  # noqa: RUF012
+    seen: list = []  # noqa: RUF012
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append((self.path, self.headers.get("Authorization"), body))
+        status, text = self.script.pop(0) if self.script else (200, "Number 2")
+        answer = text if text.startswith("{") else json.dumps({"choices": [{"message": {"content": text}}]})
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(answer.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    monkeypatch.setattr(_judge, "_wait", lambda attempt: None)
+    monkeypatch.delenv(_judge.KEY_VARIABLE, raising=False)
+    Judge.script, Judge.seen = [], []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_language_model_answers_the_same_questions(study, key, endpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(_judge.KEY_VARIABLE, "secret-word")
+    Judge.script = [(200, "4"), (200, "no idea"), (429, "slow down"), (200, "Excerpt 5 of 5, I think: 3")]
+    output = tmp_path / "judge.json"
+    command = ["human-study", "judge", str(study / "study.key.json"), "--url", endpoint, "--model", "some/judge",
+               "--output", str(output)]  # fmt: skip
+    assert main(command) == 0
+    answers = json.loads(output.read_text())
+    assert answers["kind"] == "model"
+    assert (answers["answers"]["1"], "2" in answers["answers"], answers["answers"]["3"]) == (3, False, 2)
+    assert set(answers["answers"].values()) == {3, 2, 1}
+    path, said_key, body = Judge.seen[0]
+    assert (path, said_key, body["model"], body["temperature"]) == (
+        "/v1/chat/completions",
+        "Bearer secret-word",
+        "some/judge",
+        0,
+    )
+    one = key["items"]["1"][0]
+    assert f"[[{one['tokens'][one['at']]}]]" in body["messages"][0]["content"]
+    said = capsys.readouterr()
+    assert "1 replies named none of the numbers" in said.out
+    assert "secret-word" not in said.out + said.err + output.read_text()
+    before = len(Judge.seen)
+    assert main(command) == 0  # asks only what is left
+    assert len(Judge.seen) == before + 1
+    assert (
+        main(
+            [
+                "human-study",
+                "score",
+                str(output),
+                "--key",
+                str(study / "study.key.json"),
+                "--output",
+                str(tmp_path / "runs"),
+            ]
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ([(401, "{}")], "set OPENAI_API_KEY"),
+        ([(404, "{}")], "answers HTTP 404: check --url and --model"),
+        ([(500, "{}")] * 3, "answers HTTP 500"),
+        ([(200, "{}")], "no chat completion"),
+    ],
+)
+def test_an_endpoint_that_does_not_answer_is_said_in_a_line(study, endpoint, tmp_path, script, says):
+    Judge.script = list(script)
+    with pytest.raises(UsageError, match=says):
+        main(["human-study", "judge", str(study / "study.key.json"), "--url", endpoint, "--model", "m", "--output",
+              str(tmp_path / "judge.json")])  # fmt: skip
+    assert not (tmp_path / "judge.json").exists()
+
+
+def test_an_endpoint_that_is_not_there_is_said_in_a_line(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(_judge, "_wait", lambda attempt: None)
+    for url, says in (("http://127.0.0.1:9/v1", "cannot reach"), ("localhost", "must begin with http")):
+        with pytest.raises(UsageError, match=says):
+            main(["human-study", "judge", str(study / "study.key.json"), "--url", url, "--model", "m", "--output",
+                  str(tmp_path / "judge.json")])  # fmt: skip
+
+
+def press(driver, key):
+    script = "dispatchEvent(new KeyboardEvent('keydown', { key: arguments[0], bubbles: true }))"
+    driver.execute_script(f"document.activeElement.{script}", key)
+
+
+@needs_chromium
+def test_a_whole_study_is_answered_saved_and_scored(driver, study, key, tmp_path, capsys):
+    opened(driver, study / "study.html")
+    fetched(driver)
+    driver.execute_script("localStorage.clear()")
+    opened(driver, study / "study.html")
+    for at, (_name, known) in enumerate(key["known"].items()):
+        if at % 2:
+            driver.execute_script(f"document.querySelectorAll('.choice')[{known['intruder']}].click()")
+            driver.execute_script("document.getElementById('next').click()")
+        else:
+            press(driver, str(known["intruder"] + 1))
+            press(driver, "Enter")
+        if at == 6:  # what was answered is still there
+            opened(driver, study / "study.html")
+            assert driver.execute_script("return document.getElementById('place').textContent") == "Question 8 of 18"
+            press(driver, "ArrowLeft")
+            pressed = "return [...document.querySelectorAll('.choice')].findIndex(c => c.ariaPressed === 'true')"
+            assert driver.execute_script(pressed) == known["intruder"]
+            press(driver, "ArrowRight")
+    assert driver.execute_script("return document.getElementById('count').textContent").startswith("all answered")
+    driver.execute_script("document.getElementById('save').click()")
+    assert "give a name" in driver.execute_script("return document.getElementById('said').textContent")
+    driver.find_element("id", "rater").send_keys("Zoë 1")
+    driver.execute_script("document.getElementById('save').click()")
+    file = driver.downloads / "Zoë_1.answers.json"
+    for _ in range(100):
+        if file.exists():
+            break
+        time.sleep(0.05)
+    saved = json.loads(file.read_text())
+    assert saved["answers"] == {name: known["intruder"] for name, known in key["known"].items()}
+    assert saved["rater"] == "Zoë 1"
+    score = [
+        "human-study",
+        "score",
+        str(file),
+        "--key",
+        str(study / "study.key.json"),
+        "--output",
+        str(tmp_path / "runs"),
+    ]
+    assert main(score) == 0
+    assert "people find the intruder in 100%" in capsys.readouterr().out
+    assert not [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    assert fetched(driver) == []
+
+
+@needs_chromium
+def test_text_that_is_markup_is_shown_as_text(driver, tmp_path):
+    excerpt = {"tokens": ["before ", HOSTILE, "\nafter"], "acts": [0, 1, 0.5], "at": 1}
+    page = tmp_path / "hostile.html"
+    page.write_text(_page.render("human_study.html", {"study": HOSTILE, "items": {"1": [excerpt] * 5}}))
+    opened(driver, page)
+    assert HOSTILE in driver.execute_script("return document.querySelector('.choice').textContent")
+    assert driver.execute_script("return document.body.dataset.broken") is None
+    wide = "return document.documentElement.scrollWidth > innerWidth"
+    driver.set_window_size(420, 900)
+    assert not driver.execute_script(wide)
+    driver.set_window_size(1300, 1000)
+
+
+def test_names_of_metrics_are_those_of_the_envelope():
+    assert {m.path.split(".")[1] for m in human_study.METRICS} == set(human_study.CATEGORIES)
