@@ -99,13 +99,18 @@ def ready(
 
     Args:
         axes: fields of a grid, whose values are kept beside each SAE.
-        snapshots: shares of the training after which those that are trained now are kept as well.
+        snapshots: shares of the training after which they are kept as well; one that was trained without is trained
+            again, before anything is scored, so that what is scored and its snapshots are of one training.
     """
     there = {name: placed(name) for name in wanted if isinstance(name, str)}
-    missing = [plan for plan in wanted if isinstance(plan, Plan) and not plan.is_trained]
+    plans = [plan for plan in wanted if isinstance(plan, Plan)]
+    missing = [plan for plan in plans if not plan.is_trained or plan.lacks(snapshots)]
     for plan in missing:
         seed = plan.settings.seed
-        print(f"{plan.label} is not trained on {plan.target.name} with seed {seed} yet: training it first")
+        if plan.is_trained:
+            print(f"{plan.label} (seed {seed}) was not looked at in its training: training it again")
+        else:
+            print(f"{plan.label} is not trained on {plan.target.name} with seed {seed} yet: training it first")
     failures: dict[Path, str] = {}
     try:
         _train.train(missing, device, snapshots=snapshots)

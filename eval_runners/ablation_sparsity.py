@@ -61,6 +61,15 @@ def output_class() -> type:
     return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, _NAMES)
 
 
+def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
+    """The settings. UsageError for those that cannot be."""
+    if config.tokens_after >= config.context_size:
+        raise UsageError(f"--tokens-after {config.tokens_after} must be below --context-size {config.context_size}")
+    if config.n_contexts < 2 * config.places:
+        raise UsageError(f"--n-contexts {config.n_contexts} must be at least twice --places {config.places}")
+    return config, {}
+
+
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """Means over latents, with 95 % intervals by bootstrap over them."""
     import numpy as np
@@ -68,8 +77,6 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     from eval_runners import _causal, _drawn, _envelope, _result, _saebench
 
     _saebench.require_numbers(sae)
-    if config.tokens_after >= config.context_size:
-        raise UsageError(f"--tokens-after {config.tokens_after} must be below --context-size {config.context_size}")
     found = _drawn.drawn(
         sae,
         target,

@@ -132,7 +132,8 @@ def _pairs(sae: Any, found: Any, config: EvalConfig, device: str) -> Iterator[tu
         raise UsageError(f"{NAME} compares SAEs that are trained here; give another one to compare with by --against")
     shares, own = snapshots(config), plan.settings.seed
     others = [replace(plan, settings=replace(plan.settings, seed=seed)) for seed in config.other_seeds if seed != own]
-    _train.train([plan], device, snapshots=shares)
+    if plan.lacks(shares):
+        raise UsageError(f"{plan.label} was not looked at in its training")
     _train.train(others, device)
     first, second = (_saes.at(plan.snapshot(share)).load(device) for share in shares)
     yield "early", f"{shares[0]:g} to {shares[1]:g}", first, second

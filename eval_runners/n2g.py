@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_runners._contract import Direction, Evaluation, Metric
+from sae_variants._errors import UsageError
 
 NAME = "n2g"
 CATEGORIES = ("firing", "strong")
@@ -70,6 +71,13 @@ def output_class() -> type:
     from eval_runners import _envelope
 
     return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, _NAMES)
+
+
+def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
+    """The settings. UsageError for those that cannot be."""
+    if config.n_contexts < 2 * config.n_min:
+        raise UsageError(f"--n-contexts {config.n_contexts} must be at least twice --n-min {config.n_min}")
+    return config, {}
 
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:

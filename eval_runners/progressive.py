@@ -55,7 +55,13 @@ METRICS = (
         )
         for k in KEPT
     ),
-    *(Metric(name, title, "neither", f"eval_result_metrics.training.{name}") for name, title in _TRAINING),
+    *(
+        Metric(
+            name, title, "neither", f"eval_result_metrics.training.{name}",
+            short=name.replace("_", " ") if name in ("dead_25", "dead_100", "recovered_50", "recovered_100") else "",
+        )
+        for name, title in _TRAINING
+    ),
 )  # fmt: skip
 
 
@@ -75,15 +81,13 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     import torch
 
     from eval_runners import _envelope, _heldout, _result, _saebench, _saes
-    from sae_variants import _train
 
     _saebench.require_numbers(sae)
     parts = _heldout.activations(target, model, config.n_contexts, config.context_size)
     x_ND = torch.cat([x_CTD[~special_CT] for x_CTD, special_CT in parts])
     values: dict[str, dict[str, Any]] = {"kept": explained(sae, x_ND), "training": {n: None for n, _ in _TRAINING}}
     plan = getattr(found, "plan", None)
-    if config.training and plan is not None:
-        _train.train([plan], device, snapshots=LOOKS)
+    if config.training and plan is not None and not plan.lacks(LOOKS):
         looks = [fires(_saes.at(plan.snapshot(look)).load(device), x_ND) for look in LOOKS]
         values["training"] = came_and_went([*looks, fires(sae, x_ND)])
     best = max(value for value in values["kept"].values())

@@ -9,8 +9,9 @@ of one command that differ in d_sae, k or training tokens, for each name, its ot
 of n latents, k of them active on a token, is fitted by least squares in ln L, with β_t ln t in the first exponent where
 training tokens t differ, without the terms of what does not differ, and without the second exponent where nothing shows
 it; 95 % intervals from the fit's covariance.
-Beside it how far the law of all but the largest n is off at that n, the best SAE for each number of encoder products,
-2 D n t multiplications, and pictures: `law.csv`, `law.png` and `residuals.png` beside the results.
+Fitted are means over seeds. Beside it how far the law of all but the largest n is off at that n, the best SAE for each
+number of encoder products, 2 D n t floating-point operations, and files beside the results, named after what differs:
+`law-n-k.csv`, `law-n-k.png` and `residuals-n-k.png`.
 
     python -m eval_runners.scaling --sae topk --grid d_sae=512,1024,2048 --grid k=8,16,32 --seeds 0,1,2
 
@@ -53,7 +54,7 @@ METRICS = (
     Metric("l0", "latents active on a token, k", "neither", "eval_result_metrics.error.l0"),
     Metric("n", "latents", "neither", "eval_result_metrics.error.n"),
     Metric("tokens", "training tokens", "neither", "eval_result_metrics.error.tokens"),
-    Metric("products", "multiplications of the encoder in training", "neither", "eval_result_metrics.error.products"),
+    Metric("products", "operations of encoding in training", "neither", "eval_result_metrics.error.products"),
 )
 
 
@@ -125,7 +126,7 @@ def fit(points_P3: np.ndarray, losses_P: np.ndarray) -> Law:
     # what does not differ at all, or by rounding only, has no coefficient
     if not len(points_P3):
         raise UsageError("no SAE has an error, active latents and training tokens")
-    n_differs, k_differs, t_differs = (points_P3.max(0) > 1.02 * points_P3.min(0)).tolist()
+    n_differs, k_differs, t_differs = _differ(points_P3)
     if not n_differs:
         raise UsageError("a law needs SAEs of several d_sae, e.g. --grid d_sae=512,1024,2048")
     terms = ["α", "β_n", *(["β_k", "γ"] if k_differs else []), *(["β_t"] if t_differs else [])]
@@ -214,7 +215,7 @@ def across(results: list[dict[str, Any]]) -> tuple[list[str], dict[str, bytes]]:
         points = np.array([[values["n"], values["k"], values["tokens"]] for values in own]).reshape(-1, 3)
         losses = np.array([values["loss"] for values in own])
         try:
-            law = fit(points, losses)
+            law = fit(*_means(points, losses))
         except UsageError as error:
             lines.append(f"{name}: no law: {error}")
             continue
@@ -222,10 +223,44 @@ def across(results: list[dict[str, Any]]) -> tuple[list[str], dict[str, bytes]]:
         ends = zip(law.terms, law.coefficients, law.low, law.high, strict=True)
         lines.append(f"{name}: " + ", ".join(f"{t} = {c:.3g} [{low:.3g}, {high:.3g}]" for t, c, low, high in ends))
         off = np.log(law.predict(points) / losses)
-        lines.append(f"{name}: {len(points)} SAEs, off by {np.sqrt((off**2).mean()):.1%} (root mean square)")
+        cells = len(_means(points, losses)[0])
+        spread = _spread(points, losses)
+        lines.append(
+            f"{name}: {len(points)} SAEs, {cells} different ones, off by {np.sqrt((off**2).mean()):.1%}"
+            + " (root mean square)"
+            + (f", of which seeds are {spread:.1%}" if spread is not None else "")
+        )
         lines += [f"{name}: {line}" for line in (*_held_back(points, losses), *_iso_products(points, losses))]
-    files = {"law.csv": _table(laws), "law.png": _law_picture(laws), "residuals.png": _residuals(laws)} if laws else {}
-    return lines, files
+    if not laws:
+        return lines, {}
+    every = np.concatenate([points for points, _, _ in laws.values()])
+    axes = "-".join(axis for axis, differs in zip("nkt", _differ(every), strict=True) if differs)
+    pictures = {f"law-{axes}.png": _law_picture(laws), f"residuals-{axes}.png": _residuals(laws)}
+    return lines, {f"law-{axes}.csv": _table(laws), **pictures}
+
+
+def _differ(points_P3: np.ndarray) -> list[bool]:
+    """Which of n, k and t differ, and not by rounding only."""
+    return (points_P3.max(0) > 1.02 * points_P3.min(0)).tolist()
+
+
+def _means(points_P3: np.ndarray, losses_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Different points, and of each the geometric mean of its losses."""
+    import numpy as np
+
+    cells, of_P = np.unique(points_P3, axis=0, return_inverse=True)
+    of_P = of_P.reshape(-1)
+    return cells, np.exp(np.bincount(of_P, np.log(losses_P)) / np.bincount(of_P))
+
+
+def _spread(points_P3: np.ndarray, losses_P: np.ndarray) -> float | None:
+    """Standard deviation of ln(loss) between seeds; None where there is one of each."""
+    import numpy as np
+
+    cells, of_P = np.unique(points_P3, axis=0, return_inverse=True)
+    of_P, found = of_P.reshape(-1), np.log(losses_P)
+    off = found - (np.bincount(of_P, found) / np.bincount(of_P))[of_P]
+    return float(np.sqrt((off**2).sum() / (len(off) - len(cells)))) if len(off) > len(cells) else None
 
 
 def _held_back(points: np.ndarray, losses: np.ndarray) -> list[str]:
@@ -234,7 +269,7 @@ def _held_back(points: np.ndarray, losses: np.ndarray) -> list[str]:
 
     largest = points[:, 0] == points[:, 0].max()
     try:
-        law = fit(points[~largest], losses[~largest])
+        law = fit(*_means(points[~largest], losses[~largest]))
     except UsageError as error:
         return [f"nothing is held back: {error}"]
     off = np.log(law.predict(points[largest]) / losses[largest])

@@ -6,8 +6,8 @@
 where ê is what the k_aux largest of the dead latents make of e, without b: AuxK. Gao et al. (arXiv 2406.04093): W_enc
 begins as W_dec's transpose; rows of W_dec are of unit norm and their gradient has no part along them; b begins as the
 geometric median of the first batch; a latent is dead once it has not fired for `dead_after_tokens`; k_aux is a power of
-two near D / 2; the learning rate is proportional to 1 / √S; Adam's ε is 6.25e-10. Optional, and off as there: a moving
-average of the weights, and Multi-TopK, L(k) + L(multi_k) / 8, with which other numbers of latents can be used later.
+two near D / 2; the learning rate is proportional to 1 / √S; Adam's ε is 6.25e-10. Optional: a moving average of the
+weights, and Multi-TopK, L(k) + L(multi_k) / 8, with which other numbers of latents can be used later.
 
 Of the products only the encoder's is dense (`_sparse`). AuxK on all tokens costs as much as the rest of a step where
 many latents are dead, and need not be taken on all (`aux_every`). Saves as a stock SAELens `topk`.

@@ -71,7 +71,7 @@ SMALL = {"n_contexts": 8, "context_size": 32, "n_min": 1, "other_seeds": (0, 1)}
 
 def test_training_is_looked_at_twice_and_other_seeds_are_trained(target, model, tmp_path):
     plan = _plan.plan("hierarchical:lower", target, {**tiny("hierarchical"), "aux_loss_coefficient": 0.0}, tmp_path)
-    (found,), _ = _saes.ready([plan], [], "cpu")
+    (found,), _ = _saes.ready([plan], [], "cpu", (0.3, 0.5))
     evaluation = concept_stability.evaluate(
         found.load("cpu"), target, EvalConfig(**SMALL), model=model, device="cpu", found=found
     )

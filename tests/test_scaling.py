@@ -82,15 +82,15 @@ def test_results_together_say_the_law_its_extrapolation_and_the_best_of_equal_pr
     points = grid(ns=(512, 1024, 2048, 4096), ts=(5e5, 1e6))
     lines, files = across([result(p, loss) for p, loss in zip(points, planted(points, -0.08), strict=True)])
     assert lines[0].startswith("topk: α = -0.4")
-    assert "32 SAEs, off by 0.0%" in lines[1]
+    assert "32 SAEs, 32 different ones, off by 0.0%" in lines[1]
     assert "law without n = 4096 is off there by 0.0%" in lines[2]
     assert "least error for so many products" in lines[3]
     # n to the power of -0.12 - 0.045 ln k, t to that of -0.08: latents are worth more than tokens
     assert "n t = 1.0e+09: n = 2048, t = 5.00e+05 (of 2)" in lines[3]
-    rows = files["law.csv"].decode().splitlines()
+    rows = files["law-n-k-t.csv"].decode().splitlines()
     assert rows[0] == "name,coefficient,value,low,high"
     assert len(rows) == 8
-    assert all(files[name].startswith(b"\x89PNG") for name in ("law.png", "residuals.png"))
+    assert all(files[name].startswith(b"\x89PNG") for name in ("law-n-k-t.png", "residuals-n-k-t.png"))
 
 
 def test_names_have_their_own_laws_and_too_few_have_none():
@@ -98,7 +98,7 @@ def test_names_have_their_own_laws_and_too_few_have_none():
     results = [result(p, loss) for p, loss in zip(points, planted(points), strict=True)]
     lines, files = across([*results, result([512, 8, 1e6], 0.5, "stock:topk")])
     assert lines[-1].startswith("stock:topk: no law: a law needs SAEs of several d_sae")
-    assert b"stock:topk" not in files["law.csv"]
+    assert b"stock:topk" not in files["law-n-k.csv"]
     assert across([result([512, 8, 1e6], 0.5)])[1] == {}
     assert across([result([512, 8, 0], 0.5, "random")])[0] == [
         "random: no law: no SAE has an error, active latents and training tokens"
@@ -111,8 +111,11 @@ def test_targets_have_their_own_laws():
     results = [result(p, loss * factor, target=target) for target, factor in (("a", 1), ("b", 1.2))
                for p, loss in zip(points, losses, strict=True)]  # fmt: skip
     lines, files = across(results)
-    assert [line.partition(":")[0] for line in lines if "SAEs, off by 0.0%" in line] == ["topk on a", "topk on b"]
-    assert b"topk on b,\xce\xb1," in files["law.csv"]
+    assert [line.partition(":")[0] for line in lines if "different ones, off by 0.0%" in line] == [
+        "topk on a",
+        "topk on b",
+    ]
+    assert b"topk on b,\xce\xb1," in files["law-n-k.csv"]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +130,17 @@ def test_targets_have_their_own_laws():
 )
 def test_saes_that_differ_otherwise_have_laws_of_their_own(label, name):
     assert scaling._name(label, _targets.load("sandbox")) == name
+
+
+def test_seeds_are_one_point_of_the_law_and_their_spread_is_told():
+    points = np.repeat(grid(), 3, 0)
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.02, len(points)))
+    lines, _ = across([result(p, loss) for p, loss in zip(points, planted(points) * noise, strict=True)])
+    assert "60 SAEs, 20 different ones" in lines[1]
+    assert float(lines[1].rpartition("seeds are ")[2].rstrip("%")) == pytest.approx(2, abs=0.5)
+    cells, losses = scaling._means(np.array([[1.0, 1, 1], [2, 1, 1], [1, 1, 1]]), np.array([1.0, 5.0, 4.0]))
+    assert cells.tolist() == [[1, 1, 1], [2, 1, 1]]
+    assert losses.tolist() == pytest.approx([2, 5])
 
 
 def test_what_is_held_back_is_not_fitted():
@@ -171,7 +185,7 @@ def test_the_law_is_written_beside_the_results(target, model_folder, text_file, 
     assert code == 0, said
     assert "topk: α = " in said
     (folder,) = (tmp_path / "out").glob(f"*/{scaling.NAME}")
-    assert {"law.csv", "law.png", "residuals.png"} < {path.name for path in folder.iterdir()}
+    assert {"law-n-k.csv", "law-n-k.png", "residuals-n-k.png"} < {path.name for path in folder.iterdir()}
 
 
 def test_a_command_may_name_several_targets(target, text_file, tmp_path, capsys, monkeypatch):
@@ -195,5 +209,5 @@ def test_a_command_may_name_several_targets(target, text_file, tmp_path, capsys,
     assert code == 0, said
     assert "topk on layer0: α = " in said
     assert "topk on layer1: α = " in said
-    assert (tmp_path / "out" / "layer0+layer1" / "scaling" / "law.png").exists()
+    assert (tmp_path / "out" / "layer0+layer1" / "scaling" / "law-n.png").exists()
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 9

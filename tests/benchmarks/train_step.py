@@ -5,7 +5,7 @@
 
 A step is forward, backward and optimiser on random activations; every round takes each step once, in turn, and ratios are
 of one round: medians, with the smallest and the largest. The product is PyTorch's, x @ W_enc, and oneDNN's, which `topk`
-takes. Units are multiplications as PyTorch counts them, in encoder products; those of sums over k rows are not counted. Our commands let glibc keep freed memory, from which all would
+takes. Dead latents are reconstructed on one token in eight, the sandbox's `aux_every`, or on all. Units are multiplications as PyTorch counts them, in encoder products; those of sums over k rows are not counted. Our commands let glibc keep freed memory, from which all would
 profit: `--keep-memory` does so here, else memory is as in any Python process. Extra memory is the most that a process of
 its own takes in a step beyond what it holds between steps. `dictionary_learning` and `sparsify` take part where they are
 installed (`pip install -e '.[benchmark]'`). `--loop` trains on the sandbox's language model from start to
@@ -31,7 +31,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-OURS, DEAD, SAE_LENS, PRODUCT, ONEDNN = "topk", "topk, 20 % dead", "SAELens", "encoder product", "by oneDNN"
+OURS, DEAD, ALL_DEAD = "topk", "topk, 20 % dead", "topk, 20 % dead, all"
+SAE_LENS, PRODUCT, ONEDNN = "SAELens", "encoder product", "by oneDNN"
 OTHERS = ("dictionary_learning", "sparsify")
 
 
@@ -48,8 +49,8 @@ def contender(name: str, args: argparse.Namespace) -> Callable[[Any], Any] | Non
 
         W_enc = torch.randn(args.d_sae, args.d_in).T
         return (lambda x: _sparse.dense(x, W_enc)) if _sparse.ONEDNN else None
-    if name in (OURS, DEAD):
-        return own_step(args, 0.2 if name == DEAD else 0.0)
+    if name in (OURS, DEAD, ALL_DEAD):
+        return own_step(args, 0.0 if name == OURS else 0.2, {"aux_every": 1} if name == ALL_DEAD else {})
     if name == SAE_LENS:
         return trainer_of("stock:topk", args).step
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -60,19 +61,20 @@ def contender(name: str, args: argparse.Namespace) -> Callable[[Any], Any] | Non
             return None
 
 
-def trainer_of(name: str, args: argparse.Namespace) -> Any:
+def trainer_of(name: str, args: argparse.Namespace, more: dict[str, Any] | None = None) -> Any:
     import sae_lens  # noqa: F401  registers
 
     from sae_variants import _job, _plan, _targets
 
     fields = {"k": args.k, "d_sae": args.d_sae, "batch_tokens": args.tokens, "training_tokens": 10_000 * args.tokens}
+    fields |= more or {}
     return _job.trainer(_plan.plan(name, _targets.load("sandbox"), fields), args.d_in, "cpu")
 
 
-def own_step(args: argparse.Namespace, dead: float) -> Callable[[Any], Any]:
+def own_step(args: argparse.Namespace, dead: float, more: dict[str, Any]) -> Callable[[Any], Any]:
     import torch
 
-    trainer = trainer_of("topk", args)
+    trainer = trainer_of("topk", args, more)
     sae, asleep = trainer.sae, torch.arange(round(dead * args.d_sae))
     sae.b_enc.data[asleep] = -100.0
 
@@ -136,7 +138,7 @@ def steps(args: argparse.Namespace) -> None:
 
     if args.keep_memory:
         _models.reuse_freed_memory()
-    made = {name: contender(name, args) for name in (PRODUCT, ONEDNN, OURS, DEAD, SAE_LENS, *OTHERS)}
+    made = {name: contender(name, args) for name in (PRODUCT, ONEDNN, OURS, DEAD, ALL_DEAD, SAE_LENS, *OTHERS)}
     for name in [name for name, step in made.items() if step is None]:
         print(f"{name}: not on this machine, left out")
         del made[name]
