@@ -34,11 +34,13 @@ def main(argv: list[str]) -> int:
             raise UsageError(f"{file} answers another study than the key is of")
         if unknown := set(one["answers"]) - set(key["items"]):
             raise UsageError(f"{file} answers question {min(unknown)}, which the study does not have")
-    raters = [(one["kind"], one["rater"]) for one in said]
+    raters = [(one["kind"], one["rater"].strip()) for one in said]
+    if empty := [str(file) for file, one in zip(files, said, strict=True) if not one["answers"]]:
+        raise UsageError(f"{empty[0]} holds no answer")
     if doubled := next((rater for rater in raters if raters.count(rater) > 1), None):
         raise UsageError(f"two files are of the rater {doubled[1]!r}: give one of them, or change its name")
     _result.writable(Path(args.output))
-    results = scored(key, said, ["python", "-m", "eval_runners", "human-study", "score", *argv])
+    results = scored(key, said, ["python", "-m", "eval_runners", "human-study", "score", "FILE..."])  # raters' names
     for one, result in zip(key["saes"], results, strict=True):
         _result.validate(human_study.output_class(), result)
         _result.write(Path(args.output) / one["path"], result, {})
@@ -86,9 +88,10 @@ def lines(result: dict[str, Any]) -> list[str]:
             continue
         line = f"{who} find the intruder in {of['accuracy']:.0%} [{of['accuracy_low']:.0%}, {of['accuracy_high']:.0%}]"
         line += f" of {of['answers']:.0f} answers"
-        if of.get("difference") is not None:
-            interval = f"[{of['difference_low']:+.0%}, {of['difference_high']:+.0%}]"
-            line += f", {of['difference']:+.0%} {interval} against the control's {of['control']:.0%}"
+        for less, whose, what in (("over_random", "random_sae", "untrained"), ("difference", "control", "controls")):
+            if of.get(less) is not None:
+                interval = f"[{of[f'{less}_low']:+.0%}, {of[f'{less}_high']:+.0%}]"
+                line += f", {of[less]:+.0%} {interval} against {of[whose]:.0%} ({what})"
         if of.get("kappa") is not None:
             line += f"; kappa {of['kappa']:.2f} between {of['raters']:.0f} raters"
         found.append(line)
@@ -100,7 +103,7 @@ def _read(path: Path, what: str) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not {what}: it is no JSON") from error
     if not isinstance(found, dict) or not isinstance(found.get("study"), str):
         raise UsageError(f"{path} is not {what}: it names no study")
@@ -126,6 +129,16 @@ def read_key(path: Path) -> dict[str, Any]:
     found = _read(path, "a key")
     if not all(isinstance(found.get(name), kind) for name, kind in (("items", dict), ("known", dict), ("saes", list))):
         raise UsageError(f"{path} is not a key: give the .key.json that `human-study make` wrote beside the page")
+    try:
+        whole = found["known"].keys() == found["items"].keys() and all(
+            0 <= known["intruder"] < CHOICES and 0 <= known["sae"] < len(found["saes"]) and "has_latent" in known
+            for known in found["known"].values()
+        )
+        paths = [Path(one["path"]) for one in found["saes"] if {"learns", "result"} <= one.keys()]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is a key that has been changed: make the study again") from error
+    if not whole or len(paths) < len(found["saes"]) or any(one.is_absolute() or ".." in one.parts for one in paths):
+        raise UsageError(f"{path} is a key that has been changed: make the study again")
     return found
 
 

@@ -42,7 +42,11 @@ def main(argv: list[str]) -> int:
 
     parser = _cli.Parser(prog="python -m eval_runners case-study", description=__doc__)
     parser.add_argument(
-        "--sae", required=True, metavar="NAME", help="a variant, stock:ARCHITECTURE, a folder, or user/repo:sae_id"
+        "--sae",
+        required=True,
+        action="append",
+        metavar="NAME",
+        help="a variant, stock:ARCHITECTURE, a folder, or user/repo:sae_id",
     )
     parser.add_argument("--latents", default="best:12", help="best:N, random:N or numbers (default: %(default)s)")
     parser.add_argument("--output", default="case-study.html", metavar="FILE", help="the page (default: %(default)s)")
@@ -56,13 +60,13 @@ def main(argv: list[str]) -> int:
     words, extra = _cli.split_unknown(parser, argv)
     args = parser.parse_args(words)
     overrides = _cli.extra_options(extra, prefix=_run.TRAIN_PREFIX)
+    if len(args.sae) > 1:
+        raise UsageError("--sae is given once: a page shows one SAE")
     chosen_how(args.latents)
     writable(Path(args.output), "--output")
     _cli.quiet()
     target, device = _cli.target_of(args), _cli.device_of(args)
-    found, failures = _saes.ready(
-        _saes.asked([args.sae], target, overrides, [{}], [args.seed], args.trained), [], device
-    )
+    found, failures = _saes.ready(_saes.asked(args.sae, target, overrides, [{}], [args.seed], args.trained), [], device)
     if failures:
         raise UsageError(failures[0])
     model = _run.loader(target, device)()

@@ -27,6 +27,8 @@ class Excerpt:
     at: int
     """Which token it is about: where the latent fires most in the context."""
     context: int
+    first: int
+    """Its first token's place in the context."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class Firing:
         ends = self.special_CT[context].nonzero().squeeze(1)
         first = max([at - BEFORE, 0, *(int(e) + 1 for e in ends[ends < at])])
         last = min([at + AFTER + 1, self.ids_CT.shape[1], *(int(e) for e in ends[ends > at])])
-        acts = [round(value, 4) for value in acts_CT[context, first:last].tolist()]
-        return Excerpt(self.ids_CT[context, first:last].tolist(), acts, at - first, context)
+        acts = acts_CT[context, first:last].tolist()
+        return Excerpt(self.ids_CT[context, first:last].tolist(), acts, at - first, context, first)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ stands in the key. An untrained SAE, `random`, is always among them, and items w
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from sae_variants._errors import UsageError
 if TYPE_CHECKING:
     from eval_runners._examples import Excerpt, Firing
 
+OTHERS = 20
+"""Latents among whose excerpts an intruder is looked for."""
 OFTEN = 10
 """Tokens on which a latent that is asked about fires at least,"""
 DENSEST = 0.2
@@ -45,7 +48,7 @@ def main(argv: list[str]) -> int:
 
 
 def make(argv: list[str]) -> int:
-    from eval_runners import _examples, _result, _saes
+    from eval_runners import _answers, _examples, _result, _saes
     from eval_runners._contract import Evaluation
     from eval_runners._envelope import envelope
 
@@ -64,9 +67,9 @@ def make(argv: list[str]) -> int:
     _cli.quiet()
     target, device = _cli.target_of(args), _cli.device_of(args)
     config = EvalConfig(**_cli.given(args, EvalConfig))
-    for name in ("items", "n_contexts", "strongest"):
-        if getattr(config, name) < (CHOICES if name == "strongest" else 1):
-            raise UsageError(f"{_cli.dashed(name)} is too small: {getattr(config, name)}")
+    for name, least in (("items", 1), ("n_contexts", 1), ("strongest", CHOICES), ("controls", 0)):
+        if getattr(config, name) < least:
+            raise UsageError(f"{_cli.dashed(name)} must be at least {least}, not {getattr(config, name)}")
     names = list(dict.fromkeys([*args.saes, "random"]))
     wanted = _saes.asked(names, target, overrides, [{}], args.seeds, args.trained)
     found, failures = _saes.ready(wanted, [], device)
@@ -86,12 +89,17 @@ def make(argv: list[str]) -> int:
             "path": str(place.path(one.path_name, one.weight_hash)), "learns": one.learns,
             "result": place.envelope(Evaluation(empty), one, one.weight_hash, 0.0),
         })  # fmt: skip
-    _shuffle(questions, config.seed)
+    weights = [one.weight_hash for one in found]
+    random.Random(f"{config.seed} {weights}").shuffle(questions)  # who has the SAEs only can undo it
     items = {str(at): _shown(question, model.tokenizer) for at, question in enumerate(questions, start=1)}
     known = {
         str(at): asdict(q["item"]) | {"latents": q["latents"]} for at, q in enumerate(questions, start=1)
     }  # fmt: skip
-    study = _hash.of_value({"items": items, "known": known, "weights": [one.weight_hash for one in found]})
+    study = _hash.of_value({"items": items, "known": known, "weights": weights})
+    if key_file.exists() and _answers.read_key(key_file)["study"] != study:
+        raise UsageError(f"{key_file} is the key of another study, whose answers need it: give another --output")
+    for one in saes:  # of another study of the same SAE there is another result
+        one["path"] = str(Path(one["path"]).with_suffix(f".{study}.json"))
     key = {"study": study, "items": items, "known": known, "saes": saes}
     write_whole(key_file, json.dumps(key), "--output")
     text = _page.render("human_study.html", {"study": study, "items": items})
@@ -108,8 +116,6 @@ def _command(step: str, argv: list[str]) -> list[str]:
 
 def _questions(firing: Firing, config: EvalConfig, sae: int, label: str) -> list[dict[str, Any]]:
     """Items of one SAE, and its controls, in no order: excerpts with what is known of them."""
-    import random
-
     lot = random.Random(f"{config.seed} {sae}")
     counts = firing.counts_S().tolist()
     rare = [latent for latent, n in enumerate(counts) if OFTEN <= n <= DENSEST * firing.tokens]
@@ -128,20 +134,19 @@ def _questions(firing: Firing, config: EvalConfig, sae: int, label: str) -> list
             break
         acts_CT = firing.acts_CT(latent)
         mine = lot.sample(pool(latent), CHOICES - 1)
-        intruder = next(
-            (
-                (other, excerpt)
-                for other in lot.sample(rare, len(rare)) if other != latent
-                for excerpt in lot.sample(pool(other), len(pool(other))) if not _fires(acts_CT, excerpt)
-            ),
-            None,
-        )  # fmt: skip
-        if intruder is not None:
+        lengths = [len(one.ids) for one in mine]
+        strangers = [
+            (other, excerpt)
+            for other in lot.sample(rare, min(len(rare), OTHERS)) if other != latent
+            for excerpt in lot.sample(pool(other), len(pool(other))) if not _fires(acts_CT, excerpt)
+        ]  # fmt: skip
+        alike = [one for one in strangers if min(lengths) <= len(one[1].ids) <= max(lengths)]  # length tells nothing
+        if intruder := next(iter([*alike, *strangers]), None):
             made.append(_mixed(lot, sae, True, [*((latent, one) for one in mine), intruder], CHOICES - 1))
     if len(made) < config.items:
         raise UsageError(
-            f"{label}: only {len(made)} latents fire on {OFTEN} or more of {firing.tokens} tokens and on at most "
-            f"{DENSEST:.0%} of them: lower --items, or raise --n-contexts"
+            f"{label}: only {len(made)} latents can be asked about, which fire on {OFTEN} tokens and at most "
+            f"{DENSEST:.0%} of {firing.tokens}: lower --items, raise --n-contexts, or leave this SAE out"
         )
     for _ in range(config.controls):
         latents = lot.sample(rare, min(CHOICES, len(rare)))
@@ -152,20 +157,14 @@ def _questions(firing: Firing, config: EvalConfig, sae: int, label: str) -> list
 
 
 def _fires(acts_CT: Any, excerpt: Excerpt) -> bool:
-    """Whether a latent fires anywhere in the context of an excerpt."""
-    return bool(acts_CT[excerpt.context].any())
+    """Whether a latent fires anywhere in an excerpt."""
+    return bool(acts_CT[excerpt.context, excerpt.first : excerpt.first + len(excerpt.ids)].any())
 
 
 def _mixed(lot: Any, sae: int, has_latent: bool, drawn: list[tuple[int, Excerpt]], intruder: int) -> dict[str, Any]:
     order = lot.sample(range(CHOICES), CHOICES)
     item = Item(sae, has_latent, order.index(intruder))
     return {"item": item, "excerpts": [drawn[n][1] for n in order], "latents": [drawn[n][0] for n in order]}
-
-
-def _shuffle(questions: list[dict[str, Any]], seed: int) -> None:
-    import random
-
-    random.Random(seed).shuffle(questions)
 
 
 def _shown(question: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
@@ -175,7 +174,7 @@ def _shown(question: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
     return [
         {
             "tokens": _examples.words(one.ids, tokenizer), "at": one.at,
-            "acts": [round(max(act, 0.0) / max(one.acts), 2) for act in one.acts],
+            "acts": [round(act / max(one.acts), 2) for act in one.acts],
         }
         for one in question["excerpts"]
     ]  # fmt: skip

@@ -24,6 +24,10 @@ PASSING = (429, 500, 502, 503, 504)
 """What an endpoint answers that may answer better soon."""
 
 
+class Refused(Exception):
+    """One question that an endpoint does not take."""
+
+
 def main(argv: list[str]) -> int:
     parser = _cli.Parser(prog="python -m eval_runners human-study judge", description=__doc__)
     parser.add_argument("key", metavar="KEY", help="what `make` wrote beside the page")
@@ -34,6 +38,10 @@ def main(argv: list[str]) -> int:
     key = _answers.read_key(Path(args.key))
     if not re.match(r"https?://[^/\s]+", args.url):
         raise UsageError(f"--url must begin with http:// or https://, not {args.url!r}")
+    if "@" in args.url:
+        raise UsageError(f"--url must hold no password: set {KEY_VARIABLE}")
+    if not (secret := os.environ.get(KEY_VARIABLE, "")).isascii() or re.search(r"\s", secret):
+        raise UsageError(f"{KEY_VARIABLE} holds what no key does: a blank, a line's end, or letters that are not ASCII")
     name = re.sub(r"[^\w.-]+", "_", args.model)
     output = Path(args.output) if args.output else Path(args.key).with_name(f"{name}.answers.json")
     writable(output, "--output")
@@ -46,9 +54,15 @@ def main(argv: list[str]) -> int:
     from tqdm import tqdm
 
     left = [name for name in key["items"] if name not in said["answers"]]
-    unclear = 0
+    unclear, refused = 0, []
     for name in tqdm(left, desc="questions"):
-        choice = _choice(_ask(args.url, args.model, prompt(key["items"][name])))
+        try:
+            choice = _choice(_ask(args.url, args.model, prompt(key["items"][name])))
+        except Refused as error:
+            refused.append(str(error))
+            if len(refused) == TRIES and not said["answers"]:
+                raise UsageError(f"{refused[0]}: check --model") from error
+            continue
         if choice is None:
             unclear += 1
             continue
@@ -56,7 +70,9 @@ def main(argv: list[str]) -> int:
         write_whole(output, json.dumps(said), "--output")
     print(f"{output}: {len(said['answers'])} of {len(key['items'])} answers")
     if unclear:
-        print(f"{unclear} replies named none of the numbers 1 to {CHOICES}; the same command asks those again")
+        print(f"{unclear} replies did not name one number from 1 to {CHOICES}; the same command asks those again")
+    if refused:
+        print(f"{len(refused)} questions were refused, the first so: {refused[0]}")
     return 0 if said["answers"] else 1
 
 
@@ -68,13 +84,16 @@ def prompt(excerpts: list[dict[str, Any]]) -> str:
     ]
     return (
         f"Four of these {CHOICES} excerpts of text have something in common at or before the marked place, and one "
-        "does not belong.\n\n" + "\n\n".join(lines) + "\n\nWhich one does not belong? Answer with its number alone."
-    )  # fmt: skip
+        "does not belong. Sometimes nothing is to be seen: then guess.\n\n"
+        + "\n\n".join(lines)
+        + "\n\nWhich one does not belong? Answer with its number alone."
+    )
 
 
 def _choice(reply: str) -> int | None:
-    found = re.findall(rf"\b[1-{CHOICES}]\b", reply)
-    return int(found[-1]) - 1 if found else None
+    """The number in a reply that holds one, from 0."""
+    found = set(re.findall(rf"\b[1-{CHOICES}]\b", reply))
+    return int(found.pop()) - 1 if len(found) == 1 else None
 
 
 def _ask(url: str, model: str, question: str) -> str:
@@ -84,10 +103,15 @@ def _ask(url: str, model: str, question: str) -> str:
     secret = os.environ.get(KEY_VARIABLE)
     body = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": question}]}
     place = url.rstrip("/") + "/chat/completions"
-    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+
+    def signed(request: Any) -> Any:  # in the place of what ~/.netrc may hold
+        if secret:
+            request.headers["Authorization"] = f"Bearer {secret}"
+        return request
+
     for attempt in range(TRIES):
         try:
-            answer = requests.post(place, json=body, timeout=TIMEOUT, headers=headers)
+            answer = requests.post(place, json=body, timeout=TIMEOUT, auth=signed)
         except requests.RequestException as error:
             if attempt + 1 == TRIES:
                 raise UsageError(f"cannot reach {place} ({type(error).__name__}): check --url") from error
@@ -101,6 +125,8 @@ def _ask(url: str, model: str, question: str) -> str:
 def _reply(place: str, answer: Any) -> str:
     if answer.status_code in (401, 403):
         raise UsageError(f"{place} refuses (HTTP {answer.status_code}): set {KEY_VARIABLE} to a key of it")
+    if answer.status_code in (400, 413, 422):
+        raise Refused(f"{place} answers HTTP {answer.status_code}: {' '.join(answer.text.split())[:200]}")
     if answer.status_code != 200:
         raise UsageError(f"{place} answers HTTP {answer.status_code}: check --url and --model")
     try:

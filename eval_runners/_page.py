@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from eval_runners import _result
+
 FOLDER = Path(__file__).parent
 
 
@@ -14,10 +16,10 @@ def render(template: str, data: Any, **more: str) -> str:
     from jinja2 import Environment
 
     made = Environment(autoescape=True).from_string((FOLDER / template).read_text())
-    return made.render(data=_inert(data), style=(FOLDER / "page.css").read_text(), **more)
+    return made.render(data=_inert(_result.finite(data)), style=(FOLDER / "page.css").read_text(), **more)
 
 
 def _inert(data: Any) -> str:
     """JSON that cannot end the script element it stands in."""
-    text = json.dumps(data, separators=(",", ":"))
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

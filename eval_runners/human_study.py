@@ -1,12 +1,16 @@
 """human_study: do people tell where a latent fires?
 
-An item shows five excerpts: four in which one latent fires, and an intruder, in which another one does. Of each SAE the
-share of answers that name the intruder, with Wilson's 95 % interval over answers; the difference to items without a
-latent of their own, whose five excerpts are of five latents and whose intruder is drawn by lot, with Newcombe's
-interval; and Fleiss' kappa, how far raters agree beyond chance on items that all of them answered. Answers of language
-models are counted apart. It is asked and scored by `python -m eval_runners human-study`.
+An item shows five excerpts: four in which one latent fires, and an intruder, in which another one does. Of each SAE
+the share of answers that name the intruder, with Wilson's 95 % interval; the difference to an untrained SAE, with
+Newcombe's interval, and to controls, items whose five excerpts are of five latents and whose intruder is drawn by lot:
+who finds that one more often than by chance finds it by something else; and Fleiss' kappa, how far raters agree beyond
+chance on items that all of them answered. Answers of language models are counted apart. It is asked and scored by
+`python -m eval_runners human-study`.
 
-Chang et al. 2009 (intrusion tasks); Wilson 1927; Newcombe 1998, method 10; Fleiss 1971.
+Several raters of one item are not as many independent answers: intervals are those of as many answers as would tell as
+much, by the spread between items (Kish's design effect), and with Student's quantile for so few items.
+
+Chang et al. 2009 (intrusion tasks); Wilson 1927; Newcombe 1998, method 10; Fleiss 1971; Kish 1965.
 """
 
 from __future__ import annotations
@@ -26,15 +30,18 @@ _TITLES = {
     "accuracy_low": "lower end of its 95 % interval",
     "accuracy_high": "upper end of its 95 % interval",
     "control": "the same of items without a latent of their own",
-    "random_sae": "the same of an untrained SAE",
     "difference": "accuracy less the control's",
     "difference_low": "lower end of its 95 % interval",
     "difference_high": "upper end of its 95 % interval",
+    "random_sae": "the same of an untrained SAE",
+    "over_random": "accuracy less the untrained SAE's",
+    "over_random_low": "lower end of its 95 % interval",
+    "over_random_high": "upper end of its 95 % interval",
     "kappa": "Fleiss' kappa between raters",
     "raters": "raters",
     "answers": "answers",
 }
-_SHORT = {"accuracy": "intruder found", "difference": "less control", "kappa": "kappa"}
+_SHORT = {"accuracy": "intruder found", "over_random": "less untrained", "difference": "less control", "kappa": "kappa"}
 MADE_BY = "python -m eval_runners human-study make, and score"
 """Its results need people: there is no `evaluate`."""
 
@@ -94,43 +101,74 @@ def scores(items: dict[str, Item], raters: Sequence[Answers], sae: int, untraine
         untrained: number of the SAE whose accuracy is `random_sae`.
     """
     own = {name: item for name, item in items.items() if item.sae == sae and item.has_latent}
-    right, total = _right(own, raters)
-    found: dict[str, float] = {"raters": float(len(raters)), "answers": float(total)}
-    if total:
-        low, high = wilson(right, total)
-        found |= {"accuracy": right / total, "accuracy_low": low, "accuracy_high": high}
-    right_c, total_c = _right({name: item for name, item in items.items() if not item.has_latent}, raters)
-    if total_c:
-        found["control"] = right_c / total_c
-    if total and total_c:
-        low, high = newcombe(right, total, right_c, total_c)
-        found |= {"difference": right / total - right_c / total_c, "difference_low": low, "difference_high": high}
-    right_r, total_r = _right(
-        {n: item for n, item in items.items() if item.sae == untrained and item.has_latent}, raters
-    )
-    if total_r:
-        found["random_sae"] = right_r / total_r
+    found: dict[str, float] = {"raters": float(len(raters))}
+    mine = _share(own, raters)
+    found["answers"] = float(mine.answers)
+    if mine.answers:
+        low, high = mine.interval
+        found |= {"accuracy": mine.share, "accuracy_low": low, "accuracy_high": high}
+    controls = _share({name: item for name, item in items.items() if not item.has_latent}, raters)
+    of_untrained = _share({n: item for n, item in items.items() if item.sae == untrained and item.has_latent}, raters)
+    for other, name, less in ((controls, "control", "difference"), (of_untrained, "random_sae", "over_random")):
+        if other.answers:
+            found[name] = other.share
+        if mine.answers and other.answers and not (name == "random_sae" and sae == untrained):
+            low, high = newcombe(mine, other)
+            found |= {less: mine.share - other.share, f"{less}_low": low, f"{less}_high": high}
     kappa = fleiss([[answers[name] for answers in raters] for name in own if all(name in a for a in raters)])
     return found if kappa is None else {**found, "kappa": kappa}
 
 
-def _right(items: dict[str, Item], raters: Sequence[Answers]) -> tuple[int, int]:
-    given = [answers[name] == item.intruder for name, item in items.items() for answers in raters if name in answers]
-    return sum(given), len(given)
+@dataclass(frozen=True)
+class Share:
+    """Of right answers to some items."""
+
+    share: float
+    answers: int
+    worth: float
+    """Independent answers that would tell as much."""
+    quantile: float
+    """How many standard errors make 95 %."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.share, self.worth, self.quantile)
 
 
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    from scipy.stats import binomtest
+def _share(items: dict[str, Item], raters: Sequence[Answers]) -> Share:
+    by_item = [
+        [answers[name] == item.intruder for answers in raters if name in answers] for name, item in items.items()
+    ]
+    return share_of([one for one in by_item if one])
 
-    found = binomtest(right, total).proportion_ci(0.95, method="wilson")
-    return float(found.low), float(found.high)
+
+def share_of(by_item: list[list[bool]]) -> Share:
+    """Of right answers, item by item. One answer to each is worth itself; more are worth what items leave of them."""
+    from scipy.stats import norm
+    from scipy.stats import t as student
+
+    answers, count = sum(len(one) for one in by_item), len(by_item)
+    share = sum(sum(one) for one in by_item) / answers if answers else 0.0
+    if answers == count or count < 2:
+        return Share(share, answers, float(count), float(norm.ppf(0.975)))
+    most = answers / count  # raters of an item
+    independent = share * (1 - share) / answers
+    between = sum((sum(one) - len(one) * share) ** 2 for one in by_item) * count / (count - 1) / answers**2
+    effect = most if independent == 0 else min(max(between / independent, 1.0), most)
+    return Share(share, answers, answers / effect, float(student.ppf(0.975, count - 1)))
 
 
-def newcombe(right: int, total: int, other_right: int, other_total: int) -> tuple[float, float]:
+def wilson(share: float, answers: float, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's interval of a share, at z standard errors."""
+    middle = (share + z * z / (2 * answers)) / (1 + z * z / answers)
+    half = z / (1 + z * z / answers) * math.sqrt(share * (1 - share) / answers + z * z / (4 * answers**2))
+    return middle - half, middle + half
+
+
+def newcombe(one: Share, other: Share) -> tuple[float, float]:
     """95 % interval of the difference of two independent shares, from Wilson's intervals of both."""
-    p, q = right / total, other_right / other_total
-    (low, high), (other_low, other_high) = wilson(right, total), wilson(other_right, other_total)
+    p, q = one.share, other.share
+    (low, high), (other_low, other_high) = one.interval, other.interval
     below = math.hypot(p - low, other_high - q)
     above = math.hypot(high - p, q - other_low)
     return p - q - below, p - q + above

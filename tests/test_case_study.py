@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from eval_runners import _case_study, _examples, _page
 from eval_runners.__main__ import main
 from sae_variants import _models
 from sae_variants._errors import UsageError
+from sae_variants._two_levels import lower_of
 
 HOSTILE = "</script><script>document.body.dataset.broken='yes'</script><b>bold</b>"
 
@@ -86,7 +88,7 @@ def test_lower_quantiles_are_of_the_other_contexts():
         def batch_decode(self, ids, **_):
             return [str(i[0]) for i in ids]
 
-    every = [_examples.Excerpt([n], [100.0 - n], 0, n) for n in range(48)]
+    every = [_examples.Excerpt([n], [100.0 - n], 0, n, 0) for n in range(48)]
     found = _case_study.contexts(iter(every), Words())
     assert [e["tokens"][0] for e in found["top"]] == [str(n) for n in range(8)]
     assert [[e["tokens"][0] for e in part["excerpts"]] for part in found["lower"]] == [
@@ -125,6 +127,25 @@ def test_words_that_a_row_raises_are_those_that_read_it(model):
     assert found["lowered"][0][0] == model.tokenizer.decode([11])
     assert found["raised"][0][1] > 0 > found["lowered"][0][1]
     assert _case_study.logits(model, torch.zeros(7)) == {"raised": [], "lowered": []}
+
+
+def test_words_are_read_through_the_last_norm(model):
+    """Its weights count, and what is the same in all directions does not."""
+    unembed, scale = model.unembed.W_U.data.clone(), model.ln_final.w.data.clone()
+    try:
+        model.unembed.W_U.data.zero_()
+        model.unembed.W_U.data[0, 5], model.unembed.W_U.data[1, 6] = 1.0, 1.0
+        model.ln_final.w.data[:] = 1.0
+        model.ln_final.w.data[1] = 3.0
+        D = model.cfg.d_model
+        row = torch.ones(D)
+        row[:2] += 2.0
+        found = _case_study.logits(model, row)
+    finally:
+        model.unembed.W_U.data[:], model.ln_final.w.data[:] = unembed, scale
+    centred = 2.0 - 4.0 / D
+    mean = (1 + 3) * centred / model.cfg.d_vocab
+    assert [value for _, value in found["raised"][:2]] == pytest.approx([3 * centred - mean, centred - mean], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +193,20 @@ def test_an_upper_latent_has_its_children(target, model):
     bits = [row["bits"] for row in found["rows"]]
     assert bits == sorted(bits, reverse=True)
     assert bits[0] > 0.01
+    upper = _examples.firing(sae, target, model, 12, 32)
+    lower = _examples.firing(lower_of(sae), target, model, 12, 32)
+    row, n = found["rows"][0], upper.tokens
+    fires, child = upper.acts_CT(0) > 0, lower.acts_CT(row["latent"]) > 0
+    table = torch.tensor([[(fires & child).sum(), (fires & ~child).sum()], [(~fires & child).sum(), 0]]).double()
+    table[1, 1] = n - table.sum()
+    expected = sum(
+        p * torch.log2(p / (table[i].sum() / n * table[:, j].sum() / n)) for i in (0, 1) for j in (0, 1) if (p := table[i, j] / n) > 0
+    )  # fmt: skip
+    assert row["bits"] == pytest.approx(
+        expected.item() - ((table > 0).sum().item() - 3) / (2 * n * math.log(2)), abs=1e-9
+    )
+    assert row["within"] == pytest.approx((fires & child).sum().item() / child.sum().item())
+    assert row["density"] == pytest.approx(child.sum().item() / n)
     assert {"kl_children", "children_share"} <= set(data["latents"][0]["effect"])
 
 

@@ -9,20 +9,39 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 from conftest import TINY, fetched, needs_chromium, opened
+from scipy.stats import binomtest
 
-from eval_runners import _judge, _page, human_study
+from eval_runners import _examples, _human_study, _judge, _page, human_study
 from eval_runners.__main__ import main
-from eval_runners.human_study import Item, fleiss, newcombe, scores, wilson
+from eval_runners.human_study import Item, Share, fleiss, newcombe, scores, share_of, wilson
 from sae_variants._errors import UsageError
 
 HOSTILE = "</script><script>document.body.dataset.broken='yes'</script><b>bold</b>"
 
 
 def test_wilson_and_newcombe_by_the_book():
-    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert newcombe(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=1e-4)  # Newcombe 1998, example (a)
-    assert newcombe(0, 10, 0, 10) == pytest.approx((-0.2775, 0.2775), abs=1e-4)
+    def share(right: int, total: int) -> Share:
+        return share_of([[n < right] for n in range(total)])
+
+    for right, total in ((8, 10), (0, 7), (5, 5), (61, 90)):
+        by_scipy = binomtest(right, total).proportion_ci(0.95, method="wilson")
+        assert wilson(right / total, total) == pytest.approx((by_scipy.low, by_scipy.high))
+        assert share(right, total).interval == pytest.approx((by_scipy.low, by_scipy.high))
+    assert newcombe(share(56, 70), share(48, 80)) == pytest.approx((0.0524, 0.3339), abs=1e-4)  # Newcombe 1998, (a)
+    assert newcombe(share(0, 10), share(0, 10)) == pytest.approx((-0.2775, 0.2775), abs=1e-4)
+
+
+def test_raters_of_one_item_are_worth_what_items_leave_of_them():
+    assert share_of([[True] * 5, [False] * 5] * 5).worth == pytest.approx(10)  # all agree: as many as items
+    lot = random.Random(0)
+    independent = share_of([[lot.random() < 0.5 for _ in range(5)] for _ in range(400)])
+    assert 1600 < independent.worth <= 2000
+    assert share_of([[True] * 3] * 4).worth == 4
+    assert share_of([[True], [False]]).worth == 2
+    assert share_of([[True, True, False]]).worth == 1
+    assert (share_of([]).answers, share_of([]).share) == (0, 0)
 
 
 def test_fleiss_by_the_book():
@@ -58,8 +77,19 @@ def test_intervals_cover_the_skill_of_raters_in_95_of_100_simulations():
         found = scores(items, [rater(items, {0: 0.7}, lot) for _ in range(2)], 0, None)
         covered.append(found["accuracy_low"] <= 0.7 <= found["accuracy_high"])
         differences.append(found["difference_low"] <= 0.5 <= found["difference_high"])
-    assert 0.93 <= sum(covered) / 600 <= 0.975
-    assert 0.93 <= sum(differences) / 600 <= 0.985
+    assert 0.93 <= sum(covered) / 600 <= 0.985
+    assert 0.93 <= sum(differences) / 600 <= 0.99
+
+
+@pytest.mark.parametrize(("raters", "count"), [(1, 12), (3, 12), (10, 12), (4, 40)])
+def test_intervals_cover_the_mean_of_items_that_are_not_equally_hard(raters, count):
+    covered = 0
+    for simulation in range(400):
+        lot = random.Random(simulation)
+        easy = [lot.random() for _ in range(count)]  # of items drawn from many, whose mean is 1/2
+        low, high = share_of([[lot.random() < p for _ in range(raters)] for p in easy]).interval
+        covered += low <= 0.5 <= high
+    assert 0.925 <= covered / 400 <= 0.99
 
 
 def test_each_sae_has_its_own_accuracy_and_all_have_the_controls():
@@ -70,6 +100,9 @@ def test_each_sae_has_its_own_accuracy_and_all_have_the_controls():
     assert {one["control"] for one in found} == {found[0]["control"]}
     assert found[0]["control"] == pytest.approx(0.2, abs=0.03)
     assert {one["random_sae"] for one in found} == {found[2]["accuracy"]}
+    assert found[0]["over_random"] == pytest.approx(found[0]["accuracy"] - found[2]["accuracy"])
+    assert found[0]["over_random_low"] > 0.5
+    assert "over_random" not in found[2]
     assert found[0]["difference"] == pytest.approx(found[0]["accuracy"] - found[0]["control"])
     assert found[0]["kappa"] > found[1]["kappa"] > found[2]["kappa"] > -0.1
     assert [one["answers"] for one in found] == [1200] * 3
@@ -143,7 +176,7 @@ def test_scores_stand_on_the_leaderboard(study, key, tmp_path, capsys):
         files[-1].write_text(json.dumps(answers_of(key, right, name, kind)))
     assert main(["human-study", "score", *map(str, files), "--output", str(tmp_path / "runs")]) == 0
     said = capsys.readouterr().out
-    assert "people find the intruder in 100% [68%, 100%] of 8 answers" in said
+    assert "people find the intruder in 100% [28%, 100%] of 8 answers" in said
     assert "language models find the intruder in 0%" in said
     results = [json.loads(path.read_text()) for path in (tmp_path / "runs").rglob("*.json")]
     assert len(results) == 3
@@ -163,6 +196,7 @@ def test_scores_stand_on_the_leaderboard(study, key, tmp_path, capsys):
         (lambda a: a | {"answers": {"1": 5}}, "the answer to question 1 is 5"),
         (lambda a: a | {"answers": {"99": 1}}, "question 99, which the study does not have"),
         (lambda a: a | {"answers": []}, "give what the page saves"),
+        (lambda a: a | {"answers": {}}, "holds no answer"),
         (lambda a: a | {"kind": "dog"}, "human or a model"),
         (lambda a: {}, "names no study"),
     ],
@@ -197,9 +231,10 @@ def test_it_is_no_evaluation_of_an_sae_alone(capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--items", "0"], "--items is too small"),
-        (["--strongest", "4"], "--strongest is too small"),
-        (["--items", "10000"], "lower --items, or raise --n-contexts"),
+        (["--items", "0"], "--items must be at least 1"),
+        (["--strongest", "4"], "--strongest must be at least 5"),
+        (["--controls", "-1"], "--controls must be at least 0"),
+        (["--items", "10000"], "leave this SAE out"),
         (["--sae", "temporl"], "temporal"),
     ],
 )
@@ -247,7 +282,13 @@ def endpoint(monkeypatch):
 
 def test_a_language_model_answers_the_same_questions(study, key, endpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(_judge.KEY_VARIABLE, "secret-word")
-    Judge.script = [(200, "4"), (200, "no idea"), (429, "slow down"), (200, "Excerpt 5 of 5, I think: 3")]
+    Judge.script = [
+        (200, "4"),
+        (200, "3 (3 out of 5)"),
+        (429, "slow down"),
+        (200, "**3**."),
+        (400, '{"error": "filtered"}'),
+    ]
     output = tmp_path / "judge.json"
     command = ["human-study", "judge", str(study / "study.key.json"), "--url", endpoint, "--model", "some/judge",
                "--output", str(output)]  # fmt: skip
@@ -266,11 +307,13 @@ def test_a_language_model_answers_the_same_questions(study, key, endpoint, tmp_p
     one = key["items"]["1"][0]
     assert f"[[{one['tokens'][one['at']]}]]" in body["messages"][0]["content"]
     said = capsys.readouterr()
-    assert "1 replies named none of the numbers" in said.out
+    assert "1 replies did not name one number" in said.out
+    assert "1 questions were refused" in said.out
+    assert "filtered" in said.out
     assert "secret-word" not in said.out + said.err + output.read_text()
     before = len(Judge.seen)
     assert main(command) == 0  # asks only what is left
-    assert len(Judge.seen) == before + 1
+    assert len(Judge.seen) == before + 2
     assert (
         main(
             [
@@ -294,6 +337,7 @@ def test_a_language_model_answers_the_same_questions(study, key, endpoint, tmp_p
         ([(404, "{}")], "answers HTTP 404: check --url and --model"),
         ([(500, "{}")] * 3, "answers HTTP 500"),
         ([(200, "{}")], "no chat completion"),
+        ([(400, '{"error": "too long"}')] * 3, "HTTP 400: .*too long.*check --model"),
     ],
 )
 def test_an_endpoint_that_does_not_answer_is_said_in_a_line(study, endpoint, tmp_path, script, says):
@@ -306,10 +350,79 @@ def test_an_endpoint_that_does_not_answer_is_said_in_a_line(study, endpoint, tmp
 
 def test_an_endpoint_that_is_not_there_is_said_in_a_line(study, tmp_path, monkeypatch):
     monkeypatch.setattr(_judge, "_wait", lambda attempt: None)
-    for url, says in (("http://127.0.0.1:9/v1", "cannot reach"), ("localhost", "must begin with http")):
+    urls = [
+        ("http://127.0.0.1:9/v1", "cannot reach"),
+        ("localhost", "must begin with http"),
+        ("http://a:b@c", "no password"),
+    ]
+    for url, says in urls:
         with pytest.raises(UsageError, match=says):
             main(["human-study", "judge", str(study / "study.key.json"), "--url", url, "--model", "m", "--output",
                   str(tmp_path / "judge.json")])  # fmt: skip
+
+
+def test_a_key_is_said_to_be_none_and_nothing_but_it_is_sent(study, endpoint, tmp_path, monkeypatch):
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login someone password else")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    command = ["human-study", "judge", str(study / "study.key.json"), "--url", endpoint, "--model", "m", "--output",
+               str(tmp_path / "judge.json")]  # fmt: skip
+    for secret in ("a key", "clé", "line\n"):
+        monkeypatch.setenv(_judge.KEY_VARIABLE, secret)
+        with pytest.raises(UsageError, match="OPENAI_API_KEY holds what no key does"):
+            main(command)
+    monkeypatch.setenv(_judge.KEY_VARIABLE, "word")
+    assert main(command) == 0
+    assert {said for _, said, _ in Judge.seen} == {"Bearer word"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "choice"),
+    [
+        ("3", 2),
+        ("Number 2", 1),
+        ("2 (2 of 5)", None),
+        ("None of them (1-5)", None),
+        ("4.5", None),
+        ("7", None),
+        ("", None),
+    ],
+)
+def test_a_reply_counts_if_it_names_one_number(reply, choice):
+    assert _judge._choice(reply) == choice
+
+
+def test_a_key_that_has_been_changed_is_refused(study, key, tmp_path):
+    (study / "ann.json").write_text(json.dumps(answers_of(key)))
+    for change in (
+        {"known": {}}, {"saes": key["saes"][:1]}, {"saes": [one | {"path": "../../x.json"} for one in key["saes"]]},
+        {"saes": [{}] * 3}, {"known": key["known"] | {"1": {}}},
+    ):  # fmt: skip
+        (tmp_path / "changed.key.json").write_text(json.dumps(key | change))
+        with pytest.raises(UsageError, match="has been changed: make the study again"):
+            main(["human-study", "score", str(study / "ann.json"), "--key", str(tmp_path / "changed.key.json")])
+
+
+def test_an_intruder_is_an_excerpt_without_the_latent():
+    """Two latents whose excerpts hold one another, and others that are apart."""
+    T = 40
+    acts = torch.zeros(30, T, 12)
+    for latent in range(12):
+        acts[:, 3 * latent + 2, latent] = 1.0 + torch.arange(30) / 100
+    order = acts.permute(2, 0, 1).flatten(1).nonzero()
+    firing = _examples.Firing(
+        torch.arange(30 * T).view(30, T), torch.zeros(30, T).bool(), order[:, 1],
+        acts.permute(2, 0, 1).flatten(1)[order[:, 0], order[:, 1]], torch.arange(1, 13) * 30, torch.zeros(12),
+    )  # fmt: skip
+    config = human_study.EvalConfig(items=8, controls=3)
+    questions = _human_study._questions(firing, config, 0, "made")
+    assert len(questions) == 11
+    found = [q for q in questions if q["item"].has_latent]
+    for q in found:
+        intruder = q["excerpts"][q["item"].intruder]
+        own = next(latent for at, latent in enumerate(q["latents"]) if at != q["item"].intruder)
+        within = acts[intruder.context, intruder.first : intruder.first + len(intruder.ids), own]
+        assert not within.any()
+    assert _human_study._questions(firing, config, 0, "made")[0]["latents"] == questions[0]["latents"]
 
 
 def press(driver, key):
@@ -363,6 +476,17 @@ def test_a_whole_study_is_answered_saved_and_scored(driver, study, key, tmp_path
     assert "people find the intruder in 100%" in capsys.readouterr().out
     assert not [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
     assert fetched(driver) == []
+    for _ in range(2):
+        driver.execute_script("document.getElementById('anew').click()")
+    opened(driver, study / "study.html")
+    assert driver.execute_script("return document.getElementById('count').textContent") == "0 answered"
+    driver.execute_script("document.querySelectorAll('.choice')[1].focus()")
+    press(driver, "Enter")  # is left to the button
+    assert driver.execute_script("return document.getElementById('place').textContent") == "Question 1 of 18"
+    driver.execute_script("localStorage.setItem(STORE, JSON.stringify({ answers: null, rater: 5, at: 'x' }))")
+    opened(driver, study / "study.html")
+    assert driver.execute_script("return document.getElementById('rater').value") == "5"
+    driver.execute_script("localStorage.clear()")
 
 
 @needs_chromium
