@@ -194,6 +194,7 @@ def loop(args: argparse.Namespace) -> None:
     ratios = []
     for number in range(args.rounds + 1):  # the first round warms up; who begins changes
         taken = {}
+        print(f"round {number} of {args.rounds}" if number else "warming up", file=sys.stderr)
         for name in sorted(trainings, reverse=number % 2 == 1):
             with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
                 started = time.perf_counter()
@@ -230,18 +231,26 @@ def by_sae_lens(args: argparse.Namespace, target: Any, model: Any, tokens: int, 
         LanguageModelSAETrainingRunner(config, override_dataset=dataset, override_model=model).run()
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--d-in", type=int, default=512)
-    parser.add_argument("--d-sae", type=int, default=16384)
-    parser.add_argument("-k", type=int, default=32)
+    parser.add_argument("--tokens", type=positive, default=4096)
+    parser.add_argument("--d-in", type=positive, default=512)
+    parser.add_argument("--d-sae", type=positive, default=16384)
+    parser.add_argument("-k", type=positive, default=32)
     parser.add_argument("--keep-memory", action="store_true")
     parser.add_argument("--loop", action="store_true")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.k > args.d_sae:
+        parser.error(f"-k {args.k} exceeds --d-sae {args.d_sae}")
     import torch
 
     if args.threads:
