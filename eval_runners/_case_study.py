@@ -81,8 +81,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def chosen_how(text: str) -> tuple[str, list[int]]:
-    """`best:12` as ("best", [12]), `3,17` as ("", [3, 17]). UsageError for anything else."""
+def chosen_how(text: str, d_sae: int | None = None) -> tuple[str, list[int]]:
+    """`best:12` as ("best", [12]), `3,17` as ("", [3, 17]). UsageError for anything else, or a number beyond d_sae."""
     how, colon, number = text.partition(":")
     numbers = [number] if colon else text.split(",")
     if (colon and how not in ("best", "random")) or not all(part.strip().isdecimal() for part in numbers):
@@ -90,6 +90,8 @@ def chosen_how(text: str) -> tuple[str, list[int]]:
     found = list(dict.fromkeys(int(part) for part in numbers))
     if colon and found[0] < 1:
         raise UsageError(f"--latents {text}: there must be at least one")
+    if not colon and d_sae is not None and max(found) >= d_sae:
+        raise UsageError(f"--latents {max(found)}: the SAE has {d_sae} latents, from 0 on")
     return (how if colon else ""), found
 
 
@@ -97,11 +99,9 @@ def choose(firing: Firing, text: str, seed: int) -> list[int]:
     """The latents that `--latents` names. UsageError if there are none such."""
     import torch
 
-    how, numbers = chosen_how(text)
+    how, numbers = chosen_how(text, len(firing.ends_S))
     counts_S = firing.counts_S()
     if not how:
-        if beyond := [number for number in numbers if number >= len(counts_S)]:
-            raise UsageError(f"--latents {beyond[0]}: the SAE has {len(counts_S)} latents, from 0 on")
         return numbers
     context_E, latent_E = firing.places_E // firing.ids_CT.shape[1], torch.repeat_interleave(counts_S)
     pairs = torch.unique(latent_E * len(firing.ids_CT) + context_E)
@@ -127,6 +127,7 @@ def study(
     from eval_runners import _causal, _examples, _saebench, n2g
     from sae_variants._two_levels import TwoLevelSAE, lower_of
 
+    chosen_how(latents, sae.cfg.d_sae)
     firing = _examples.firing(sae, target, model, n_contexts, context_size)
     chosen = choose(firing, latents, seed)
     if not chosen:
