@@ -199,7 +199,7 @@ TABLE = [
     (f"downstream_loss --sae {{good}} {MODEL} --curve {{tmp}}/other.csv", "columns compute and loss"),
     (f"probe_loss --sae {{good}} {MODEL} --dataset-names sandbox/ag_nwes", "did you mean 'sandbox/ag_news'"),
     (f"probe_loss --sae {{good}} {MODEL} --ridge 0", "--ridge must be positive"),
-    (f"n2g --sae {{good}} {MODEL} --n-contexts 4", "are fewer than the 10 needed"),
+    (f"n2g --sae {{good}} {MODEL} --n-contexts 4", "must be at least twice --n-min 5"),
     ("list --kk 3", "unrecognized arguments"),
 ]  # fmt: skip
 
