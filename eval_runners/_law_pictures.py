@@ -6,16 +6,13 @@ import io
 from typing import Any
 
 
-def law(laws: dict[str, Any]) -> bytes:
-    """Loss over n, k and t, a panel for each that differs, with the law as lines."""
+def law(laws: dict[str, Any], differing: list[int]) -> bytes:
+    """Loss over those of n, k and t that differ, a panel for each, with the law as lines."""
     import matplotlib
     import numpy as np
     from matplotlib.figure import Figure
 
     axes = ("latents n", "active latents k", "training tokens t")
-    differing = [
-        axis for axis in range(3) if any(p[:, axis].max() > 1.02 * p[:, axis].min() for p, _, _ in laws.values())
-    ]
     with matplotlib.rc_context({"font.size": 9}):
         figure = Figure(figsize=(4.6 * len(differing), 3.6 * len(laws)), layout="constrained")
         panels = figure.subplots(len(laws), len(differing), squeeze=False)

@@ -16,7 +16,8 @@ def render(template: str, data: Any, **more: str) -> str:
     from jinja2 import Environment
 
     made = Environment(autoescape=True).from_string((FOLDER / template).read_text())
-    return made.render(data=_inert(_result.finite(data)), style=(FOLDER / "page.css").read_text(), **more)
+    shared = {"style": (FOLDER / "page.css").read_text(), "script": (FOLDER / "page.js").read_text()}
+    return made.render(data=_inert(_result.finite(data)), **shared, **more)
 
 
 def _inert(data: Any) -> str:

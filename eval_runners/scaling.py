@@ -216,7 +216,8 @@ def across(results: list[dict[str, Any]]) -> tuple[list[str], dict[str, bytes]]:
         points = np.array([[values["n"], values["k"], values["tokens"]] for values in own]).reshape(-1, 3)
         losses = np.array([values["loss"] for values in own])
         try:
-            law = fit(*_means(points, losses))
+            cells, means = _means(points, losses)
+            law = fit(cells, means)
         except UsageError as error:
             lines.append(f"{name}: no law: {error}")
             continue
@@ -224,10 +225,9 @@ def across(results: list[dict[str, Any]]) -> tuple[list[str], dict[str, bytes]]:
         ends = zip(law.terms, law.coefficients, law.low, law.high, strict=True)
         lines.append(f"{name}: " + ", ".join(f"{t} = {c:.3g} [{low:.3g}, {high:.3g}]" for t, c, low, high in ends))
         off = np.log(law.predict(points) / losses)
-        cells = len(_means(points, losses)[0])
         spread = _spread(points, losses)
         lines.append(
-            f"{name}: {len(points)} SAEs, {cells} different ones, off by {np.sqrt((off**2).mean()):.1%}"
+            f"{name}: {len(points)} SAEs, {len(cells)} different ones, off by {np.sqrt((off**2).mean()):.1%}"
             + " (root mean square)"
             + (f", of which seeds are {spread:.1%}" if spread is not None else "")
         )
@@ -236,7 +236,11 @@ def across(results: list[dict[str, Any]]) -> tuple[list[str], dict[str, bytes]]:
         return lines, {}
     every = np.concatenate([points for points, _, _ in laws.values()])
     axes = "-".join(axis for axis, differs in zip("nkt", _differ(every), strict=True) if differs)
-    pictures = {f"law-{axes}.png": _law_pictures.law(laws), f"residuals-{axes}.png": _law_pictures.residuals(laws)}
+    differing = [axis for axis in range(3) if any(_differ(points)[axis] for points, _, _ in laws.values())]
+    pictures = {
+        f"law-{axes}.png": _law_pictures.law(laws, differing),
+        f"residuals-{axes}.png": _law_pictures.residuals(laws),
+    }
     return lines, {f"law-{axes}.csv": _table(laws), **pictures}
 
 

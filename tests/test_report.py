@@ -184,5 +184,5 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_the_page_holds_no_address_but_those_of_its_libraries():
-    text = "".join(path.read_text() for path in _page.FOLDER.glob("*.html"))
+    text = "".join(path.read_text() for kind in ("*.html", "page.*") for path in _page.FOLDER.glob(kind))
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")  # a name, not an address

@@ -231,20 +231,16 @@ def by_sae_lens(args: argparse.Namespace, target: Any, model: Any, tokens: int, 
         LanguageModelSAETrainingRunner(config, override_dataset=dataset, override_model=model).run()
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def main() -> None:
+    from sae_variants import _cli
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=positive, default=7)
+    parser.add_argument("--rounds", type=_cli.positive, default=7)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--tokens", type=positive, default=4096)
-    parser.add_argument("--d-in", type=positive, default=512)
-    parser.add_argument("--d-sae", type=positive, default=16384)
-    parser.add_argument("-k", type=positive, default=32)
+    parser.add_argument("--tokens", type=_cli.positive, default=4096)
+    parser.add_argument("--d-in", type=_cli.positive, default=512)
+    parser.add_argument("--d-sae", type=_cli.positive, default=16384)
+    parser.add_argument("-k", type=_cli.positive, default=32)
     parser.add_argument("--keep-memory", action="store_true")
     parser.add_argument("--loop", action="store_true")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
