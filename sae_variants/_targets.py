@@ -13,7 +13,7 @@ from typing import Any
 from sae_variants import _hash
 from sae_variants._errors import UsageError, one_of
 from sae_variants._models import SANDBOX, hub_errors, name_folder
-from sae_variants.sandbox.corpus import content_key, split_of
+from sae_variants.sandbox.corpus import CORPUS_VERSION, content_key, split_of
 
 FOLDER = Path(__file__).parent / "targets"
 DEFAULT = SANDBOX
@@ -56,8 +56,7 @@ class Target:
         """Changes when the sandbox's documents do. Local text is named by its content, a Hub dataset is not."""
         if self.dataset != SANDBOX:
             return None
-        code = _hash.of_files([Path(__file__).parent / "sandbox" / "corpus.py"])
-        return f"sae-probes {version('sae-probes')}, corpus {code}"
+        return f"sae-probes {version('sae-probes')}, {CORPUS_VERSION}"
 
 
 def names() -> list[str]:

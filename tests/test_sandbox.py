@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -28,6 +29,15 @@ def test_the_split_is_of_content_alone_and_parts_everything(heldout):
     assert 0.08 < share < 0.12
     assert len({d.source for d in heldout}) > 90
     assert [d.key for d in heldout] == sorted(d.key for d in heldout)
+
+
+def test_the_documents_are_those_that_the_version_names():
+    """A change here orphans every trained SAE and result unless `CORPUS_VERSION` changes with it."""
+    for split, count, digest in (("train", 260273, "630964eca13e1e10"), ("heldout", 29056, "f8750b2bf8685228")):
+        keys = np.array([d.key for d in corpus.documents(split)], dtype=np.uint64)
+        assert len(keys) == count
+        assert hashlib.blake2b(keys.tobytes(), digest_size=8).hexdigest() == digest
+    assert corpus.CORPUS_VERSION == "corpus 7539524ab01605fc"
 
 
 def test_little_of_the_held_out_text_stands_in_the_train_split(heldout):

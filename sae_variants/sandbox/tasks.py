@@ -14,6 +14,8 @@ from pathlib import Path
 
 from sae_variants.sandbox.corpus import dataset_files
 
+TASKS_VERSION = 1
+"""Part of the key of cached documents. Raise it whenever `documents` or `eval_runners`' removal of repeats changes."""
 Parts = list[tuple[str, str]]
 
 _CODE = {"C": "158_code_C", "Python": "159_code_Python", "HTML": "160_code_HTML"}

@@ -1,0 +1,47 @@
+"""What earlier versions wrote stays valid: trained SAEs are found again, results are reused and keep their boards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+TRAINED_WITH = ["--train.d-sae", "8", "--train.k", "2", "--train.training-tokens", "65536"]
+TRAINED_WITH += ["--train.batch-tokens", "4096", "--train.buffer-contexts", "256"]
+SCORED_WITH = ["--n-eval-reconstruction-batches", "1", "--n-eval-sparsity-variance-batches", "2"]
+SCORED_WITH += ["--batch-size-prompts", "4", "--context-size", "64"]
+
+
+@pytest.mark.parametrize(("name", "more"), [("temporal", []), ("hierarchical", ["--train.expansion", "2"])])
+def test_a_trained_sae_and_its_result_are_found_again(name, more, tmp_path):
+    shutil.copytree(GOLDEN / "trained", tmp_path / "trained")
+    shutil.copytree(GOLDEN / "runs", tmp_path / "runs")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    folders = ["--trained", str(tmp_path / "trained"), "--output", str(tmp_path / "runs")]
+    words = ["-m", "eval_runners.core", "--sae", name, *folders, *TRAINED_WITH, *more, *SCORED_WITH]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert "reused: same weights, same settings" in done.stdout, done.stdout + done.stderr
+    assert "training it first" not in done.stdout
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_every_published_result_stands_on_the_board_where_it_stood(tmp_path):
+    words = ["leaderboard", "--results", "results/published", "--results", "results/baselines"]
+    command = [sys.executable, "-m", "eval_runners", *words, "--json", str(tmp_path / "boards.json")]
+    subprocess.run(command, check=True, cwd=GOLDEN.parent.parent)
+    found = []
+    for board in json.loads((tmp_path / "boards.json").read_text()):
+        rows = []
+        for row in board["rows"]:
+            known = {name: value for name, value in row["metrics"].items() if value["value"] is not None}
+            digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=4).hexdigest()
+            rows.append([row["sae"], row["d_sae"], row["training_tokens"], len(row["seeds"]), len(known), digest])
+        of = {name: board["rows"][0][name] for name in ("model", "hook_name")}
+        found.append({**of, "evaluations": sorted(board["conditions"]), "rows": rows})
+    assert found == json.loads((GOLDEN / "boards.json").read_text())
