@@ -4,8 +4,8 @@ What an evaluation of another package is made with: `Metric` and `Evaluation`; `
 give its results SAEBench's form; `heldout_activations`.
 """
 
-from eval_runners._contract import Evaluation, Metric
-from eval_runners._envelope import envelope, envelope_class
-from eval_runners._heldout import activations as heldout_activations
+from eval_runners.contract.contract import Evaluation, Metric
+from eval_runners.data.heldout import activations as heldout_activations
+from eval_runners.store.envelope import envelope, envelope_class
 
 __all__ = ["Evaluation", "Metric", "envelope", "envelope_class", "heldout_activations"]

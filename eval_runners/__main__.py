@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from eval_runners import _contract, _run
-from sae_variants import _cli, _plugins
+from eval_runners.commands import evaluate as _run
+from eval_runners.contract import contract as _contract
 from sae_variants.__main__ import main as sae_variants_main
-from sae_variants._errors import run_command
+from sae_variants.cli import options as _cli
+from sae_variants.common.errors import run_command
+from sae_variants.registry import plugins as _plugins
 
 COMMANDS = {
     "list": "evaluations, variants and targets",
@@ -19,12 +21,12 @@ COMMANDS = {
     "human-study": "do people tell where a latent fires? the questions as one HTML page, and their scoring",
     "publish": "an SAE, its results and a card, on the Hugging Face Hub",
 }
-"""Each but `list` lies in a module of its name with an underscore."""
+"""Each but `list` is the module of its name in `commands`."""
 
 
 def main(argv: list[str]) -> int:
     if argv and argv[0] in COMMANDS and argv[0] != "list":
-        return import_module(f"eval_runners._{argv[0].replace('-', '_')}").main(argv[1:])
+        return import_module(f"eval_runners.commands.{argv[0].replace('-', '_')}").main(argv[1:])
     if argv and argv[0] in _contract.names():
         return _run.main(argv[0], argv[1:])
     parser = _cli.Parser(

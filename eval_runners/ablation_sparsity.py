@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval_runners._contract import Evaluation, Metric
-from sae_variants._errors import UsageError
+from eval_runners.contract.contract import Evaluation, Metric
+from sae_variants.common.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,7 @@ METRICS = (
 
 
 def output_class() -> type:
-    from eval_runners import _envelope
+    from eval_runners.store import envelope as _envelope
 
     return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, _NAMES)
 
@@ -74,7 +74,11 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     """Means over latents, with 95 % intervals by bootstrap over them."""
     import numpy as np
 
-    from eval_runners import _causal, _drawn, _envelope, _result, _saebench
+    from eval_runners.measures import ablation as _causal
+    from eval_runners.measures import sampled_latents as _drawn
+    from eval_runners.saebench import shared as _saebench
+    from eval_runners.store import envelope as _envelope
+    from eval_runners.store import result as _result
 
     _saebench.require_numbers(sae)
     found = _drawn.drawn(
@@ -108,7 +112,8 @@ def traced(sae: Any, hook_name: str, model: Any, found: Any, config: EvalConfig)
     """A row per latent: its number, the largest activation looked at, and the sparsities; NaN without effect."""
     import torch
 
-    from eval_runners import _causal, _saebench
+    from eval_runners.measures import ablation as _causal
+    from eval_runners.saebench import shared as _saebench
 
     generator = torch.Generator().manual_seed(config.seed)
     bos = torch.full((config.places, 1), model.tokenizer.bos_token_id)
@@ -149,6 +154,6 @@ def sparsity(change_CTV: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    from eval_runners._run import run
+    from eval_runners.commands.evaluate import run
 
     run(Path(__file__).stem)

@@ -22,8 +22,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from eval_runners._contract import Direction, Evaluation, Metric, Untrained
-from sae_variants._errors import UsageError
+from eval_runners.contract.contract import Direction, Evaluation, Metric, Untrained
+from sae_variants.common.errors import UsageError
 
 NAME = "alpha_dynamics"
 ONLY = f"{NAME} is for SAEs with a balance, such as learnable_dual"
@@ -83,7 +83,7 @@ METRICS = tuple(
 
 
 def output_class() -> type:
-    from eval_runners import _envelope
+    from eval_runners.store import envelope as _envelope
 
     return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, tuple(name for name, *_ in _NAMES))
 
@@ -103,7 +103,9 @@ def refuses(plan: Any, config: EvalConfig) -> str:
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str, found: Any = None) -> Evaluation:
     """The movement of each level's α, its verdict, and a picture."""
-    from eval_runners import _envelope, _result, _saebench
+    from eval_runners.saebench import shared as _saebench
+    from eval_runners.store import envelope as _envelope
+    from eval_runners.store import result as _result
 
     _saebench.require_numbers(sae)
     if config.stress and len(set(config.starts)) < 2:
@@ -144,7 +146,7 @@ def read_trace(folder: Path | None) -> dict[str, np.ndarray]:
     Raises:
         UsageError: there is none, or it cannot be read.
     """
-    from sae_variants._plan import TRACE
+    from sae_variants.training.plan import TRACE
 
     places = [folder] if folder else []
     if folder and (folder.parent / "cfg.json").is_file():  # a part of an SAE
@@ -255,7 +257,7 @@ def verdict(moved: dict[str, Any], own: dict[str, np.ndarray], steps: np.ndarray
 
 def _stress(found: Any, config: EvalConfig, device: str) -> list[dict[str, Any]]:
     """α at the end of the same SAE with another unit of frequency, and from each start; trains what is missing."""
-    from sae_variants import _train
+    from sae_variants.training import train as _train
 
     plan = getattr(found, "plan", None)
     if plan is None or "start_alpha" not in plan.resolved:
@@ -324,6 +326,6 @@ def picture(trace: dict[str, np.ndarray], title: str) -> bytes:
 
 
 if __name__ == "__main__":
-    from eval_runners._run import run
+    from eval_runners.commands.evaluate import run
 
     run(Path(__file__).stem)

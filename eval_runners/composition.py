@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval_runners._contract import Direction, Evaluation, Metric
-from sae_variants._errors import UsageError
+from eval_runners.contract.contract import Direction, Evaluation, Metric
+from sae_variants.common.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,15 +69,15 @@ METRICS = (
 
 
 def output_class() -> type:
-    from eval_runners import _envelope
+    from eval_runners.store import envelope as _envelope
 
     names = tuple(dict.fromkeys(metric.name.rpartition(".")[2] for metric in METRICS))
     return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, names)
 
 
 def refuses(plan: Any, config: EvalConfig) -> str:
-    from sae_variants import _register
-    from sae_variants._two_level_config import TwoLevelTrainingSAEConfig
+    from sae_variants.registry import variants as _register
+    from sae_variants.two_level.config import TwoLevelTrainingSAEConfig
 
     is_one = issubclass(_register.resolve(plan.name).config_class, TwoLevelTrainingSAEConfig) and not plan.part
     return "" if is_one else ONLY
@@ -85,8 +85,11 @@ def refuses(plan: Any, config: EvalConfig) -> str:
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """Means over upper latents; one without children counts with an R² and a cosine of 0."""
-    from eval_runners import _envelope, _heldout, _result, _saebench
-    from sae_variants._two_levels import TwoLevelSAE, lower_of
+    from eval_runners.data import heldout as _heldout
+    from eval_runners.saebench import shared as _saebench
+    from eval_runners.store import envelope as _envelope
+    from eval_runners.store import result as _result
+    from sae_variants.two_level.saved import TwoLevelSAE, lower_of
 
     _saebench.require_numbers(sae)
     if not isinstance(sae, TwoLevelSAE):
@@ -220,6 +223,6 @@ def explained(fitted: Tensor, scored: Tensor, k: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    from eval_runners._run import run
+    from eval_runners.commands.evaluate import run
 
     run(Path(__file__).stem)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval_runners._contract import Direction, Evaluation, Metric
-from sae_variants._errors import UsageError
+from eval_runners.contract.contract import Direction, Evaluation, Metric
+from sae_variants.common.errors import UsageError
 
 NAME = "concept_stability"
 CATEGORIES = ("early", "late", "seeds", "others", "random")
@@ -76,7 +76,7 @@ METRICS = tuple(
 
 
 def output_class() -> type:
-    from eval_runners import _envelope
+    from eval_runners.store import envelope as _envelope
 
     return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, tuple(name for name, _, _ in _NAMES))
 
@@ -89,7 +89,10 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     """Survival, cosine and correlation of every comparison that can be made, means over seeds or over others."""
     import torch
 
-    from eval_runners import _envelope, _heldout, _result, _saebench
+    from eval_runners.data import heldout as _heldout
+    from eval_runners.saebench import shared as _saebench
+    from eval_runners.store import envelope as _envelope
+    from eval_runners.store import result as _result
 
     _saebench.require_numbers(sae)
     if not (0 < config.first_share < config.second_share < 1):
@@ -117,8 +120,8 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
 
 def _pairs(sae: Any, found: Any, config: EvalConfig, device: str) -> Iterator[tuple[str, str, Any, Any]]:
     """(category, what, SAE, SAE) of every comparison; what is missing is trained."""
-    from eval_runners import _saes
-    from sae_variants import _train
+    from eval_runners.harness import find_sae as _saes
+    from sae_variants.training import train as _train
 
     for name in config.against:
         other = _saes.placed(name).load(device)
@@ -209,6 +212,6 @@ def random_directions(n: int, m: int, d: int, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from eval_runners._run import run
+    from eval_runners.commands.evaluate import run
 
     run(Path(__file__).stem)

@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from eval_runners._contract import Evaluation, Metric
+from eval_runners.contract.contract import Evaluation, Metric
 
 _R = "eval_result_metrics."
 _QUALITY = _R + "reconstruction_quality."
@@ -59,7 +59,7 @@ def output_class() -> type:
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """SAEBench's output of one SAE, the corrected explained variance, and what speaks against the SAE being trained."""
-    from eval_runners import _core
+    from eval_runners.saebench import core as _core
 
     output, corrected, missing = _core.score(sae, model, target, asdict(config), device, target.dtype)
     failures = [f"{name} is not a number" for name in missing] + untrained(output)
@@ -96,6 +96,6 @@ def _densities(latents: list[dict[str, Any]]) -> dict[str, Any]:
 if __name__ == "__main__":
     from pathlib import Path
 
-    from eval_runners._run import run
+    from eval_runners.commands.evaluate import run
 
     run(Path(__file__).stem)

@@ -17,8 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from eval_runners._contract import Evaluation, Metric
-from sae_variants._errors import UsageError
+from eval_runners.contract.contract import Evaluation, Metric
+from sae_variants.common.errors import UsageError
 
 NAME = "downstream_loss"
 CATEGORIES = ("sae", "mean", "model")
@@ -55,14 +55,14 @@ METRICS = (
 
 
 def output_class() -> type:
-    from eval_runners import _envelope
+    from eval_runners.store import envelope as _envelope
 
     return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, _NAMES)
 
 
 def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
     """The settings, and the curve's version. UsageError for a curve that cannot be read."""
-    from sae_variants import _hash
+    from sae_variants.common import hashing as _hash
 
     if not config.curve:
         return config, {}
@@ -103,7 +103,10 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     """Means over tokens."""
     import torch
 
-    from eval_runners import _envelope, _heldout, _result, _saebench
+    from eval_runners.data import heldout as _heldout
+    from eval_runners.saebench import shared as _saebench
+    from eval_runners.store import envelope as _envelope
+    from eval_runners.store import result as _result
 
     _saebench.require_numbers(sae)
     ids_CT = _heldout.tokens(target, model, config.n_contexts, config.context_size)
@@ -142,7 +145,7 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
 
 def _mean(target: Any, model: Any, ids_CT: Any) -> Any:
     """Mean activation [D] of tokens that are not special."""
-    from eval_runners import _heldout
+    from eval_runners.data import heldout as _heldout
 
     total: Any = 0.0
     count = 0
@@ -162,6 +165,6 @@ def _cross_entropy(predictions_NV: Any, ids_CT: Any, told_CT: Any) -> float:
 
 
 if __name__ == "__main__":
-    from eval_runners._run import run
+    from eval_runners.commands.evaluate import run
 
     run(Path(__file__).stem)

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from eval_runners._contract import Direction, Evaluation, Metric
+from eval_runners.contract.contract import Direction, Evaluation, Metric
 
 NAME = "hierarchy"
 CATEGORIES = ("information", "clustering", "causes")
@@ -99,7 +99,7 @@ METRICS = tuple(
 
 
 def output_class() -> type:
-    from eval_runners import _envelope
+    from eval_runners.store import envelope as _envelope
 
     names = tuple(dict.fromkeys(metric.name for metric in METRICS))
     return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, names)
@@ -109,9 +109,14 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     """All metrics that the SAE has, and what was traced of each latent."""
     import torch
 
-    from eval_runners import _causal, _envelope, _heldout, _information, _result, _saebench
-    from sae_variants import _models
-    from sae_variants._two_levels import TwoLevelSAE, lower_of
+    from eval_runners.data import heldout as _heldout
+    from eval_runners.measures import ablation as _causal
+    from eval_runners.measures import information as _information
+    from eval_runners.saebench import shared as _saebench
+    from eval_runners.store import envelope as _envelope
+    from eval_runners.store import result as _result
+    from sae_variants.language_model import load as _models
+    from sae_variants.two_level.saved import TwoLevelSAE, lower_of
 
     _saebench.require_numbers(sae)
     lower = lower_of(sae) if isinstance(sae, TwoLevelSAE) else None
@@ -201,6 +206,6 @@ def clustering(rows_LD: Any, fires_NL: Any, parent_L: Any, seed: int) -> dict[st
 if __name__ == "__main__":
     from pathlib import Path
 
-    from eval_runners._run import run
+    from eval_runners.commands.evaluate import run
 
     run(Path(__file__).stem)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval_runners._contract import Direction, Evaluation, Metric
-from sae_variants._errors import UsageError
+from eval_runners.contract.contract import Direction, Evaluation, Metric
+from sae_variants.common.errors import UsageError
 
 NAME = "n2g"
 CATEGORIES = ("firing", "strong")
@@ -68,7 +68,7 @@ METRICS = (
 
 
 def output_class() -> type:
-    from eval_runners import _envelope
+    from eval_runners.store import envelope as _envelope
 
     return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, _NAMES)
 
@@ -82,7 +82,10 @@ def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """Means over latents; a row per latent with its patterns as text."""
-    from eval_runners import _drawn, _envelope, _result, _saebench
+    from eval_runners.measures import sampled_latents as _drawn
+    from eval_runners.saebench import shared as _saebench
+    from eval_runners.store import envelope as _envelope
+    from eval_runners.store import result as _result
 
     _saebench.require_numbers(sae)
     found = _drawn.drawn(
@@ -137,7 +140,7 @@ def last_activations(sae: Any, target: Any, model: Any, latent: int) -> Callable
     """What gives a latent's activation on the last token of each of some runs, each after BOS."""
     import torch
 
-    from sae_variants import _models
+    from sae_variants.language_model import load as _models
 
     at_hook = _models.hook_activations(model, target.hook_name)
     bos = model.tokenizer.bos_token_id
@@ -245,6 +248,6 @@ def details(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    from eval_runners._run import run
+    from eval_runners.commands.evaluate import run
 
     run(Path(__file__).stem)

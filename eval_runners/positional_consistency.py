@@ -21,8 +21,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from eval_runners._contract import Direction, Evaluation, Metric
-from sae_variants._errors import UsageError
+from eval_runners.contract.contract import Direction, Evaluation, Metric
+from sae_variants.common.errors import UsageError
 
 NAME = "positional_consistency"
 CATEGORIES = ("all", "slow", "fast", "persistent", "residual", "document_direction")
@@ -96,7 +96,7 @@ METRICS = tuple(_metric(category, *described) for category in CATEGORIES for des
 
 
 def output_class() -> type:
-    from eval_runners import _envelope
+    from eval_runners.store import envelope as _envelope
 
     return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, tuple(name for name, _, _ in _NAMES))
 
@@ -105,8 +105,12 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     """All metrics, what they are made of as arrays, and pictures."""
     import torch
 
-    from eval_runners import _envelope, _heldout, _positions, _profiles, _result
-    from sae_variants._register import latent_groups
+    from eval_runners.data import heldout as _heldout
+    from eval_runners.measures import autocorrelation as _positions
+    from eval_runners.measures import position_profiles as _profiles
+    from eval_runners.store import envelope as _envelope
+    from eval_runners.store import result as _result
+    from sae_variants.registry.variants import latent_groups
 
     if config.context_size - 1 < config.position_bins:
         raise UsageError(
@@ -180,6 +184,6 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
 if __name__ == "__main__":
     from pathlib import Path
 
-    from eval_runners._run import run
+    from eval_runners.commands.evaluate import run
 
     run(Path(__file__).stem)

@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from eval_runners._contract import Evaluation, Metric
-from sae_variants._errors import UsageError
+from eval_runners.contract.contract import Evaluation, Metric
+from sae_variants.common.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,14 +61,14 @@ METRICS = (
 
 
 def output_class() -> type:
-    from eval_runners import _envelope
+    from eval_runners.store import envelope as _envelope
 
     return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, _NAMES)
 
 
 def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
     """The settings, and the versions of the labelled documents. UsageError for datasets that are not to be had here."""
-    from eval_runners import _documents
+    from eval_runners.data import documents as _documents
 
     if not config.ridge > 0:
         raise UsageError(f"--ridge must be positive, not {config.ridge:g}")
@@ -77,7 +77,11 @@ def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """Means over tasks, and a row per task."""
-    from eval_runners import _cache, _documents, _envelope, _result, _saebench
+    from eval_runners.data import documents as _documents
+    from eval_runners.saebench import shared as _saebench
+    from eval_runners.store import cache as _cache
+    from eval_runners.store import envelope as _envelope
+    from eval_runners.store import result as _result
 
     _saebench.require_numbers(sae)
     encoders = {"latents": sae.encode, "residual": lambda x: x}
@@ -153,6 +157,6 @@ def details(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    from eval_runners._run import run
+    from eval_runners.commands.evaluate import run
 
     run(Path(__file__).stem)

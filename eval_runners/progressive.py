@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from eval_runners._contract import Evaluation, Metric
+from eval_runners.contract.contract import Evaluation, Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +66,7 @@ METRICS = (
 
 
 def output_class() -> type:
-    from eval_runners import _envelope
+    from eval_runners.store import envelope as _envelope
 
     names = (*(f"ev_{k}" for k in KEPT), *(name for name, _ in _TRAINING))
     return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, names)
@@ -80,7 +80,11 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     """Explained variances; and what came and went, where the SAE is trained here."""
     import torch
 
-    from eval_runners import _envelope, _heldout, _result, _saebench, _saes
+    from eval_runners.data import heldout as _heldout
+    from eval_runners.harness import find_sae as _saes
+    from eval_runners.saebench import shared as _saebench
+    from eval_runners.store import envelope as _envelope
+    from eval_runners.store import result as _result
 
     _saebench.require_numbers(sae)
     parts = _heldout.activations(target, model, config.n_contexts, config.context_size)
@@ -144,6 +148,6 @@ def came_and_went(looks: list[Tensor]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    from eval_runners._run import run
+    from eval_runners.commands.evaluate import run
 
     run(Path(__file__).stem)

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from eval_runners._contract import Evaluation, Metric
-from eval_runners._saebench import KS
-from sae_variants._errors import UsageError, one_of
+from eval_runners.contract.contract import Evaluation, Metric
+from eval_runners.saebench.shared import KS
+from sae_variants.common.errors import UsageError, one_of
 
 EVAL_TYPE = "sparse_probing_sae_probes"
 
@@ -56,7 +56,8 @@ def output_class() -> type:
 
 def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
     """The settings with every dataset named, and the datasets' versions. UsageError for settings that cannot be."""
-    from eval_runners import _saebench, _tasks
+    from eval_runners.data import labelled as _tasks
+    from eval_runners.saebench import shared as _saebench
 
     _saebench.layer_of(target.hook_name)
     known = _tasks.package_names()
@@ -74,7 +75,8 @@ def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """SAEBench's output of one SAE, and what speaks against the SAE being trained."""
-    from eval_runners import _sae_probes, _saebench
+    from eval_runners.saebench import sae_probes as _sae_probes
+    from eval_runners.saebench import shared as _saebench
 
     _saebench.require_numbers(sae)
     if max(config.ks) > sae.cfg.d_sae:
@@ -104,6 +106,6 @@ def details(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
 if __name__ == "__main__":
     from pathlib import Path
 
-    from eval_runners._run import run
+    from eval_runners.commands.evaluate import run
 
     run(Path(__file__).stem)

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval_runners._contract import Evaluation, Metric
-from sae_variants._errors import UsageError
+from eval_runners.contract.contract import Evaluation, Metric
+from sae_variants.common.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,7 @@ METRICS = (
 
 
 def output_class() -> type:
-    from eval_runners import _envelope
+    from eval_runners.store import envelope as _envelope
 
     return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, _NAMES)
 
@@ -67,7 +67,10 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     """One point of the law."""
     import torch
 
-    from eval_runners import _envelope, _heldout, _result, _saebench
+    from eval_runners.data import heldout as _heldout
+    from eval_runners.saebench import shared as _saebench
+    from eval_runners.store import envelope as _envelope
+    from eval_runners.store import result as _result
 
     _saebench.require_numbers(sae)
     error, active, count, total, squares = 0.0, 0, 0, torch.zeros(sae.cfg.d_in, dtype=torch.float64), 0.0
@@ -196,7 +199,7 @@ def across(results: list[dict[str, Any]]) -> tuple[list[str], dict[str, bytes]]:
     """What results of several SAEs say together: lines, and files by their names."""
     import numpy as np
 
-    from eval_runners import _law_pictures
+    from eval_runners.views import law_pictures as _law_pictures
 
     several = len({result["sae_lens_release_id"] for result in results}) > 1
     names = {result["eval_result_unstructured"]["name"] for result in results}
@@ -309,6 +312,6 @@ def _table(laws: dict[str, Any]) -> bytes:
 
 
 if __name__ == "__main__":
-    from eval_runners._run import run
+    from eval_runners.commands.evaluate import run
 
     run(Path(__file__).stem)

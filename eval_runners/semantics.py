@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from eval_runners._contract import Direction, Evaluation, Metric
-from sae_variants._errors import UsageError
+from eval_runners.contract.contract import Direction, Evaluation, Metric
+from sae_variants.common.errors import UsageError
 
 NAME = "semantics"
 GROUPS = ("all", "slow", "fast")
@@ -62,14 +62,14 @@ METRICS = tuple(
 
 
 def output_class() -> type:
-    from eval_runners import _envelope
+    from eval_runners.store import envelope as _envelope
 
     return _envelope.envelope_class(NAME, EvalConfig, GROUPS, tuple(name for name, _, _ in _NAMES))
 
 
 def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
     """The settings, and the versions of the labelled documents. UsageError for datasets that are not to be had here."""
-    from eval_runners import _documents
+    from eval_runners.data import documents as _documents
 
     if config.tokens_per_kind < FEWEST:
         raise UsageError(f"--tokens-per-kind must be at least {FEWEST}, not {config.tokens_per_kind}")
@@ -101,8 +101,9 @@ def accuracy(x_ND: Any, y_N: Any, test_x_MD: Any, test_y_M: Any, k: int) -> floa
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """Accuracy per group and k, and per class as details."""
-    from eval_runners import _envelope, _saebench
-    from sae_variants._register import latent_groups
+    from eval_runners.saebench import shared as _saebench
+    from eval_runners.store import envelope as _envelope
+    from sae_variants.registry.variants import latent_groups
 
     _saebench.require_numbers(sae)
 
@@ -135,7 +136,9 @@ Sets = tuple[Any, Any, Any, Any]
 def _topics(sae: Any, target: Any, config: EvalConfig, model: Any) -> Iterator[tuple[str, str, str, Sets]]:
     import numpy as np
 
-    from eval_runners import _documents, _saebench, _tasks
+    from eval_runners.data import documents as _documents
+    from eval_runners.data import labelled as _tasks
+    from eval_runners.saebench import shared as _saebench
 
     generator = np.random.default_rng(config.seed)
     for name in _saebench.progress(config.dataset_names, "topics"):
@@ -167,8 +170,8 @@ def _encoded(sae: Any, target: Any, config: EvalConfig, model: Any, texts: list[
     """(latents [documents, T, S], mask [documents, T] of a document's own tokens), some documents at a time."""
     import torch
 
-    from eval_runners import _heldout
-    from sae_variants import _models
+    from eval_runners.data import heldout as _heldout
+    from sae_variants.language_model import load as _models
 
     activations = _models.hook_activations(model, target.hook_name)
     for start in range(0, len(texts), 32):
@@ -185,7 +188,8 @@ def _code(sae: Any, target: Any, config: EvalConfig, model: Any) -> tuple[str, s
     """Tokens of documents of code, and of the topics' documents; other documents test than those it is fitted on."""
     import numpy as np
 
-    from eval_runners import _documents, _tasks
+    from eval_runners.data import documents as _documents
+    from eval_runners.data import labelled as _tasks
 
     def split(name: str) -> list[list[str]]:
         parts = _tasks.split(name, config.train_documents, config.test_documents, config.seed, _documents.OPTION)
@@ -214,8 +218,9 @@ def _tokens(sae: Any, target: Any, config: EvalConfig, model: Any) -> Iterator[t
     import numpy as np
     import torch
 
-    from eval_runners import _heldout, _saebench
-    from sae_variants import _models
+    from eval_runners.data import heldout as _heldout
+    from eval_runners.saebench import shared as _saebench
+    from sae_variants.language_model import load as _models
 
     activations = _models.hook_activations(model, target.hook_name)
     ids = _heldout.tokens(target, model, config.n_contexts, config.context_size)
@@ -265,6 +270,6 @@ def details(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
 if __name__ == "__main__":
     from pathlib import Path
 
-    from eval_runners._run import run
+    from eval_runners.commands.evaluate import run
 
     run(Path(__file__).stem)

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from eval_runners._contract import Evaluation, Metric
-from eval_runners._saebench import KS
-from sae_variants._errors import UsageError
+from eval_runners.contract.contract import Evaluation, Metric
+from eval_runners.saebench.shared import KS
+from sae_variants.common.errors import UsageError
 
 ON_THE_BOARD = (1, 5)
 PROTOCOL = "activations of all datasets collected first, from the seed each; every SAE scored on them (warm)"
@@ -78,7 +78,8 @@ def output_class() -> type:
 
 def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
     """The settings as they will be used, and the version of every dataset. UsageError for those that cannot be."""
-    from eval_runners import _saebench, _tasks
+    from eval_runners.data import labelled as _tasks
+    from eval_runners.saebench import shared as _saebench
 
     _saebench.layer_of(target.hook_name)
     for k in config.k_values:
@@ -109,7 +110,8 @@ def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """SAEBench's output of one SAE, F1 of all its probes, and what speaks against the SAE being trained."""
-    from eval_runners import _saebench, _sparse_probing
+    from eval_runners.saebench import shared as _saebench
+    from eval_runners.saebench import sparse_probing as _sparse_probing
 
     _saebench.require_numbers(sae)
     for what, width in (("d_sae", sae.cfg.d_sae), ("d_in", sae.cfg.d_in)):
@@ -140,7 +142,7 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
 
 def untrained(result: dict[str, Any]) -> list[str]:
     """What in a sparse probing result says that the SAE is not trained."""
-    from eval_runners import _saebench
+    from eval_runners.saebench import shared as _saebench
 
     scores = (result["eval_result_metrics"] or {}).get("sae") or {}
     accuracies = [value for name, value in scores.items() if name.startswith("sae_top_") and value is not None]
@@ -165,6 +167,6 @@ def details(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
 if __name__ == "__main__":
     from pathlib import Path
 
-    from eval_runners._run import run
+    from eval_runners.commands.evaluate import run
 
     run(Path(__file__).stem)

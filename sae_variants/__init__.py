@@ -14,9 +14,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from sae_variants._errors import UsageError
-from sae_variants._models import register_sandbox
-from sae_variants._register import build, import_variants, load, names, register
+from sae_variants.common.errors import UsageError
+from sae_variants.language_model.load import register_sandbox
+from sae_variants.registry.variants import build, import_variants, load, names, register
 
 __all__ = ["UsageError", "build", "load", "names", "register"]
 

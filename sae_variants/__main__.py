@@ -5,8 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import fields
 
-from sae_variants import _cli, _grid, _plan, _register, _targets, _train
-from sae_variants._errors import UsageError, run_command
+from sae_variants.cli import options as _cli
+from sae_variants.common.errors import UsageError, run_command
+from sae_variants.language_model import target as _targets
+from sae_variants.registry import variants as _register
+from sae_variants.training import grid as _grid
+from sae_variants.training import plan as _plan
+from sae_variants.training import train as _train
 
 
 def main(argv: list[str]) -> int:

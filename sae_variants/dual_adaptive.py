@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from sae_variants._dual import DualTrainingSAE, DualTrainingSAEConfig, Measured, Penalty
-from sae_variants._register import register
-from sae_variants._two_levels import LOWER
+from sae_variants.registry.variants import register
+from sae_variants.two_level.dual_penalty import DualTrainingSAE, DualTrainingSAEConfig, Measured, Penalty
+from sae_variants.two_level.saved import LOWER
 
 
 @dataclass

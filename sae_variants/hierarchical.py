@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_variants._ops import BatchTopK
-from sae_variants._register import register
-from sae_variants._two_level_config import TwoLevelTrainingSAEConfig
-from sae_variants._two_level_training import Level, TwoLevelTrainingSAE
-from sae_variants._two_levels import LOWER, NO_PARENT
+from sae_variants.ops.batch_topk import BatchTopK
+from sae_variants.registry.variants import register
+from sae_variants.two_level.config import TwoLevelTrainingSAEConfig
+from sae_variants.two_level.saved import LOWER, NO_PARENT
+from sae_variants.two_level.training import Level, TwoLevelTrainingSAE
 
 
 @dataclass

@@ -23,8 +23,8 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_variants._dual import LEVELS, DualTrainingSAE, DualTrainingSAEConfig, Measured, Penalty
-from sae_variants._register import register
+from sae_variants.registry.variants import register
+from sae_variants.two_level.dual_penalty import LEVELS, DualTrainingSAE, DualTrainingSAEConfig, Measured, Penalty
 
 FARTHEST = math.log(99)
 """λ_M : λ_F stays within 1 : 99 and 99 : 1, so that a constraint that is long kept can be felt again soon."""

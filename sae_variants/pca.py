@@ -18,7 +18,7 @@ from sae_lens.saes.standard_sae import StandardSAEConfig, StandardTrainingSAE, S
 from torch import Tensor
 from typing_extensions import override
 
-from sae_variants._register import register
+from sae_variants.registry.variants import register
 
 
 @dataclass

@@ -14,8 +14,8 @@ from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingS
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from typing_extensions import override
 
-from sae_variants._ops import BatchTopK
-from sae_variants._register import register
+from sae_variants.ops.batch_topk import BatchTopK
+from sae_variants.registry.variants import register
 
 
 @dataclass

@@ -37,9 +37,9 @@ from sae_lens.saes.topk_sae import act_times_W_dec
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_variants import _sparse
-from sae_variants._ops import BatchTopK, split_windows
-from sae_variants._register import register
+from sae_variants.ops import sparse as _sparse
+from sae_variants.ops.batch_topk import BatchTopK, split_windows
+from sae_variants.registry.variants import register
 
 EPSILON = 1e-6
 

@@ -30,8 +30,8 @@ from sae_lens.saes.topk_sae import TopKSAEConfig, TopKTrainingSAE, TopKTrainingS
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_variants import _sparse
-from sae_variants._register import register
+from sae_variants.ops import sparse as _sparse
+from sae_variants.registry.variants import register
 
 MULTI_SHARE = 1 / 8
 """Weight of the reconstruction from multi_k latents."""

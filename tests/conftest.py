@@ -92,7 +92,7 @@ TINY = {
 
 def tiny(name: str) -> dict:
     """The settings of a very short training, those that the SAE of that name has."""
-    from sae_variants import _plan
+    from sae_variants.training import plan as _plan
 
     return _plan.applying(name, {**TINY, "reference_steps": 2, "descent_steps": 6})
 
@@ -101,7 +101,7 @@ def tiny(name: str) -> dict:
 def target(model_folder: Path, text_file: Path):
     import sae_lens  # noqa: F401
 
-    from sae_variants import _targets
+    from sae_variants.language_model import target as _targets
 
     return _targets.choose("sandbox", str(model_folder), "blocks.1.hook_resid_post", str(text_file))
 
@@ -109,7 +109,8 @@ def target(model_folder: Path, text_file: Path):
 @pytest.fixture(scope="session")
 def trained(target, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Root of trained SAEs that holds a tiny `temporal` and a tiny `stock:batchtopk`."""
-    from sae_variants import _plan, _train
+    from sae_variants.training import plan as _plan
+    from sae_variants.training import train as _train
 
     root = tmp_path_factory.mktemp("trained")
     _train.train([_plan.plan(name, target, tiny(name), root) for name in ("temporal", "stock:batchtopk")])
@@ -118,7 +119,7 @@ def trained(target, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(target):
-    from sae_variants import _models
+    from sae_variants.language_model import load as _models
 
     return _models.load_model(target.model_name, "cpu", "float32")
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import identity
 
-from eval_runners import _causal, ablation_sparsity
-from eval_runners._drawn import Drawn
+from eval_runners import ablation_sparsity
 from eval_runners.ablation_sparsity import EvalConfig, sparsity, traced
-from sae_variants import _models
+from eval_runners.measures import ablation as _causal
+from eval_runners.measures.sampled_latents import Drawn
+from sae_variants.language_model import load as _models
 
 
 def test_by_hand():

@@ -9,11 +9,12 @@ import pytest
 from conftest import identity, tiny
 from test_hierarchy import tree
 
-from eval_runners import _saes, alpha_dynamics
-from eval_runners._contract import Untrained
+from eval_runners import alpha_dynamics
 from eval_runners.alpha_dynamics import EvalConfig, dynamics, verdict
-from sae_variants import _plan
-from sae_variants._errors import UsageError
+from eval_runners.contract.contract import Untrained
+from eval_runners.harness import find_sae as _saes
+from sae_variants.common.errors import UsageError
+from sae_variants.training import plan as _plan
 
 T = 600
 STEPS = np.arange(T)

@@ -11,10 +11,11 @@ from conftest import tiny
 
 import sae_variants
 from eval_runners import __main__ as runners_main
-from eval_runners import _contract, _run
+from eval_runners.commands import evaluate as _run
+from eval_runners.contract import contract as _contract
 from sae_variants import __main__ as variants_main
-from sae_variants import _plan
-from sae_variants._errors import run_command
+from sae_variants.common.errors import run_command
+from sae_variants.training import plan as _plan
 
 
 @pytest.fixture

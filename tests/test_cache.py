@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from eval_runners import _cache
-from sae_variants._errors import UsageError
+from eval_runners.store import cache as _cache
+from sae_variants.common.errors import UsageError
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,13 @@ import torch
 from conftest import TINY, fetched, identity, linear_sae, needs_chromium, opened
 from test_hierarchy import tree
 
-from eval_runners import _case_study, _examples, _page
 from eval_runners.__main__ import main
-from sae_variants import _models
-from sae_variants._errors import UsageError
-from sae_variants._two_levels import lower_of
+from eval_runners.commands import case_study as _case_study
+from eval_runners.measures import firing as _examples
+from eval_runners.views import page as _page
+from sae_variants.common.errors import UsageError
+from sae_variants.language_model import load as _models
+from sae_variants.two_level.saved import lower_of
 
 HOSTILE = "</script><script>document.body.dataset.broken='yes'</script><b>bold</b>"
 

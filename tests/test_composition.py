@@ -9,8 +9,8 @@ from test_hierarchy import tree
 
 from eval_runners import composition
 from eval_runners.composition import EvalConfig, composed, explained
-from sae_variants._errors import UsageError
-from sae_variants._two_levels import lower_of
+from sae_variants.common.errors import UsageError
+from sae_variants.two_level.saved import lower_of
 
 
 def halves(d: int = 32, n: int = 4000):

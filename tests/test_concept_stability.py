@@ -8,10 +8,12 @@ import pytest
 import torch
 from conftest import identity, linear_sae, tiny
 
-from eval_runners import _saes, concept_stability
+from eval_runners import concept_stability
 from eval_runners.concept_stability import EvalConfig, compare, random_directions
-from sae_variants import _plan, _train
-from sae_variants._errors import UsageError
+from eval_runners.harness import find_sae as _saes
+from sae_variants.common.errors import UsageError
+from sae_variants.training import plan as _plan
+from sae_variants.training import train as _train
 
 
 def made(target, seed: int, n: int = 64):

@@ -15,8 +15,15 @@ from conftest import identity, tiny, zero
 from sae_bench.evals.core.eval_output import CoreEvalOutput
 from safetensors.torch import load_file, save_file
 
-from eval_runners import _contract, _result, _run, _saebench, core
-from sae_variants import _models, _plan, _targets
+import eval_runners
+from eval_runners import core
+from eval_runners.commands import evaluate as _run
+from eval_runners.contract import contract as _contract
+from eval_runners.saebench import shared as _saebench
+from eval_runners.store import result as _result
+from sae_variants.language_model import load as _models
+from sae_variants.language_model import target as _targets
+from sae_variants.training import plan as _plan
 
 SMALL = core.EvalConfig(
     batch_size_prompts=4, n_eval_reconstruction_batches=2, n_eval_sparsity_variance_batches=3, context_size=32
@@ -113,7 +120,7 @@ def test_watching_changes_no_number_of_saebench(target, model, trained):
 def test_what_does_not_depend_on_the_sae_is_computed_once_and_changes_no_number(target, model, monkeypatch):
     from weakref import WeakKeyDictionary
 
-    from eval_runners import _remembered
+    from eval_runners.saebench import memo as _remembered
 
     def scored(share):
         monkeypatch.setattr(_remembered, "SHARE", share)
@@ -259,7 +266,7 @@ def test_a_folder_does_not_hide_a_variant(argv, tmp_path, monkeypatch):
 
 
 def test_a_stranger_s_evaluation_is_one_new_file(argv, tmp_path):
-    shutil.copytree(Path(_run.__file__).parent, tmp_path / "copy" / "eval_runners")
+    shutil.copytree(Path(eval_runners.__file__).parent, tmp_path / "copy" / "eval_runners")
     core_file = tmp_path / "copy" / "eval_runners" / "core.py"
     core_file.with_name("mine.py").write_text(core_file.read_text())
     words = [sys.executable, "-m", "eval_runners.mine", *argv("random")]

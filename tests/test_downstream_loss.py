@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import identity
 
-from eval_runners import _heldout, downstream_loss
+from eval_runners import downstream_loss
+from eval_runners.data import heldout as _heldout
 from eval_runners.downstream_loss import EvalConfig, compute_share, read_curve
-from sae_variants import _models
-from sae_variants._errors import UsageError
+from sae_variants.common.errors import UsageError
+from sae_variants.language_model import load as _models
 
 SMALL = EvalConfig(n_contexts=8, context_size=32)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from conftest import identity
 
-from eval_runners import _documents, _drawn, _heldout
-from sae_variants import _models
+from eval_runners.data import documents as _documents
+from eval_runners.data import heldout as _heldout
+from eval_runners.measures import sampled_latents as _drawn
+from sae_variants.language_model import load as _models
 
 
 def test_a_latent_must_fire_in_both_halves(target, model):

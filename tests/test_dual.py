@@ -13,10 +13,12 @@ from sae_lens.saes.sae import TrainStepInput
 from test_train import killed_at
 
 import sae_variants
-from sae_variants import _dual, _plan, _train
-from sae_variants._dual import Measured, frequency, latent_weights, magnitude
-from sae_variants._errors import UsageError
-from sae_variants._train import TrainingFailed
+from sae_variants.common.errors import UsageError
+from sae_variants.training import plan as _plan
+from sae_variants.training import train as _train
+from sae_variants.training.train import TrainingFailed
+from sae_variants.two_level import dual_penalty as _dual
+from sae_variants.two_level.dual_penalty import Measured, frequency, latent_weights, magnitude
 
 
 def build(name="learnable_dual", **overrides):

@@ -15,8 +15,10 @@ from test_alpha_dynamics import write_trace
 from test_hierarchy import tree
 
 import eval_runners
-from eval_runners import _contract, _tasks
-from sae_variants import _cli, _targets
+from eval_runners.contract import contract as _contract
+from eval_runners.data import labelled as _tasks
+from sae_variants.cli import options as _cli
+from sae_variants.language_model import target as _targets
 
 
 @pytest.fixture(params=_contract.names())
@@ -42,7 +44,7 @@ def test_every_setting_is_documented_and_has_a_default(module):
 
 
 def test_its_command_knows_its_options(name, capsys):
-    from eval_runners import _run
+    from eval_runners.commands import evaluate as _run
 
     with pytest.raises(SystemExit) as stopped:
         _run.main(name, ["--help"])

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from conftest import TINY
 
-from eval_runners import _run
+from eval_runners.commands import evaluate as _run
 from sae_variants import __main__ as variants_main
-from sae_variants import _grid, _train
-from sae_variants._errors import UsageError
+from sae_variants.common.errors import UsageError
+from sae_variants.training import grid as _grid
+from sae_variants.training import train as _train
 
 
 def test_every_combination_is_a_cell():
@@ -136,6 +137,6 @@ def test_an_evaluation_of_a_grid_is_a_table_and_a_csv(target, tmp_path, model_fo
     ],
 )
 def test_a_picture_stretches_only_what_is_crowded(places, stretched):
-    from eval_runners._grid_picture import _is_stretched
+    from eval_runners.views.grid_picture import _is_stretched
 
     assert _is_stretched(places) is stretched

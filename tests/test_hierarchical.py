@@ -10,12 +10,15 @@ from safetensors.torch import load_file
 from test_train import killed_at, same
 
 import sae_variants
-from sae_variants import _job, _plan, _register, _train
-from sae_variants._errors import UsageError
-from sae_variants._two_level_training import squared_error
-from sae_variants._two_levels import NO_PARENT, lower_of
-from sae_variants._windows import Batch
+from sae_variants.common.errors import UsageError
 from sae_variants.hierarchical import cosine_loss, group_loss
+from sae_variants.registry import variants as _register
+from sae_variants.training import job as _job
+from sae_variants.training import plan as _plan
+from sae_variants.training import train as _train
+from sae_variants.training.windows import Batch
+from sae_variants.two_level.saved import NO_PARENT, lower_of
+from sae_variants.two_level.training import squared_error
 
 
 def build(**overrides):
@@ -322,7 +325,7 @@ def test_parents_survive_half_precision(tmp_path):
 
 
 def test_both_levels_come_from_one_folder_and_one_training(target, tmp_path):
-    from eval_runners import _saes
+    from eval_runners.harness import find_sae as _saes
 
     names = ["hierarchical", "hierarchical:lower"]
     wanted = _saes.asked(names, target, tiny("hierarchical"), [{}], [0], tmp_path)

@@ -9,9 +9,11 @@ import sae_lens  # noqa: F401  registers
 import torch
 from conftest import identity, linear_sae
 
-from eval_runners import _causal, _information, hierarchy
-from eval_runners._causal import Ablation
-from sae_variants._two_levels import TwoLevelSAE, TwoLevelSAEConfig
+from eval_runners import hierarchy
+from eval_runners.measures import ablation as _causal
+from eval_runners.measures import information as _information
+from eval_runners.measures.ablation import Ablation
+from sae_variants.two_level.saved import TwoLevelSAE, TwoLevelSAEConfig
 
 EVERY = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
 

@@ -13,10 +13,14 @@ import torch
 from conftest import TINY, fetched, needs_chromium, opened
 from scipy.stats import binomtest
 
-from eval_runners import _examples, _human_study, _judge, _page, human_study
+from eval_runners import human_study
 from eval_runners.__main__ import main
-from eval_runners.human_study import Item, Share, fleiss, newcombe, scores, share_of, wilson
-from sae_variants._errors import UsageError
+from eval_runners.commands.human_study import judge as _judge
+from eval_runners.commands.human_study import make as _human_study
+from eval_runners.measures import firing as _examples
+from eval_runners.measures.intrusion import Item, Share, fleiss, newcombe, scores, share_of, wilson
+from eval_runners.views import page as _page
+from sae_variants.common.errors import UsageError
 
 HOSTILE = "</script><script>document.body.dataset.broken='yes'</script><b>bold</b>"
 

@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from eval_runners import _boards, _leaderboard, _read, _render, _rows, core
+from eval_runners import core
 from eval_runners.__main__ import main
-from sae_variants._errors import UsageError
+from eval_runners.commands import leaderboard as _leaderboard
+from eval_runners.leaderboard import boards as _boards
+from eval_runners.leaderboard import render as _render
+from eval_runners.leaderboard import rows as _rows
+from eval_runners.store import read as _read
+from sae_variants.common.errors import UsageError
 
 BASELINES = Path(__file__).parent.parent / "results" / "baselines"
 CE, EV = ((("core", metric)) for metric in core.METRICS if metric.short in ("CE score", "explained variance"))

@@ -9,7 +9,9 @@ import torch
 from conftest import make_model, make_text
 from transformers import AutoModelForCausalLM
 
-from sae_variants import _models, _plan, _targets
+from sae_variants.language_model import load as _models
+from sae_variants.language_model import target as _targets
+from sae_variants.training import plan as _plan
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from conftest import identity
 
 from eval_runners import n2g
-from eval_runners._drawn import Drawn
+from eval_runners.measures.sampled_latents import Drawn
 from eval_runners.n2g import WILDCARD, EvalConfig, examples, matches, pattern, scores, text, trie
 
 REPLACEMENTS = [90, 91, 92]
@@ -71,7 +71,7 @@ def test_examples_end_where_a_latent_fires_most():
 
 
 def test_a_latent_of_a_bigram_is_told_with_precision_and_recall_1(target, model, monkeypatch):
-    from eval_runners import _drawn
+    from eval_runners.measures import sampled_latents as _drawn
 
     torch.manual_seed(0)
     ids = torch.randint(20, 30, (40, 30))
@@ -89,7 +89,7 @@ def test_a_latent_of_a_bigram_is_told_with_precision_and_recall_1(target, model,
 
 
 def test_patterns_are_made_of_the_first_half_only(target, model, monkeypatch):
-    from eval_runners import _drawn
+    from eval_runners.measures import sampled_latents as _drawn
 
     ids = torch.arange(5, 23).repeat(3)[:48].view(8, 6)
     ids[:4, 3], ids[4:, 3] = 25, 26
@@ -103,7 +103,7 @@ def test_patterns_are_made_of_the_first_half_only(target, model, monkeypatch):
 
 
 def test_activations_of_runs_are_those_in_the_text(target, model):
-    from eval_runners import _heldout
+    from eval_runners.data import heldout as _heldout
 
     sae, ids = identity(target), _heldout.tokens(target, model, 2, 16)
     last = n2g.last_activations(sae, target, model, 3)

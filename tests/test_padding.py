@@ -7,8 +7,8 @@ import torch
 from conftest import identity, make_tasks
 from sae_bench.sae_bench_utils import activation_collection as collection
 
-from eval_runners import _padding
-from sae_variants import _models
+from eval_runners.saebench import padding as _padding
+from sae_variants.language_model import load as _models
 
 
 @pytest.fixture(scope="module", params=["tiny", "sandbox"])

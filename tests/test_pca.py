@@ -9,8 +9,9 @@ from sae_lens.saes.sae import TrainStepInput
 from sklearn.decomposition import PCA
 
 import sae_variants
-from sae_variants import _plan, _train
-from sae_variants._errors import UsageError
+from sae_variants.common.errors import UsageError
+from sae_variants.training import plan as _plan
+from sae_variants.training import train as _train
 
 
 def rows(n: int = 400) -> torch.Tensor:

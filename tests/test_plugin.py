@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from conftest import tiny
 
-from sae_variants import _plugins, _register
-from sae_variants._errors import UsageError
+from sae_variants.common.errors import UsageError
+from sae_variants.registry import plugins as _plugins
+from sae_variants.registry import variants as _register
 
 PLUGIN = Path(__file__).parent / "plugin"
 

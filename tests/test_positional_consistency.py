@@ -11,9 +11,11 @@ import pytest
 import torch
 from conftest import identity, linear_sae, tiny
 
-from eval_runners import _positions, _profiles, _run
 from eval_runners import positional_consistency as evaluator
-from sae_variants._errors import UsageError
+from eval_runners.commands import evaluate as _run
+from eval_runners.measures import autocorrelation as _positions
+from eval_runners.measures import position_profiles as _profiles
+from sae_variants.common.errors import UsageError
 
 LAGS = (1, 2, 4, 8)
 C, T, S = 200, 64, 6
@@ -292,7 +294,7 @@ def test_what_cannot_be_measured_is_refused(target, model, settings, says):
 
 def test_the_ceilings_are_those_of_the_second_half(target, model):
     """Of the contexts that are there, however many were asked for, and fitted on the first half alone."""
-    from eval_runners import _heldout
+    from eval_runners.data import heldout as _heldout
 
     values = score(identity(target), target, model, replace(SMALL, n_contexts=10_000)).output["eval_result_metrics"]
     ids = _heldout.tokens(target, model, 10_000, SMALL.context_size)

@@ -7,9 +7,10 @@ import torch
 from conftest import identity, tiny
 
 import sae_variants
-from eval_runners import _saes, progressive
+from eval_runners import progressive
+from eval_runners.harness import find_sae as _saes
 from eval_runners.progressive import EvalConfig, came_and_went, explained
-from sae_variants import _models
+from sae_variants.language_model import load as _models
 
 
 def test_what_is_left_out_of_orthonormal_latents_is_lost(target):

@@ -18,9 +18,11 @@ from huggingface_hub.utils import _http
 from test_leaderboard import made
 
 import sae_variants
-from eval_runners import _publish, _result, _run
 from eval_runners.__main__ import main
-from sae_variants._errors import UsageError
+from eval_runners.commands import evaluate as _run
+from eval_runners.commands import publish as _publish
+from eval_runners.store import result as _result
+from sae_variants.common.errors import UsageError
 
 CORE = ["--batch-size-prompts", "4", "--n-eval-reconstruction-batches", "1", "--n-eval-sparsity-variance-batches", "2", "--context-size", "32"]  # fmt: skip
 
@@ -67,7 +69,7 @@ def test_a_dry_run_writes_sae_lens_layout_results_and_a_card(place, tmp_path, ca
 
 
 def test_a_trace_goes_with_the_weights(tmp_path):
-    from eval_runners import _publish
+    from eval_runners.commands import publish as _publish
 
     source, folder = tmp_path / "sae", tmp_path / "published"
     source.mkdir()

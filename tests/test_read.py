@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from eval_runners import _read, _run, core, sparse_probing
-from eval_runners._contract import Metric
-from sae_variants import _targets
-from sae_variants._errors import UsageError
+from eval_runners import core, sparse_probing
+from eval_runners.commands import evaluate as _run
+from eval_runners.contract.contract import Metric
+from eval_runners.store import read as _read
+from sae_variants.common.errors import UsageError
+from sae_variants.language_model import target as _targets
 
 BASELINES = Path(__file__).parent.parent / "results" / "baselines"
 ACCURACY = next(metric for metric in sparse_probing.METRICS if metric.name == "sae_top_1_test_accuracy")

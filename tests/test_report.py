@@ -8,9 +8,12 @@ import pytest
 from conftest import fetched, needs_chromium, opened
 from test_leaderboard import made, over_seeds
 
-from eval_runners import _boards, _page, _read, _report
 from eval_runners.__main__ import main
-from eval_runners._leaderboard import BASELINES
+from eval_runners.commands import report as _report
+from eval_runners.commands.leaderboard import BASELINES
+from eval_runners.leaderboard import boards as _boards
+from eval_runners.store import read as _read
+from eval_runners.views import page as _page
 
 HOSTILE = "</script><script>document.body.dataset.broken='yes'</script><b>bold</b>"
 

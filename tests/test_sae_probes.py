@@ -10,15 +10,16 @@ import pytest
 from conftest import identity, tiny, zero
 from sae_bench.evals.sparse_probing_sae_probes.eval_output import SparseProbingSaeProbesEvalOutput
 
-from eval_runners import _run, sae_probes
-from sae_variants._errors import UsageError
+from eval_runners import sae_probes
+from eval_runners.commands import evaluate as _run
+from sae_variants.common.errors import UsageError
 
 SMALL = ("95_toxic_is", "109_ball_ws", "130_temp_cat_Frequency")
 
 
 @pytest.fixture(scope="module")
 def names():
-    from eval_runners import _tasks
+    from eval_runners.data import labelled as _tasks
 
     return tuple(name for name in SMALL if name in _tasks.package_names())
 
@@ -80,7 +81,7 @@ def test_numbers_are_those_of_the_package_itself(target, config, model, evaluati
     with pytest.MonkeyPatch.context() as patch:
         import importlib
 
-        from eval_runners import _saebench
+        from eval_runners.saebench import shared as _saebench
 
         generate = importlib.import_module("sae_probes.generate_model_activations")
         evals = importlib.import_module("sae_probes.run_sae_evals")

@@ -61,8 +61,8 @@ def test_windows_do_not_reach_over_two_texts():
 
 
 def test_the_language_model_uses_context(heldout):
-    from sae_variants import _models
-    from sae_variants.sandbox import build
+    from sae_variants.commands import make_sandbox as build
+    from sae_variants.language_model import load as _models
 
     stated = json.loads((FOLDER / "build.json").read_text())
     model = _models.load_model("sandbox", "cpu", "float32")

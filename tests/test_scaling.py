@@ -7,8 +7,8 @@ import pytest
 
 from eval_runners import scaling
 from eval_runners.scaling import across, fit
-from sae_variants import _targets
-from sae_variants._errors import UsageError
+from sae_variants.common.errors import UsageError
+from sae_variants.language_model import target as _targets
 
 PLANTED = {"α": -0.4, "β_k": 0.25, "β_n": -0.12, "γ": -0.045, "ζ": -2.0, "η": -0.35}
 
@@ -171,7 +171,7 @@ def test_k_is_the_one_that_is_set():
 def test_the_law_is_written_beside_the_results(target, model_folder, text_file, tmp_path, capsys, monkeypatch):
     from conftest import TINY
 
-    from eval_runners import _run
+    from eval_runners.commands import evaluate as _run
 
     monkeypatch.setenv("SAE_VARIANTS_TRAINED", str(tmp_path / "trained"))
     fields = [f"--train.{name.replace('_', '-')}={TINY[name]}" for name in ("training_tokens", "batch_tokens",
@@ -191,7 +191,7 @@ def test_the_law_is_written_beside_the_results(target, model_folder, text_file, 
 def test_a_command_may_name_several_targets(target, text_file, tmp_path, capsys, monkeypatch):
     from conftest import tiny
 
-    from eval_runners import _run
+    from eval_runners.commands import evaluate as _run
 
     monkeypatch.setenv("SAE_VARIANTS_TRAINED", str(tmp_path / "trained"))
     monkeypatch.setattr(_targets, "FOLDER", tmp_path)

@@ -7,9 +7,11 @@ import pytest
 import torch
 from conftest import linear_sae
 
-from eval_runners import _tasks, semantics
-from sae_variants import _register, _targets
-from sae_variants._errors import UsageError
+from eval_runners import semantics
+from eval_runners.data import labelled as _tasks
+from sae_variants.common.errors import UsageError
+from sae_variants.language_model import target as _targets
+from sae_variants.registry import variants as _register
 
 
 @pytest.mark.parametrize(

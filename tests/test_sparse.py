@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_variants import _sparse
+from sae_variants.ops import sparse as _sparse
 
 
 def weights(D: int, S: int, dtype=torch.float32, seed: int = 0) -> list[Tensor]:

@@ -14,8 +14,13 @@ from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
 from sae_bench.evals.sparse_probing.eval_output import SparseProbingEvalOutput
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 
-from eval_runners import _run, _saebench, _sparse_probing, _tasks, sparse_probing
-from sae_variants import _models, _targets
+from eval_runners import sparse_probing
+from eval_runners.commands import evaluate as _run
+from eval_runners.data import labelled as _tasks
+from eval_runners.saebench import shared as _saebench
+from eval_runners.saebench import sparse_probing as _sparse_probing
+from sae_variants.language_model import load as _models
+from sae_variants.language_model import target as _targets
 
 KS = (1, 2, 5)
 
@@ -221,7 +226,7 @@ def test_weights_that_are_not_numbers_are_untrained_and_the_others_are_scored(ta
 
     from safetensors.torch import load_file, save_file
 
-    from sae_variants import _plan
+    from sae_variants.training import plan as _plan
 
     folder = tmp_path / "sick"
     shutil.copytree(_plan.plan("temporal", target, tiny("temporal"), trained).folder, folder)

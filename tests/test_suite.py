@@ -8,10 +8,12 @@ import pandas as pd
 import pytest
 from conftest import TINY
 
-from eval_runners import _run, _suite, core
+from eval_runners import core
 from eval_runners.__main__ import main
-from sae_variants import _targets
-from sae_variants._errors import UsageError
+from eval_runners.commands import evaluate as _run
+from eval_runners.commands import suite as _suite
+from sae_variants.common.errors import UsageError
+from sae_variants.language_model import target as _targets
 
 SETTINGS = ["--core.batch-size-prompts", "4", "--core.n-eval-reconstruction-batches", "1",
             "--core.n-eval-sparsity-variance-batches", "2", "--core.context-size=32",

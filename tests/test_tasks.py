@@ -8,9 +8,9 @@ import re
 import pytest
 from conftest import make_tasks
 
-from eval_runners import _tasks
-from sae_variants import _targets
-from sae_variants._errors import UsageError
+from eval_runners.data import labelled as _tasks
+from sae_variants.common.errors import UsageError
+from sae_variants.language_model import target as _targets
 from sae_variants.sandbox import tasks
 
 LONG = "one two three four five six seven eight nine ten"

@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from test_train import killed_at, same
 
 import sae_variants
-from sae_variants import _job, _plan, _train
-from sae_variants._errors import UsageError
+from sae_variants.common.errors import UsageError
 from sae_variants.topk import geometric_median
+from sae_variants.training import job as _job
+from sae_variants.training import plan as _plan
+from sae_variants.training import train as _train
 
 
 def build(d_in=6, d_sae=10, **overrides):

@@ -11,9 +11,11 @@ from conftest import tiny
 from safetensors.torch import load_file
 
 import sae_variants
-from sae_variants import _job, _plan, _train
-from sae_variants._errors import UsageError
-from sae_variants._job import Job
+from sae_variants.common.errors import UsageError
+from sae_variants.training import job as _job
+from sae_variants.training import plan as _plan
+from sae_variants.training import train as _train
+from sae_variants.training.job import Job
 
 
 def plan(name, target, root, **overrides):
@@ -288,7 +290,8 @@ def test_sae_lens_own_runner_trains_a_variant(target, tmp_path):
     from datasets import Dataset
     from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig
 
-    from sae_variants import _register, _targets
+    from sae_variants.language_model import target as _targets
+    from sae_variants.registry import variants as _register
 
     config = LanguageModelSAERunnerConfig(
         sae=_register.config("temporal", d_in=32, d_sae=64, k=4, window=4),

@@ -14,7 +14,7 @@ import torch
 from sae_lens.saes.sae import TrainStepInput
 
 import sae_variants
-from sae_variants import _register
+from sae_variants.registry import variants as _register
 
 BASELINES = ["stock:standard", "stock:topk", "stock:batchtopk", "stock:matryoshka_batchtopk"]
 NAMES = [*_register.own_names(), *BASELINES]
@@ -139,7 +139,7 @@ def test_loads_with_plain_sae_lens_where_this_package_is_not(tmp_path):
 def test_fast_batch_topk_equals_sae_lens_to_the_bit():
     from sae_lens.saes.batchtopk_sae import BatchTopK as Theirs
 
-    from sae_variants._ops import BatchTopK
+    from sae_variants.ops.batch_topk import BatchTopK
 
     for k, shape in ((3, (50, 40)), (0.5, (64, 10)), (10, (4, 10)), (2.5, (2, 6, 30))):
         pre = torch.randn(shape)
@@ -148,7 +148,7 @@ def test_fast_batch_topk_equals_sae_lens_to_the_bit():
 
 
 def test_batch_topk_keeps_the_largest_of_the_batch():
-    from sae_variants._ops import BatchTopK
+    from sae_variants.ops.batch_topk import BatchTopK
 
     pre = torch.tensor([[5.0, 4.0, 3.0], [1.0, -2.0, 2.0]])
     assert BatchTopK(1.5)(pre).tolist() == [[5.0, 4.0, 3.0], [0.0, 0.0, 0.0]]

@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from sae_variants._errors import UsageError
-from sae_variants._windows import WindowStream
+from sae_variants.common.errors import UsageError
+from sae_variants.training.windows import WindowStream
 
 T, W = 18, 4
 SEPARATOR = 0

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 CORPUS_VERSION = "corpus 7539524ab01605fc"
-"""Names the documents in the keys of trained SAEs and results. Change it exactly when `documents` returns other text."""
+"""Names the documents in the keys of trained SAEs and results. Changes exactly when the documents do."""
 WINDOW = 64
 SAMPLE_ONE_IN = 64
 MAX_REPEATED = 0.3

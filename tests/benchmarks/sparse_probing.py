@@ -31,8 +31,11 @@ def main() -> None:
     from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
 
     import sae_variants
-    from eval_runners import _saebench, _sparse_probing, sparse_probing
-    from sae_variants import _models, _targets
+    from eval_runners import sparse_probing
+    from eval_runners.saebench import shared as _saebench
+    from eval_runners.saebench import sparse_probing as _sparse_probing
+    from sae_variants.language_model import load as _models
+    from sae_variants.language_model import target as _targets
 
     target = _targets.load("sandbox")
     model = _models.load_model(target.model_name, "cpu", target.dtype)

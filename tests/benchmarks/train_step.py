@@ -45,7 +45,7 @@ def contender(name: str, args: argparse.Namespace) -> Callable[[Any], Any] | Non
         W_enc = torch.randn(args.d_in, args.d_sae)
         return lambda x: x @ W_enc
     if name == ONEDNN:
-        from sae_variants import _sparse
+        from sae_variants.ops import sparse as _sparse
 
         W_enc = torch.randn(args.d_sae, args.d_in).T
         return (lambda x: _sparse.dense(x, W_enc)) if _sparse.ONEDNN else None
@@ -64,7 +64,9 @@ def contender(name: str, args: argparse.Namespace) -> Callable[[Any], Any] | Non
 def trainer_of(name: str, args: argparse.Namespace, more: dict[str, Any] | None = None) -> Any:
     import sae_lens  # noqa: F401  registers
 
-    from sae_variants import _job, _plan, _targets
+    from sae_variants.language_model import target as _targets
+    from sae_variants.training import job as _job
+    from sae_variants.training import plan as _plan
 
     fields = {"k": args.k, "d_sae": args.d_sae, "batch_tokens": args.tokens, "training_tokens": 10_000 * args.tokens}
     fields |= more or {}
@@ -134,7 +136,7 @@ def memory(name: str, args: argparse.Namespace) -> float:
 def steps(args: argparse.Namespace) -> None:
     import torch
 
-    from sae_variants import _models
+    from sae_variants.language_model import load as _models
 
     if args.keep_memory:
         _models.reuse_freed_memory()
@@ -181,7 +183,10 @@ def spread(values: list[float]) -> str:
 
 def loop(args: argparse.Namespace) -> None:
     """Tokens per second of whole trainings, the language model's part included."""
-    from sae_variants import _models, _plan, _targets, _train
+    from sae_variants.language_model import load as _models
+    from sae_variants.language_model import target as _targets
+    from sae_variants.training import plan as _plan
+    from sae_variants.training import train as _train
 
     target = _targets.load("sandbox")
     tokens = 32 * 2048
@@ -232,7 +237,7 @@ def by_sae_lens(args: argparse.Namespace, target: Any, model: Any, tokens: int, 
 
 
 def main() -> None:
-    from sae_variants import _cli
+    from sae_variants.cli import options as _cli
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=_cli.positive, default=7)

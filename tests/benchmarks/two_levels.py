@@ -16,7 +16,10 @@ import time
 import sae_lens  # noqa: F401  registers
 import torch
 
-from sae_variants import _job, _models, _plan, _targets
+from sae_variants.language_model import load as _models
+from sae_variants.language_model import target as _targets
+from sae_variants.training import job as _job
+from sae_variants.training import plan as _plan
 
 
 def main() -> None:

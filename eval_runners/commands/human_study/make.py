@@ -1,0 +1,166 @@
+"""python -m eval_runners human-study make: write the questions of a study as one HTML page, and the key beside it."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval_runners.commands import evaluate as _run
+from eval_runners.measures.intrusion import CHOICES, Item
+from eval_runners.views import page as _page
+from sae_variants.cli import options as _cli
+from sae_variants.common import hashing as _hash
+from sae_variants.common.errors import UsageError
+from sae_variants.common.files import writable, write_whole
+
+if TYPE_CHECKING:
+    from eval_runners.measures.firing import Excerpt, Firing
+
+OTHERS = 20
+"""Latents among whose excerpts an intruder is looked for."""
+OFTEN = 10
+"""Tokens on which a latent that is asked about fires at least,"""
+DENSEST = 0.2
+"""and share of tokens on which it fires at most: of others hardly an excerpt is without."""
+
+
+def main(argv: list[str]) -> int:
+    from eval_runners.commands.human_study import files as _answers
+    from eval_runners.contract import contract as _contract
+    from eval_runners.contract.contract import Evaluation
+    from eval_runners.harness import find_sae as _saes
+    from eval_runners.measures import firing as _examples
+    from eval_runners.store import result as _result
+    from eval_runners.store.envelope import envelope
+
+    human_study = _contract.module("human_study")
+    EvalConfig = human_study.EvalConfig
+    parser = _cli.Parser(prog="python -m eval_runners human-study make", description=__doc__)
+    parser.add_argument("--sae", action="append", required=True, metavar="NAME", dest="saes", help="may be repeated")
+    parser.add_argument("--output", default="study.html", metavar="FILE", help="the page (default: %(default)s)")
+    parser.add_argument("--seeds", type=_cli.seeds, default=[0], metavar="0,1,2", help="of variants (default: 0)")
+    _cli.add_target(parser)
+    _cli.add_fields(parser, EvalConfig, "study")
+    words, extra = _cli.split_unknown(parser, argv)
+    args = parser.parse_args(words)
+    overrides = _cli.extra_options(extra, prefix=_run.TRAIN_PREFIX)
+    page, key_file = Path(args.output), Path(args.output).with_suffix(".key.json")
+    for file in (page, key_file):
+        writable(file, "--output")
+    _cli.quiet()
+    target, device = _cli.target_of(args), _cli.device_of(args)
+    config = EvalConfig(**_cli.given(args, EvalConfig))
+    for name, least in (("items", 1), ("n_contexts", 1), ("strongest", CHOICES), ("controls", 0)):
+        if getattr(config, name) < least:
+            raise UsageError(f"{_cli.dashed(name)} must be at least {least}, not {getattr(config, name)}")
+    names = list(dict.fromkeys([*args.saes, "random"]))
+    wanted = _saes.asked(names, target, overrides, [{}], args.seeds, args.trained)
+    found, failures = _saes.ready(wanted, [], device)
+    if failures:
+        raise UsageError(failures[0])
+    model = _run.loader(target, device)()
+    _run.check_text(config.context_size, target, model)
+    place = _result.Place(Path(), human_study.NAME, target, asdict(config), {}, device, _command("make", argv))
+    saes, questions = [], []
+    for number, one in enumerate(found):
+        sae = one.load(device)
+        _run.check_fits(sae, one.label, target, model)
+        firing = _examples.firing(sae, target, model, config.n_contexts, config.context_size)
+        questions += _questions(firing, config, number, one.label)
+        empty = envelope(human_study.NAME, config, {name: {} for name in human_study.CATEGORIES}, sae, target)
+        saes.append({
+            "path": str(place.path(one.path_name, one.weight_hash)), "learns": one.learns,
+            "result": place.envelope(Evaluation(empty), one, one.weight_hash, 0.0),
+        })  # fmt: skip
+    weights = [one.weight_hash for one in found]
+    random.Random(f"{config.seed} {weights}").shuffle(questions)  # who has the SAEs only can undo it
+    items = {str(at): _shown(question, model.tokenizer) for at, question in enumerate(questions, start=1)}
+    known = {
+        str(at): asdict(q["item"]) | {"latents": q["latents"]} for at, q in enumerate(questions, start=1)
+    }  # fmt: skip
+    study = _hash.of_value({"items": items, "known": known, "weights": weights})
+    if key_file.exists() and _answers.read_key(key_file)["study"] != study:
+        raise UsageError(f"{key_file} is the key of another study, whose answers need it: give another --output")
+    for one in saes:  # of another study of the same SAE there is another result
+        one["path"] = str(Path(one["path"]).with_suffix(f".{study}.json"))
+    key = {"study": study, "items": items, "known": known, "saes": saes}
+    write_whole(key_file, json.dumps(key), "--output")
+    text = _page.render("human_study.html", {"study": study, "items": items})
+    write_whole(page, text, "--output")
+    labels = ", ".join(dict.fromkeys(one.label for one in found))
+    print(f"{page}: {len(items)} questions on {labels}, {len(text.encode()) / 2**20:.1f} MiB")
+    print(f"{key_file}: which is which; keep it from whoever answers, and beside the answers when they are scored")
+    return 0
+
+
+def _command(step: str, argv: list[str]) -> list[str]:
+    return ["python", "-m", "eval_runners", "human-study", step, *argv]
+
+
+def _questions(firing: Firing, config: Any, sae: int, label: str) -> list[dict[str, Any]]:
+    """Items of one SAE, and its controls, in no order: excerpts with what is known of them."""
+    lot = random.Random(f"{config.seed} {sae}")
+    counts = firing.counts_S().tolist()
+    rare = [latent for latent, n in enumerate(counts) if OFTEN <= n <= DENSEST * firing.tokens]
+    lot.shuffle(rare)
+    pools: dict[int, list[Excerpt]] = {}
+
+    def pool(latent: int) -> list[Excerpt]:
+        if latent not in pools:
+            pools[latent] = [one for one, _ in zip(firing.excerpts(latent), range(config.strongest), strict=False)]
+        return pools[latent]
+
+    often = (latent for latent in rare if len(pool(latent)) >= CHOICES)
+    made = []
+    for latent in often:
+        if len(made) == config.items:
+            break
+        acts_CT = firing.acts_CT(latent)
+        mine = lot.sample(pool(latent), CHOICES - 1)
+        lengths = [len(one.ids) for one in mine]
+        strangers = [
+            (other, excerpt)
+            for other in lot.sample(rare, min(len(rare), OTHERS)) if other != latent
+            for excerpt in lot.sample(pool(other), len(pool(other))) if not _fires(acts_CT, excerpt)
+        ]  # fmt: skip
+        alike = [one for one in strangers if min(lengths) <= len(one[1].ids) <= max(lengths)]  # length tells nothing
+        if intruder := next(iter([*alike, *strangers]), None):
+            made.append(_mixed(lot, sae, True, [*((latent, one) for one in mine), intruder], CHOICES - 1))
+    if len(made) < config.items:
+        raise UsageError(
+            f"{label}: only {len(made)} latents can be asked about, which fire on {OFTEN} tokens and at most "
+            f"{DENSEST:.0%} of {firing.tokens}: lower --items, raise --n-contexts, or leave this SAE out"
+        )
+    for _ in range(config.controls):
+        latents = lot.sample(rare, min(CHOICES, len(rare)))
+        if len(latents) == CHOICES:
+            drawn = [(latent, lot.choice(pool(latent))) for latent in latents]
+            made.append(_mixed(lot, sae, False, drawn, lot.randrange(CHOICES)))
+    return made
+
+
+def _fires(acts_CT: Any, excerpt: Excerpt) -> bool:
+    """Whether a latent fires anywhere in an excerpt."""
+    return bool(acts_CT[excerpt.context, excerpt.first : excerpt.first + len(excerpt.ids)].any())
+
+
+def _mixed(lot: Any, sae: int, has_latent: bool, drawn: list[tuple[int, Excerpt]], intruder: int) -> dict[str, Any]:
+    order = lot.sample(range(CHOICES), CHOICES)
+    item = Item(sae, has_latent, order.index(intruder))
+    return {"item": item, "excerpts": [drawn[n][1] for n in order], "latents": [drawn[n][0] for n in order]}
+
+
+def _shown(question: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
+    """Excerpts as the page has them: activations as shares of the excerpt's largest, so that they do not tell."""
+    from eval_runners.measures import firing as _examples
+
+    return [
+        {
+            "tokens": _examples.words(one.ids, tokenizer), "at": one.at,
+            "acts": [round(act / max(one.acts), 2) for act in one.acts],
+        }
+        for one in question["excerpts"]
+    ]  # fmt: skip

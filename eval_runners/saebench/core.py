@@ -1,0 +1,157 @@
+"""SAEBench's core evaluation of one SAE, each adaptation beside the fault it answers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from eval_runners.saebench import memo as _remembered
+from eval_runners.saebench import shared as _saebench
+from sae_variants.language_model.target import Target
+
+
+class _Variance:
+    """Explained variance over everything the core evaluation saw: 1 - sum |x - x̂|² / sum |x - mean(x)|².
+
+    SAEBench's `explained_variance` averages the per-dimension means into one scalar before squaring them, and takes
+    the mean of x² for the mean of x: on real activations it can exceed 1. The sums here are taken in float64 from
+    the very tensors that SAEBench encodes and decodes, special tokens left out as it leaves them out.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum: Any = 0.0
+        self.squares = 0.0
+        self.errors = 0.0
+
+    def add(self, x_ND: Any, error_ND: Any) -> None:
+        x = x_ND.double()
+        self.count += len(x)
+        self.sum = self.sum + x.sum(0)
+        self.squares += x.pow(2).sum().item()
+        self.errors += error_ND.double().pow(2).sum().item()
+
+    def value(self) -> float:
+        total = self.squares - (self.sum.pow(2).sum() / max(self.count, 1)).item()
+        return 1 - self.errors / total if total > 0 else float("nan")
+
+
+@contextlib.contextmanager
+def observing_variance() -> Iterator[_Variance]:
+    """Watches the SAE and the tokens while SAEBench computes sparsity and variance."""
+    import torch
+    from sae_bench.evals.core import main as core
+
+    variance = _Variance()
+    original = core.get_sparsity_and_variance_metrics
+
+    def observed(sae: Any, model: Any, store: Any, *args: Any, **kwargs: Any) -> Any:
+        ignored = [token for token in kwargs.get("ignore_tokens", ()) if token is not None]
+        seen: dict[str, Any] = {}
+        encode, decode, tokens = sae.encode, sae.decode, store.get_batch_tokens
+
+        def get_batch_tokens(*a: Any, **k: Any) -> Any:
+            seen["tokens"] = tokens(*a, **k)
+            return seen["tokens"]
+
+        def watch_encode(x: Any) -> Any:
+            seen["x"] = x
+            return encode(x)
+
+        def watch_decode(acts: Any) -> Any:
+            out = decode(acts)
+            keep = ~torch.isin(seen["tokens"], torch.tensor(ignored, device=seen["tokens"].device))
+            keep = keep.to(out.device)
+            variance.add(seen["x"][keep], (seen["x"] - out)[keep])
+            return out
+
+        with (
+            mock.patch.object(sae, "encode", watch_encode),
+            mock.patch.object(sae, "decode", watch_decode),
+            mock.patch.object(store, "get_batch_tokens", get_batch_tokens),
+        ):
+            return original(sae, model, store, *args, **kwargs)
+
+    with mock.patch.object(core, "get_sparsity_and_variance_metrics", observed):
+        yield variance
+
+
+@contextlib.contextmanager
+def catching_errors() -> Iterator[list[BaseException]]:
+    """`multiple_evals` logs what goes wrong with an SAE and goes on, exit code 0; here it is kept."""
+    from sae_bench.evals.core import main as core
+
+    caught: list[BaseException] = []
+    original = core.run_evals
+
+    def run_evals(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(*args, **kwargs)
+        except Exception as error:
+            caught.append(error)
+            raise
+
+    with mock.patch.object(core, "run_evals", run_evals):
+        yield caught
+
+
+def score(
+    sae: Any, model: Any, target: Target, settings: dict[str, Any], device: str, dtype: str
+) -> tuple[dict[str, Any], float, list[str]]:
+    """SAEBench's core evaluation of one SAE.
+
+    Returns:
+        The result as SAEBench wrote it; the corrected explained variance; the metrics that were NaN, which SAEBench
+        writes as -1.
+    """
+    from sae_bench.evals.core import main as core
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        stack.enter_context(_saebench.serving_text(target, _saebench.text_name(target)))
+        stack.enter_context(mock.patch.object(core, "HookedTransformer", _saebench.OneModel(model)))
+        stack.enter_context(_remembered.remembering(model, target.hook_name))
+        variance = stack.enter_context(observing_variance())
+        caught = stack.enter_context(catching_errors())
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(_saebench.hushed("sae_bench", "sae_lens"))
+        stack.enter_context(mock.patch.object(core, "tqdm", partial(core.tqdm, leave=False)))
+        raw = core.multiple_evals(
+            selected_saes=[("sae", sae)],
+            eval_batch_size_prompts=settings["batch_size_prompts"],
+            n_eval_reconstruction_batches=settings["n_eval_reconstruction_batches"],
+            n_eval_sparsity_variance_batches=settings["n_eval_sparsity_variance_batches"],
+            # both must be on: without them the output lacks fields that its own model requires
+            compute_featurewise_density_statistics=True,
+            compute_featurewise_weight_based_metrics=True,
+            exclude_special_tokens_from_reconstruction=settings["exclude_special_tokens_from_reconstruction"],
+            dataset=_saebench.text_name(target),
+            context_size=settings["context_size"],
+            # an empty folder each time: SAEBench skips an existing result even if the SAE was trained anew
+            output_folder=folder,
+            verbose=True,
+            dtype=dtype,
+            device=device,
+            force_rerun=True,
+        )
+        if caught:
+            raise caught[0]
+        files = list(Path(folder).glob("*.json"))
+        if len(files) != 1 or len(raw) != 1:
+            raise RuntimeError("SAEBench's core evaluation wrote no result and gave no reason")
+        output = json.loads(files[0].read_text())
+    output["sae_bench_commit_hash"] = _saebench.release()
+    missing = sorted(
+        f"{group}.{name}"
+        for group, values in raw[0]["metrics"].items()
+        for name, value in values.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    )
+    return output, variance.value(), missing
