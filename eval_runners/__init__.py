@@ -5,7 +5,8 @@ give its results SAEBench's form; `heldout_activations`.
 """
 
 from eval_runners.contract.contract import Evaluation, Metric
-from eval_runners.data.heldout import activations as heldout_activations
-from eval_runners.store.envelope import envelope, envelope_class
+from eval_runners.data.heldout import heldout_activations
+from eval_runners.store.envelope import make_output as envelope
+from eval_runners.store.envelope import make_output_class as envelope_class
 
 __all__ = ["Evaluation", "Metric", "envelope", "envelope_class", "heldout_activations"]

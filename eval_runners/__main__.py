@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from eval_runners.commands import evaluate as _run
-from eval_runners.contract import contract as _contract
+from eval_runners.commands import evaluate as eval_command
+from eval_runners.contract.registry import evaluator_modules, evaluator_names
 from sae_variants.__main__ import main as sae_variants_main
-from sae_variants.cli import options as _cli
-from sae_variants.common.errors import run_command
-from sae_variants.registry import plugins as _plugins
+from sae_variants.cli.options import Parser
+from sae_variants.common.console import run_command
+from sae_variants.registry.plugins import read_summary
 
 COMMANDS = {
     "list": "evaluations, variants and targets",
@@ -27,9 +27,9 @@ COMMANDS = {
 def main(argv: list[str]) -> int:
     if argv and argv[0] in COMMANDS and argv[0] != "list":
         return import_module(f"eval_runners.commands.{argv[0].replace('-', '_')}").main(argv[1:])
-    if argv and argv[0] in _contract.names():
-        return _run.main(argv[0], argv[1:])
-    parser = _cli.Parser(
+    if argv and argv[0] in evaluator_names():
+        return eval_command.main(argv[0], argv[1:])
+    parser = Parser(
         prog="python -m eval_runners",
         description="Evaluations of sparse autoencoders.",
         epilog="`python -m eval_runners EVALUATION --sae NAME` runs one, as `python -m eval_runners.core` does.",
@@ -37,12 +37,12 @@ def main(argv: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, line in COMMANDS.items():
         commands.add_parser(name, help=line)
-    for name in _contract.names():
+    for name in evaluator_names():
         commands.add_parser(name)
     parser.parse_args(argv)
     print("evaluations")
-    for name, module in _contract.places().items():
-        print(f"  {name:28} {_plugins.first_line(module)}")
+    for name, module in evaluator_modules().items():
+        print(f"  {name:28} {read_summary(module)}")
     return sae_variants_main(["list"])
 
 

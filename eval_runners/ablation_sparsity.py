@@ -56,9 +56,9 @@ METRICS = (
 
 
 def output_class() -> type:
-    from eval_runners.store import envelope as _envelope
+    from eval_runners.store.envelope import make_output_class
 
-    return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, _NAMES)
+    return make_output_class(NAME, EvalConfig, CATEGORIES, _NAMES)
 
 
 def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
@@ -74,14 +74,14 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     """Means over latents, with 95 % intervals by bootstrap over them."""
     import numpy as np
 
-    from eval_runners.measures import ablation as _causal
-    from eval_runners.measures import sampled_latents as _drawn
-    from eval_runners.saebench import shared as _saebench
-    from eval_runners.store import envelope as _envelope
-    from eval_runners.store import result as _result
+    from eval_runners.measures.ablation import in_float32
+    from eval_runners.measures.checks import require_finite_weights
+    from eval_runners.measures.sampled_latents import sample_latents
+    from eval_runners.store.envelope import make_output
+    from sae_variants.common.values import finite_or_none
 
-    _saebench.require_numbers(sae)
-    found = _drawn.drawn(
+    require_finite_weights(sae)
+    found = sample_latents(
         sae,
         target,
         model,
@@ -92,7 +92,7 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
         config.seed,
         option="--places",
     )
-    with _causal.in_float32(model):
+    with in_float32(model):
         rows = traced(sae, target.hook_name, model, found, config)
     values: dict[str, dict[str, Any]] = {category: dict.fromkeys(_NAMES) for category in CATEGORIES}
     generator = np.random.default_rng(config.seed)
@@ -104,7 +104,7 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
             low, high = np.quantile(means, (0.025, 0.975)).tolist()
             values[category] |= {"sparsity": float(known.mean()), "sparsity_low": low, "sparsity_high": high}
     failures = [] if values["latents"]["count"] else ["no latent fires often enough, or none changes a logit"]
-    output = _envelope.envelope(NAME, config, _result.finite(values), sae, target)
+    output = make_output(NAME, config, finite_or_none(values), sae, target)
     return Evaluation(output, {"by_latent": rows}, failures)
 
 
@@ -112,14 +112,14 @@ def traced(sae: Any, hook_name: str, model: Any, found: Any, config: EvalConfig)
     """A row per latent: its number, the largest activation looked at, and the sparsities; NaN without effect."""
     import torch
 
-    from eval_runners.measures import ablation as _causal
-    from eval_runners.saebench import shared as _saebench
+    from eval_runners.measures.ablation import Ablation
+    from sae_variants.common.console import progress
 
     generator = torch.Generator().manual_seed(config.seed)
     bos = torch.full((config.places, 1), model.tokenizer.bos_token_id)
     ends_CT = found.special_CT.unfold(1, config.tokens_after, 1).any(-1)  # whether a document ends within T tokens
     rows = []
-    for number, latent in enumerate(_saebench.progress(found.latents, "latents")):
+    for number, latent in enumerate(progress(found.latents, "latents")):
         acts_CT = found.acts_CTP[:, : ends_CT.shape[1], number] * ~ends_CT
         contexts = (acts_CT > 0).any(1).nonzero().squeeze(1)
         contexts = contexts[torch.randperm(len(contexts), generator=generator)[: config.places]]
@@ -131,7 +131,7 @@ def traced(sae: Any, hook_name: str, model: Any, found: Any, config: EvalConfig)
         for row, (context, place) in enumerate(zip(contexts.tolist(), at, strict=True)):
             seen_CT[row, place + 1 : place + 1 + config.tokens_after] = True  # BOS is first
             written_CT[row, place + 1] = acts_CT[context, place]
-        ablation = _causal.Ablation(model, hook_name, ids, seen_CT)
+        ablation = Ablation(model, hook_name, ids, seen_CT)
         row_D = sae.W_dec.detach()[latent].float().cpu()
         random_D = torch.randn(len(row_D), generator=generator)
         random_D *= row_D.norm() / random_D.norm()
@@ -154,6 +154,6 @@ def sparsity(change_CTV: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    from eval_runners.commands.evaluate import run
+    from eval_runners.commands.evaluate import run_evaluator
 
-    run(Path(__file__).stem)
+    run_evaluator(Path(__file__).stem)

@@ -69,42 +69,42 @@ METRICS = (
 
 
 def output_class() -> type:
-    from eval_runners.store import envelope as _envelope
+    from eval_runners.store.envelope import make_output_class
 
     names = tuple(dict.fromkeys(metric.name.rpartition(".")[2] for metric in METRICS))
-    return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, names)
+    return make_output_class(NAME, EvalConfig, CATEGORIES, names)
 
 
 def refuses(plan: Any, config: EvalConfig) -> str:
-    from sae_variants.registry import variants as _register
+    from sae_variants.registry.variants import find_variant
     from sae_variants.two_level.config import TwoLevelTrainingSAEConfig
 
-    is_one = issubclass(_register.resolve(plan.name).config_class, TwoLevelTrainingSAEConfig) and not plan.part
+    is_one = issubclass(find_variant(plan.name).config_class, TwoLevelTrainingSAEConfig) and not plan.part
     return "" if is_one else ONLY
 
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """Means over upper latents; one without children counts with an R² and a cosine of 0."""
-    from eval_runners.data import heldout as _heldout
-    from eval_runners.saebench import shared as _saebench
-    from eval_runners.store import envelope as _envelope
-    from eval_runners.store import result as _result
-    from sae_variants.two_level.saved import TwoLevelSAE, lower_of
+    from eval_runners.data.heldout import heldout_activations
+    from eval_runners.measures.checks import require_finite_weights
+    from eval_runners.store.envelope import make_output
+    from sae_variants.common.values import finite_or_none
+    from sae_variants.two_level.saved import TwoLevelSAE, lower_level_of
 
-    _saebench.require_numbers(sae)
+    require_finite_weights(sae)
     if not isinstance(sae, TwoLevelSAE):
         raise UsageError(ONLY)
     if config.n_min < 1:
         raise UsageError(f"--n-min must be at least 1, not {config.n_min}")
     halves: list[list[Tensor]] = [[], []]
     contexts = 0
-    for x_CTD, special_CT in _heldout.activations(target, model, config.n_contexts, config.context_size):
+    for x_CTD, special_CT in heldout_activations(target, model, config.n_contexts, config.context_size):
         for x_TD, special_T in zip(x_CTD, special_CT, strict=True):
             halves[contexts % 2].append(x_TD[~special_T])
             contexts += 1
-    numbers = composed(sae, lower_of(sae), [_joined(half) for half in halves], config)
+    numbers = composed(sae, lower_level_of(sae), [_joined(half) for half in halves], config)
     failures = [] if numbers["children"]["latents"] else ["no upper latent fires often enough"]
-    return Evaluation(_envelope.envelope(NAME, config, _result.finite(numbers), sae, target), {}, failures)
+    return Evaluation(make_output(NAME, config, finite_or_none(numbers), sae, target), {}, failures)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -223,6 +223,6 @@ def explained(fitted: Tensor, scored: Tensor, k: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    from eval_runners.commands.evaluate import run
+    from eval_runners.commands.evaluate import run_evaluator
 
-    run(Path(__file__).stem)
+    run_evaluator(Path(__file__).stem)

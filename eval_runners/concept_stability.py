@@ -76,9 +76,9 @@ METRICS = tuple(
 
 
 def output_class() -> type:
-    from eval_runners.store import envelope as _envelope
+    from eval_runners.store.envelope import make_output_class
 
-    return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, tuple(name for name, _, _ in _NAMES))
+    return make_output_class(NAME, EvalConfig, CATEGORIES, tuple(name for name, _, _ in _NAMES))
 
 
 def snapshots(config: EvalConfig) -> tuple[float, ...]:
@@ -89,17 +89,17 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     """Survival, cosine and correlation of every comparison that can be made, means over seeds or over others."""
     import torch
 
-    from eval_runners.data import heldout as _heldout
-    from eval_runners.saebench import shared as _saebench
-    from eval_runners.store import envelope as _envelope
-    from eval_runners.store import result as _result
+    from eval_runners.data.heldout import heldout_activations
+    from eval_runners.measures.checks import require_finite_weights
+    from eval_runners.store.envelope import make_output
+    from sae_variants.common.values import finite_or_none
 
-    _saebench.require_numbers(sae)
+    require_finite_weights(sae)
     if not (0 < config.first_share < config.second_share < 1):
         raise UsageError("--first-share must be above 0, --second-share above that and below 1")
     pairs = list(_pairs(sae, found, config, device))
     x_ND = []
-    for x_CTD, special_CT in _heldout.activations(target, model, config.n_contexts, config.context_size):
+    for x_CTD, special_CT in heldout_activations(target, model, config.n_contexts, config.context_size):
         x_ND.append(x_CTD[~special_CT])
     x = torch.cat(x_ND)
     values: dict[str, dict[str, Any]] = {category: {name: None for name, _, _ in _NAMES} for category in CATEGORIES}
@@ -115,16 +115,16 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
         sizes = rows[-1]["latents"], rows[-1]["of"]
         values["random"] |= random_directions(int(sizes[0]), int(sizes[1]), sae.cfg.d_in, config.seed)
     failures = [] if any(row["latents"] for row in rows) else ["no latent fires"]
-    return Evaluation(_envelope.envelope(NAME, config, _result.finite(values), sae, target), {"pairs": rows}, failures)
+    return Evaluation(make_output(NAME, config, finite_or_none(values), sae, target), {"pairs": rows}, failures)
 
 
 def _pairs(sae: Any, found: Any, config: EvalConfig, device: str) -> Iterator[tuple[str, str, Any, Any]]:
     """(category, what, SAE, SAE) of every comparison; what is missing is trained."""
-    from eval_runners.harness import find_sae as _saes
-    from sae_variants.training import train as _train
+    from eval_runners.harness.find_sae import locate_folder, locate_name
+    from sae_variants.training.train import train_plans
 
     for name in config.against:
-        other = _saes.placed(name).load(device)
+        other = locate_name(name).load(device)
         if other.cfg.d_in != sae.cfg.d_in:
             raise UsageError(f"--against {name} has d_in = {other.cfg.d_in}, not {sae.cfg.d_in}")
         yield "others", name, sae, other
@@ -137,12 +137,12 @@ def _pairs(sae: Any, found: Any, config: EvalConfig, device: str) -> Iterator[tu
     others = [replace(plan, settings=replace(plan.settings, seed=seed)) for seed in config.other_seeds if seed != own]
     if plan.lacks(shares):
         raise UsageError(f"{plan.label} was not looked at in its training")
-    _train.train(others, device)
-    first, second = (_saes.at(plan.snapshot(share)).load(device) for share in shares)
+    train_plans(others, device)
+    first, second = (locate_folder(plan.snapshot(share)).load(device) for share in shares)
     yield "early", f"{shares[0]:g} to {shares[1]:g}", first, second
     yield "late", f"{shares[1]:g} to 1", second, sae
     for other in others:
-        yield "seeds", f"seed {other.settings.seed}", sae, _saes.at(other.sae_folder).load(device)
+        yield "seeds", f"seed {other.settings.seed}", sae, locate_folder(other.sae_folder).load(device)
 
 
 def compare(one: Any, other: Any, x_ND: Any, config: EvalConfig) -> dict[str, Any]:
@@ -212,6 +212,6 @@ def random_directions(n: int, m: int, d: int, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from eval_runners.commands.evaluate import run
+    from eval_runners.commands.evaluate import run_evaluator
 
-    run(Path(__file__).stem)
+    run_evaluator(Path(__file__).stem)

@@ -59,9 +59,9 @@ def output_class() -> type:
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """SAEBench's output of one SAE, the corrected explained variance, and what speaks against the SAE being trained."""
-    from eval_runners.saebench import core as _core
+    from eval_runners.saebench.core import score_core
 
-    output, corrected, missing = _core.score(sae, model, target, asdict(config), device, target.dtype)
+    output, corrected, missing = score_core(sae, model, target, asdict(config), device, target.dtype)
     failures = [f"{name} is not a number" for name in missing] + untrained(output)
     if not math.isfinite(corrected) or corrected < 0:
         failures.append(f"explained variance is {corrected:.3f}: worse than the mean activation")
@@ -96,6 +96,6 @@ def _densities(latents: list[dict[str, Any]]) -> dict[str, Any]:
 if __name__ == "__main__":
     from pathlib import Path
 
-    from eval_runners.commands.evaluate import run
+    from eval_runners.commands.evaluate import run_evaluator
 
-    run(Path(__file__).stem)
+    run_evaluator(Path(__file__).stem)

@@ -55,19 +55,19 @@ METRICS = (
 
 
 def output_class() -> type:
-    from eval_runners.store import envelope as _envelope
+    from eval_runners.store.envelope import make_output_class
 
-    return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, _NAMES)
+    return make_output_class(NAME, EvalConfig, CATEGORIES, _NAMES)
 
 
 def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
     """The settings, and the curve's version. UsageError for a curve that cannot be read."""
-    from sae_variants.common import hashing as _hash
+    from sae_variants.common.hashing import hash_files
 
     if not config.curve:
         return config, {}
     read_curve(config.curve)
-    return config, {"curve": _hash.of_files([Path(config.curve)])}
+    return config, {"curve": hash_files([Path(config.curve)])}
 
 
 def read_curve(path: str) -> list[tuple[float, float]]:
@@ -103,18 +103,19 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     """Means over tokens."""
     import torch
 
-    from eval_runners.data import heldout as _heldout
-    from eval_runners.saebench import shared as _saebench
-    from eval_runners.store import envelope as _envelope
-    from eval_runners.store import result as _result
+    from eval_runners.data.heldout import heldout_tokens, special_mask
+    from eval_runners.measures.checks import require_finite_weights
+    from eval_runners.store.envelope import make_output
+    from sae_variants.common.console import progress
+    from sae_variants.common.values import finite_or_none
 
-    _saebench.require_numbers(sae)
-    ids_CT = _heldout.tokens(target, model, config.n_contexts, config.context_size)
+    require_finite_weights(sae)
+    ids_CT = heldout_tokens(target, model, config.n_contexts, config.context_size)
     mean_D = _mean(target, model, ids_CT)
     replaced = {"sae": lambda x: sae.decode(sae.encode(x)), "mean": lambda x: mean_D.expand_as(x)}
     sums: dict[str, float] = dict.fromkeys(("count", "clean", "sae", "mean", "sae kl", "mean kl"), 0.0)
-    for part_CT in _saebench.progress(ids_CT.split(16), "contexts"):
-        special_CT = _heldout.special_mask(part_CT, model).to(model.cfg.device)
+    for part_CT in progress(ids_CT.split(16), "contexts"):
+        special_CT = special_mask(part_CT, model).to(model.cfg.device)
         ids = part_CT.to(model.cfg.device)
         told = ~special_CT[:, :-1] & ~special_CT[:, 1:]
         with torch.no_grad():
@@ -140,16 +141,16 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
         values["sae"]["compute_share"] = compute_share(read_curve(config.curve), clean, sums["sae"] / count)
     worse = not values["sae"]["kl"] < values["mean"]["kl"]
     failures = ["predictions are no nearer to the clean ones than with the mean activation"] if worse else []
-    return Evaluation(_envelope.envelope(NAME, config, _result.finite(values), sae, target), {}, failures)
+    return Evaluation(make_output(NAME, config, finite_or_none(values), sae, target), {}, failures)
 
 
 def _mean(target: Any, model: Any, ids_CT: Any) -> Any:
     """Mean activation [D] of tokens that are not special."""
-    from eval_runners.data import heldout as _heldout
+    from eval_runners.data.heldout import activations_of
 
     total: Any = 0.0
     count = 0
-    for x_CTD, special_CT in _heldout.activations_of(ids_CT, target, model):
+    for x_CTD, special_CT in activations_of(ids_CT, target, model):
         kept_ND = x_CTD[~special_CT].double()
         total, count = total + kept_ND.sum(0), count + len(kept_ND)
     return (total / max(count, 1)).float()
@@ -165,6 +166,6 @@ def _cross_entropy(predictions_NV: Any, ids_CT: Any, told_CT: Any) -> float:
 
 
 if __name__ == "__main__":
-    from eval_runners.commands.evaluate import run
+    from eval_runners.commands.evaluate import run_evaluator
 
-    run(Path(__file__).stem)
+    run_evaluator(Path(__file__).stem)

@@ -99,33 +99,34 @@ METRICS = tuple(
 
 
 def output_class() -> type:
-    from eval_runners.store import envelope as _envelope
+    from eval_runners.store.envelope import make_output_class
 
     names = tuple(dict.fromkeys(metric.name for metric in METRICS))
-    return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, names)
+    return make_output_class(NAME, EvalConfig, CATEGORIES, names)
 
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """All metrics that the SAE has, and what was traced of each latent."""
     import torch
 
-    from eval_runners.data import heldout as _heldout
-    from eval_runners.measures import ablation as _causal
-    from eval_runners.measures import information as _information
-    from eval_runners.saebench import shared as _saebench
-    from eval_runners.store import envelope as _envelope
-    from eval_runners.store import result as _result
-    from sae_variants.language_model import load as _models
-    from sae_variants.two_level.saved import TwoLevelSAE, lower_of
+    from eval_runners.data.heldout import heldout_tokens, special_mask
+    from eval_runners.measures.ablation import in_float32, summarize_traces, trace_sampled
+    from eval_runners.measures.checks import require_finite_weights
+    from eval_runners.measures.information import level_information, mean_or_none
+    from eval_runners.store.envelope import make_output
+    from sae_variants.common.console import progress
+    from sae_variants.common.values import finite_or_none
+    from sae_variants.language_model.hooks import hook_activations
+    from sae_variants.two_level.saved import TwoLevelSAE, lower_level_of
 
-    _saebench.require_numbers(sae)
-    lower = lower_of(sae) if isinstance(sae, TwoLevelSAE) else None
-    ids_CT = _heldout.tokens(target, model, config.n_contexts, config.context_size)
-    own_CT = ~_heldout.special_mask(ids_CT, model)
-    activations = _models.hook_activations(model, target.hook_name)
+    require_finite_weights(sae)
+    lower = lower_level_of(sae) if isinstance(sae, TwoLevelSAE) else None
+    ids_CT = heldout_tokens(target, model, config.n_contexts, config.context_size)
+    own_CT = ~special_mask(ids_CT, model)
+    activations = hook_activations(model, target.hook_name)
     upper_fires, lower_fires = [], []
     with torch.no_grad():
-        for ids, own in _saebench.progress(list(zip(ids_CT.split(16), own_CT.split(16), strict=True)), "contexts"):
+        for ids, own in progress(list(zip(ids_CT.split(16), own_CT.split(16), strict=True)), "contexts"):
             x_ND = activations(ids)[own.to(model.cfg.device)]
             upper_fires.append((sae.encode(x_ND) > 0).cpu())
             if lower is not None:
@@ -137,32 +138,32 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     parent_L = None
     if lower is not None and isinstance(sae, TwoLevelSAE):
         lower_NL, parent_L = torch.cat(lower_fires), sae.parent_L.cpu()
-        found, counts_U = _information.information(upper_NU, lower_NL, parent_L, config.permutations, config.seed)
-        chance, best = _information.mean(found.best_child_null), _information.mean(found.best_child)
+        found, counts_U = level_information(upper_NU, lower_NL, parent_L, config.permutations, config.seed)
+        chance, best = mean_or_none(found.best_child_null), mean_or_none(found.best_child)
         values["information"] = {
-            "best_child_bits": _information.mean(found.best_child_corrected),
+            "best_child_bits": mean_or_none(found.best_child_corrected),
             "best_child_null_bits": chance,
             "best_child_ratio": best / chance if chance and best is not None else None,
-            "total_bits": _information.mean(found.total_corrected),
-            "best_of_all_bits": _information.mean(found.best_of_all),
+            "total_bits": mean_or_none(found.total_corrected),
+            "best_of_all_bits": mean_or_none(found.best_of_all),
             "parents": float(counts_U.sum()),
             "childless": 1 - len(parent_L[parent_L >= 0].unique()) / upper_NU.shape[1],
         }
         values["clustering"] |= clustering(lower.W_dec.detach().cpu(), lower_NL, parent_L, config.seed)
     fires_CTU = torch.zeros(*ids_CT.shape, upper_NU.shape[1], dtype=torch.bool)
     fires_CTU[own_CT] = upper_NU
-    with _causal.in_float32(model):
-        rows = _causal.traced(
+    with in_float32(model):
+        rows = trace_sampled(
             sae, lower, parent_L, model, target.hook_name, ids_CT, fires_CTU, n_latents=config.n_latents,
             per_latent=config.contexts_per_latent, random_directions=config.random_directions, seed=config.seed,
         )  # fmt: skip
-    values["causes"] |= _causal.summary(rows, config.seed)
+    values["causes"] |= summarize_traces(rows, config.seed)
     failures = [] if upper_NU.any() else ["no latent fires"]
     if parent_L is not None and not values["information"]["parents"]:
         failures.append("no upper latent that fires has a child that does")
     if broken := [row["latent"] for row in rows if not math.isfinite(row["kl"] + row["kl_random"])]:
         failures.append(f"the effect of {len(broken)} latents is not a number, such as of {broken[0]}")
-    output = _envelope.envelope(NAME, config, _result.finite(values), sae, target)
+    output = make_output(NAME, config, finite_or_none(values), sae, target)
     return Evaluation(output, {"latents": rows}, failures)
 
 
@@ -206,6 +207,6 @@ def clustering(rows_LD: Any, fires_NL: Any, parent_L: Any, seed: int) -> dict[st
 if __name__ == "__main__":
     from pathlib import Path
 
-    from eval_runners.commands.evaluate import run
+    from eval_runners.commands.evaluate import run_evaluator
 
-    run(Path(__file__).stem)
+    run_evaluator(Path(__file__).stem)

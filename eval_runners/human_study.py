@@ -69,15 +69,15 @@ METRICS = tuple(
 
 
 def output_class() -> type:
-    from eval_runners.store import envelope as _envelope
+    from eval_runners.store.envelope import make_output_class
 
-    return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, tuple(_TITLES))
+    return make_output_class(NAME, EvalConfig, CATEGORIES, tuple(_TITLES))
 
 
 if __name__ == "__main__":
     import sys
 
     from eval_runners.commands.human_study import main
-    from sae_variants.common.errors import run_command
+    from sae_variants.common.console import run_command
 
     run_command(lambda: main(sys.argv[1:]))

@@ -96,21 +96,22 @@ METRICS = tuple(_metric(category, *described) for category in CATEGORIES for des
 
 
 def output_class() -> type:
-    from eval_runners.store import envelope as _envelope
+    from eval_runners.store.envelope import make_output_class
 
-    return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, tuple(name for name, _, _ in _NAMES))
+    return make_output_class(NAME, EvalConfig, CATEGORIES, tuple(name for name, _, _ in _NAMES))
 
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """All metrics, what they are made of as arrays, and pictures."""
     import torch
 
-    from eval_runners.data import heldout as _heldout
-    from eval_runners.measures import autocorrelation as _positions
-    from eval_runners.measures import position_profiles as _profiles
-    from eval_runners.store import envelope as _envelope
-    from eval_runners.store import result as _result
-    from sae_variants.registry.variants import latent_groups
+    from eval_runners.data.heldout import activations_of, heldout_tokens
+    from eval_runners.measures.autocorrelation import MEDIAN_LAG, Documents, Statistics
+    from eval_runners.measures.position_profiles import Related, cluster_profiles, find_redundant
+    from eval_runners.store.envelope import make_output
+    from eval_runners.views.profile_pictures import draw_profiles
+    from sae_variants.common.values import finite_or_none
+    from sae_variants.registry.build import latent_groups
 
     if config.context_size - 1 < config.position_bins:
         raise UsageError(
@@ -118,20 +119,18 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
         )
     if not 0 < config.persistent_share <= 1:
         raise UsageError(f"--persistent-share must be above 0 and at most 1, not {config.persistent_share:g}")
-    ids_CT = _heldout.tokens(target, model, config.n_contexts, config.context_size)
+    ids_CT = heldout_tokens(target, model, config.n_contexts, config.context_size)
     if len(ids_CT) < 2:
         raise UsageError(
             "positional_consistency needs two contexts, one to find what tells documents apart and one to score it: "
             "raise --n-contexts or give more text"
         )
     half = len(ids_CT) // 2
-    first, second, residual, direction = (
-        _positions.Statistics(LAGS, config.position_bins, config.seed + i) for i in range(4)
-    )
-    documents, related = _positions.Documents(), None
+    first, second, residual, direction = (Statistics(LAGS, config.position_bins, config.seed + i) for i in range(4))
+    documents, related = Documents(), None
     with torch.no_grad():
         for latents, part_CT in ((first, ids_CT[:half]), (second, ids_CT[half:])):
-            for x_CTD, special_CT in _heldout.activations_of(part_CT, target, model, config.batch_contexts):
+            for x_CTD, special_CT in activations_of(part_CT, target, model, config.batch_contexts):
                 # a few contexts at a time: wide SAEs have 32 MiB of latents in each
                 few = max(1, AT_ONCE // (x_CTD.shape[1] * sae.cfg.d_sae))
                 for x_cTD, special_cT in zip(x_CTD.split(few), special_CT.split(few), strict=True):
@@ -144,14 +143,14 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
                 else:
                     residual.add(x_CTD, x_CTD, special_CT)
                     direction.add(x_CTD @ documents.direction_D1().to(x_CTD), x_CTD, special_CT)
-            related = related or _profiles.Related(sae.W_dec, first.fires_S > 0)
+            related = related or Related(sae.W_dec, first.fires_S > 0)
     latents = first + second
     keep_S = latents.fires_S >= config.n_min
     if not keep_S.any() and (most := int(latents.fires_S.max())):
         raise UsageError(f"no latent fires on --n-min {config.n_min} tokens; the most that one does is {most}")
     groups = {"all": slice(None), **latent_groups(sae)}
-    profiles = _profiles.describe(latents.profile, keep_S, config.seed)
-    copy_S, redundant_S = _profiles.redundant(sae.W_dec, profiles.band_S, keep_S)
+    profiles = cluster_profiles(latents.profile, keep_S, config.seed)
+    copy_S, redundant_S = find_redundant(sae.W_dec, profiles.band_S, keep_S)
     values: dict[str, dict[str, Any]] = {category: {name: None for name, _, _ in _NAMES} for category in CATEGORIES}
     curves: dict[str, dict[str, float]] = {}
     for group, part in groups.items():
@@ -165,7 +164,7 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
                 "redundancy": redundant_S[mask_S].double().mean().item(),
                 **profiles.shares(mask_S),
             }
-    persistent_S = first.most_persistent(keep_S, _positions.MEDIAN_LAG, config.persistent_share)
+    persistent_S = first.most_persistent(keep_S, MEDIAN_LAG, config.persistent_share)
     if persistent_S.any():
         curves["most persistent latents"] = second.metrics(persistent_S)
         values["persistent"] |= curves["most persistent latents"] | {"latents": float(persistent_S.sum())}
@@ -176,14 +175,14 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
         curves[title] = statistics.linear_metrics()
         values[category] |= curves[title]
     failures = [] if keep_S.any() else ["no latent fires"]
-    files = _profiles.files(latents, keep_S, profiles, related, curves) if keep_S.any() and related else {}
-    output = _envelope.envelope(NAME, config, _result.finite(values), sae, target)
+    files = draw_profiles(latents, keep_S, profiles, related, curves) if keep_S.any() and related else {}
+    output = make_output(NAME, config, finite_or_none(values), sae, target)
     return Evaluation(output, {"tokens": latents.tokens}, failures, files)
 
 
 if __name__ == "__main__":
     from pathlib import Path
 
-    from eval_runners.commands.evaluate import run
+    from eval_runners.commands.evaluate import run_evaluator
 
-    run(Path(__file__).stem)
+    run_evaluator(Path(__file__).stem)

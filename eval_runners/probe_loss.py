@@ -61,51 +61,50 @@ METRICS = (
 
 
 def output_class() -> type:
-    from eval_runners.store import envelope as _envelope
+    from eval_runners.store.envelope import make_output_class
 
-    return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, _NAMES)
+    return make_output_class(NAME, EvalConfig, CATEGORIES, _NAMES)
 
 
 def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
     """The settings, and the versions of the labelled documents. UsageError for datasets that are not to be had here."""
-    from eval_runners.data import documents as _documents
+    from eval_runners.data.documents import document_versions
 
     if not config.ridge > 0:
         raise UsageError(f"--ridge must be positive, not {config.ridge:g}")
-    return config, _documents.versions(NAME, config.dataset_names, config)
+    return config, document_versions(NAME, config.dataset_names, config)
 
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """Means over tasks, and a row per task."""
-    from eval_runners.data import documents as _documents
-    from eval_runners.saebench import shared as _saebench
-    from eval_runners.store import cache as _cache
-    from eval_runners.store import envelope as _envelope
-    from eval_runners.store import result as _result
+    from eval_runners.data.documents import DocumentActivations, one_against_others
+    from eval_runners.measures.checks import require_finite_weights
+    from eval_runners.store.cache import evict_unused
+    from eval_runners.store.envelope import make_output
+    from sae_variants.common.console import progress
+    from sae_variants.common.values import finite_or_none
 
-    _saebench.require_numbers(sae)
+    require_finite_weights(sae)
     encoders = {"latents": sae.encode, "residual": lambda x: x}
     rows, folders = [], []
-    for name in _saebench.progress(config.dataset_names, "datasets"):
-        documents = _documents.Documents(target, model, name, config, device)
+    for name in progress(config.dataset_names, "datasets"):
+        documents = DocumentActivations(target, model, name, config, device)
         folders.append(documents.folder)
         found = {category: documents.means(encode, device) for category, encode in encoders.items()}
         labels = list(found["latents"][0])
         for label in labels if len(labels) > 2 else labels[:1]:  # of two classes one against the other is one task
             row: dict[str, Any] = {"dataset": name, "class": label}
             for category, (train, test) in found.items():
-                sides = [_documents.against_others(part, label, config.seed) for part in (train, test)]
+                sides = [one_against_others(part, label, config.seed) for part in (train, test)]
                 row |= {f"{category} {what}": value for what, value in best(*sides[0], *sides[1], config.ridge).items()}
             rows.append(row)
-    _cache.evict(keep=folders)
+    evict_unused(keep=folders)
     values: dict[str, dict[str, Any]] = {}
     for category in CATEGORIES:
         values[category] = {what: fmean(row[f"{category} {what}"] for row in rows) for what in ("loss", "train_loss")}
         values[category]["tasks"] = float(len(rows))
     failures = ["no latent says anything of any task"] if all(row["latents latent"] is None for row in rows) else []
-    return Evaluation(
-        _envelope.envelope(NAME, config, _result.finite(values), sae, target), {"by_task": rows}, failures
-    )
+    return Evaluation(make_output(NAME, config, finite_or_none(values), sae, target), {"by_task": rows}, failures)
 
 
 def best(x_NS: Tensor, y_N: Tensor, test_x_MS: Tensor, test_y_M: Tensor, ridge: float) -> dict[str, Any]:
@@ -157,6 +156,6 @@ def details(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    from eval_runners.commands.evaluate import run
+    from eval_runners.commands.evaluate import run_evaluator
 
-    run(Path(__file__).stem)
+    run_evaluator(Path(__file__).stem)

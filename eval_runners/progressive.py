@@ -66,10 +66,10 @@ METRICS = (
 
 
 def output_class() -> type:
-    from eval_runners.store import envelope as _envelope
+    from eval_runners.store.envelope import make_output_class
 
     names = (*(f"ev_{k}" for k in KEPT), *(name for name, _ in _TRAINING))
-    return _envelope.envelope_class(NAME, EvalConfig, CATEGORIES, names)
+    return make_output_class(NAME, EvalConfig, CATEGORIES, names)
 
 
 def snapshots(config: EvalConfig) -> tuple[float, ...]:
@@ -80,23 +80,23 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
     """Explained variances; and what came and went, where the SAE is trained here."""
     import torch
 
-    from eval_runners.data import heldout as _heldout
-    from eval_runners.harness import find_sae as _saes
-    from eval_runners.saebench import shared as _saebench
-    from eval_runners.store import envelope as _envelope
-    from eval_runners.store import result as _result
+    from eval_runners.data.heldout import heldout_activations
+    from eval_runners.harness.find_sae import locate_folder
+    from eval_runners.measures.checks import require_finite_weights
+    from eval_runners.store.envelope import make_output
+    from sae_variants.common.values import finite_or_none
 
-    _saebench.require_numbers(sae)
-    parts = _heldout.activations(target, model, config.n_contexts, config.context_size)
+    require_finite_weights(sae)
+    parts = heldout_activations(target, model, config.n_contexts, config.context_size)
     x_ND = torch.cat([x_CTD[~special_CT] for x_CTD, special_CT in parts])
     values: dict[str, dict[str, Any]] = {"kept": explained(sae, x_ND), "training": {n: None for n, _ in _TRAINING}}
     plan = getattr(found, "plan", None)
     if config.training and plan is not None and not plan.lacks(LOOKS):
-        looks = [fires(_saes.at(plan.snapshot(look)).load(device), x_ND) for look in LOOKS]
+        looks = [fires(locate_folder(plan.snapshot(look)).load(device), x_ND) for look in LOOKS]
         values["training"] = came_and_went([*looks, fires(sae, x_ND)])
     best = max(value for value in values["kept"].values())
     failures = [] if best > 0 else ["the reconstruction explains no variance"]
-    return Evaluation(_envelope.envelope(NAME, config, _result.finite(values), sae, target), {}, failures)
+    return Evaluation(make_output(NAME, config, finite_or_none(values), sae, target), {}, failures)
 
 
 @contextlib.contextmanager
@@ -148,6 +148,6 @@ def came_and_went(looks: list[Tensor]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    from eval_runners.commands.evaluate import run
+    from eval_runners.commands.evaluate import run_evaluator
 
-    run(Path(__file__).stem)
+    run_evaluator(Path(__file__).stem)

@@ -14,7 +14,7 @@ from typing import Any
 
 from eval_runners.contract.contract import Evaluation, Metric
 from eval_runners.saebench.shared import KS
-from sae_variants.common.errors import UsageError, one_of
+from sae_variants.common.errors import UsageError, check_name
 
 EVAL_TYPE = "sparse_probing_sae_probes"
 
@@ -56,41 +56,43 @@ def output_class() -> type:
 
 def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
     """The settings with every dataset named, and the datasets' versions. UsageError for settings that cannot be."""
-    from eval_runners.data import labelled as _tasks
-    from eval_runners.saebench import shared as _saebench
+    from eval_runners.data.labelled import probe_dataset_names, probe_dataset_version
+    from eval_runners.saebench.shared import layer_of
 
-    _saebench.layer_of(target.hook_name)
-    known = _tasks.package_names()
+    layer_of(target.hook_name)
+    known = probe_dataset_names()
     names = (
-        known if config.all or not config.dataset_names else [one_of("dataset", n, known) for n in config.dataset_names]
+        known
+        if config.all or not config.dataset_names
+        else [check_name("dataset", n, known) for n in config.dataset_names]
     )
     for k in config.ks:
         if k not in KS:
             raise UsageError(f"--ks may hold {', '.join(map(str, KS))}, not {k}")
     if config.reg_type not in ("l1", "l2"):
         raise UsageError(f"--reg-type must be l1 or l2, not {config.reg_type!r}")
-    versions = {name: _tasks.package_version(name) for name in names}
+    versions = {name: probe_dataset_version(name) for name in names}
     return replace(config, all=False, dataset_names=tuple(dict.fromkeys(names))), versions
 
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """SAEBench's output of one SAE, and what speaks against the SAE being trained."""
-    from eval_runners.saebench import sae_probes as _sae_probes
-    from eval_runners.saebench import shared as _saebench
+    from eval_runners.measures.checks import require_finite_weights, why_at_chance
+    from eval_runners.saebench.sae_probes import score_sae_probes
 
-    _saebench.require_numbers(sae)
+    require_finite_weights(sae)
     if max(config.ks) > sae.cfg.d_sae:
         raise UsageError(f"--ks asks for {max(config.ks)} of d_sae = {sae.cfg.d_sae}")
     settings = asdict(config)
     del settings["all"]
-    output = _sae_probes.score(sae, model, target, settings, device)
+    output = score_sae_probes(sae, model, target, settings, device)
     accuracies = [
         value
         for detail in output["eval_result_details"]
         for name, value in detail.items()
         if name.startswith("sae_top") and name.endswith("accuracy")
     ]
-    return Evaluation(output, {"tasks": len(config.dataset_names)}, _saebench.at_chance(accuracies))
+    return Evaluation(output, {"tasks": len(config.dataset_names)}, why_at_chance(accuracies))
 
 
 def details(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -106,6 +108,6 @@ def details(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
 if __name__ == "__main__":
     from pathlib import Path
 
-    from eval_runners.commands.evaluate import run
+    from eval_runners.commands.evaluate import run_evaluator
 
-    run(Path(__file__).stem)
+    run_evaluator(Path(__file__).stem)

@@ -62,18 +62,18 @@ METRICS = tuple(
 
 
 def output_class() -> type:
-    from eval_runners.store import envelope as _envelope
+    from eval_runners.store.envelope import make_output_class
 
-    return _envelope.envelope_class(NAME, EvalConfig, GROUPS, tuple(name for name, _, _ in _NAMES))
+    return make_output_class(NAME, EvalConfig, GROUPS, tuple(name for name, _, _ in _NAMES))
 
 
 def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
     """The settings, and the versions of the labelled documents. UsageError for datasets that are not to be had here."""
-    from eval_runners.data import documents as _documents
+    from eval_runners.data.documents import document_versions
 
     if config.tokens_per_kind < FEWEST:
         raise UsageError(f"--tokens-per-kind must be at least {FEWEST}, not {config.tokens_per_kind}")
-    return config, _documents.versions(NAME, (*config.dataset_names, config.code), config)
+    return config, document_versions(NAME, (*config.dataset_names, config.code), config)
 
 
 def kinds_of(token: str) -> list[str]:
@@ -101,11 +101,11 @@ def accuracy(x_ND: Any, y_N: Any, test_x_MD: Any, test_y_M: Any, k: int) -> floa
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """Accuracy per group and k, and per class as details."""
-    from eval_runners.saebench import shared as _saebench
-    from eval_runners.store import envelope as _envelope
-    from sae_variants.registry.variants import latent_groups
+    from eval_runners.measures.checks import require_finite_weights, why_at_chance
+    from eval_runners.store.envelope import make_output
+    from sae_variants.registry.build import latent_groups
 
-    _saebench.require_numbers(sae)
+    require_finite_weights(sae)
 
     groups = {"all": slice(None), **latent_groups(sae)}
     rows: list[dict[str, Any]] = []
@@ -126,8 +126,8 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
                 found = [row[f"{group} {k}"] for row in rows if row["what"] == what]
                 values[group][f"{what}_{k}"] = fmean(found) if found else None
     known = [v for v in values["all"].values() if v is not None]
-    failures = _saebench.at_chance(known)
-    return Evaluation(_envelope.envelope(NAME, config, values, sae, target), {"by_class": rows}, failures)
+    failures = why_at_chance(known)
+    return Evaluation(make_output(NAME, config, values, sae, target), {"by_class": rows}, failures)
 
 
 Sets = tuple[Any, Any, Any, Any]
@@ -136,13 +136,13 @@ Sets = tuple[Any, Any, Any, Any]
 def _topics(sae: Any, target: Any, config: EvalConfig, model: Any) -> Iterator[tuple[str, str, str, Sets]]:
     import numpy as np
 
-    from eval_runners.data import documents as _documents
-    from eval_runners.data import labelled as _tasks
-    from eval_runners.saebench import shared as _saebench
+    from eval_runners.data.documents import OPTION
+    from eval_runners.data.labelled import split_dataset
+    from sae_variants.common.console import progress
 
     generator = np.random.default_rng(config.seed)
-    for name in _saebench.progress(config.dataset_names, "topics"):
-        split = _tasks.split(name, config.train_documents, config.test_documents, config.seed, _documents.OPTION)
+    for name in progress(config.dataset_names, "topics"):
+        split = split_dataset(name, config.train_documents, config.test_documents, config.seed, OPTION)
         train, test = (
             {label: _document_means(sae, target, config, model, texts) for label, texts in part.items()}
             for part in split
@@ -170,10 +170,10 @@ def _encoded(sae: Any, target: Any, config: EvalConfig, model: Any, texts: list[
     """(latents [documents, T, S], mask [documents, T] of a document's own tokens), some documents at a time."""
     import torch
 
-    from eval_runners.data import heldout as _heldout
-    from sae_variants.language_model import load as _models
+    from eval_runners.data.heldout import special_mask
+    from sae_variants.language_model.hooks import hook_activations
 
-    activations = _models.hook_activations(model, target.hook_name)
+    activations = hook_activations(model, target.hook_name)
     for start in range(0, len(texts), 32):
         tokens = model.tokenizer(
             texts[start : start + 32], padding="max_length", truncation=True, max_length=config.context_size,
@@ -181,18 +181,18 @@ def _encoded(sae: Any, target: Any, config: EvalConfig, model: Any, texts: list[
         )["input_ids"]  # fmt: skip
         with torch.no_grad():
             x = activations(tokens)
-            yield sae.encode(x).float(), (~_heldout.special_mask(tokens, model)).to(x.device)
+            yield sae.encode(x).float(), (~special_mask(tokens, model)).to(x.device)
 
 
 def _code(sae: Any, target: Any, config: EvalConfig, model: Any) -> tuple[str, str, str, Sets]:
     """Tokens of documents of code, and of the topics' documents; other documents test than those it is fitted on."""
     import numpy as np
 
-    from eval_runners.data import documents as _documents
-    from eval_runners.data import labelled as _tasks
+    from eval_runners.data.documents import OPTION
+    from eval_runners.data.labelled import split_dataset
 
     def split(name: str) -> list[list[str]]:
-        parts = _tasks.split(name, config.train_documents, config.test_documents, config.seed, _documents.OPTION)
+        parts = split_dataset(name, config.train_documents, config.test_documents, config.seed, OPTION)
         return [[text for texts in part.values() for text in texts] for part in parts]
 
     generator = np.random.default_rng(config.seed)
@@ -218,13 +218,13 @@ def _tokens(sae: Any, target: Any, config: EvalConfig, model: Any) -> Iterator[t
     import numpy as np
     import torch
 
-    from eval_runners.data import heldout as _heldout
-    from eval_runners.saebench import shared as _saebench
-    from sae_variants.language_model import load as _models
+    from eval_runners.data.heldout import heldout_tokens, special_mask
+    from sae_variants.common.console import progress
+    from sae_variants.language_model.hooks import hook_activations
 
-    activations = _models.hook_activations(model, target.hook_name)
-    ids = _heldout.tokens(target, model, config.n_contexts, config.context_size)
-    own = ~_heldout.special_mask(ids, model)
+    activations = hook_activations(model, target.hook_name)
+    ids = heldout_tokens(target, model, config.n_contexts, config.context_size)
+    own = ~special_mask(ids, model)
     flat = ids[own]
     text_of = {token: model.tokenizer.decode([token]) for token in flat.unique().tolist()}
     kinds = [kinds_of(text_of[token]) for token in flat.tolist()]
@@ -243,7 +243,7 @@ def _tokens(sae: Any, target: Any, config: EvalConfig, model: Any) -> Iterator[t
     latents = []
     with torch.no_grad():
         first = 0
-        for part, keep in _saebench.progress(list(zip(ids.split(16), own.split(16), strict=True)), "tokens"):
+        for part, keep in progress(list(zip(ids.split(16), own.split(16), strict=True)), "tokens"):
             rows = needed[(needed >= first) & (needed < first + int(keep.sum()))] - first
             first += int(keep.sum())
             latents.append(
@@ -270,6 +270,6 @@ def details(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
 if __name__ == "__main__":
     from pathlib import Path
 
-    from eval_runners.commands.evaluate import run
+    from eval_runners.commands.evaluate import run_evaluator
 
-    run(Path(__file__).stem)
+    run_evaluator(Path(__file__).stem)

@@ -78,10 +78,16 @@ def output_class() -> type:
 
 def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
     """The settings as they will be used, and the version of every dataset. UsageError for those that cannot be."""
-    from eval_runners.data import labelled as _tasks
-    from eval_runners.saebench import shared as _saebench
+    from eval_runners.data.labelled import (
+        dataset_version,
+        distinct_classes,
+        is_local_dataset,
+        largest_set_sizes,
+        register_task_file,
+    )
+    from eval_runners.saebench.shared import layer_of
 
-    _saebench.layer_of(target.hook_name)
+    layer_of(target.hook_name)
     for k in config.k_values:
         if k not in KS:
             raise UsageError(f"--k-values may hold {', '.join(map(str, KS))}, not {k}")
@@ -89,7 +95,7 @@ def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]
         own = target.evaluations.get("sparse_probing", {})
         if config.dataset_names not in (EvalConfig.dataset_names, tuple(own.get("dataset_names", ()))):
             raise UsageError("--tasks and --dataset-names both say what to probe: give one of them")
-        config = replace(config, tasks=None, dataset_names=(_tasks.register_file(config.tasks),))
+        config = replace(config, tasks=None, dataset_names=(register_task_file(config.tasks),))
         for size in ("probe_train_set_size", "probe_test_set_size"):
             if getattr(config, size) == own.get(size):
                 config = replace(config, **{size: None})  # the target's sizes are for its own datasets
@@ -98,22 +104,22 @@ def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]
         dataset_names=tuple(dict.fromkeys(config.dataset_names)),
         k_values=tuple(dict.fromkeys(config.k_values)),
     )
-    train, test = _tasks.largest_sizes(config.dataset_names)
+    train, test = largest_set_sizes(config.dataset_names)
     train, test = config.probe_train_set_size or train, config.probe_test_set_size or test
     config = replace(config, probe_train_set_size=train, probe_test_set_size=test)
-    for name in filter(_tasks.is_ours, config.dataset_names):
+    for name in filter(is_local_dataset, config.dataset_names):
         if name not in target.evaluations.get("sparse_probing", {}).get("dataset_names", ()):
-            distinct = ", ".join(f"{label} {len(texts)}" for label, texts in _tasks.classes(name).items())
+            distinct = ", ".join(f"{label} {len(texts)}" for label, texts in distinct_classes(name).items())
             print(f"{name}: distinct documents {distinct}; a probe is fitted on {train} and tested on {test}")
-    return config, {name: _tasks.version(name, train, test, config.random_seed) for name in config.dataset_names}
+    return config, {name: dataset_version(name, train, test, config.random_seed) for name in config.dataset_names}
 
 
 def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
     """SAEBench's output of one SAE, F1 of all its probes, and what speaks against the SAE being trained."""
-    from eval_runners.saebench import shared as _saebench
-    from eval_runners.saebench import sparse_probing as _sparse_probing
+    from eval_runners.measures.checks import require_finite_weights, why_at_chance
+    from eval_runners.saebench.sparse_probing import score_sparse_probing
 
-    _saebench.require_numbers(sae)
+    require_finite_weights(sae)
     for what, width in (("d_sae", sae.cfg.d_sae), ("d_in", sae.cfg.d_in)):
         if max(config.k_values) > width:
             raise UsageError(f"--k-values asks for {max(config.k_values)} of {what} = {width}")
@@ -121,7 +127,7 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
         raise UsageError(f"--context-length {config.context_length} exceeds the model's {model.cfg.n_ctx} positions")
     settings = asdict(config)
     del settings["tasks"]
-    output, by_task = _sparse_probing.score(sae, model, target, settings, device)
+    output, by_task = score_sparse_probing(sae, model, target, settings, device)
     names = list(next(iter(by_task.values())))
     f1 = {name: fmean(score for scores in by_task.values() for score in scores[name].values()) for name in names}
     ours = {
@@ -137,16 +143,16 @@ def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: s
         if name.startswith("sae_")
         for accuracy in scores.values()
     ]
-    return Evaluation(output, ours, _saebench.at_chance(probes))
+    return Evaluation(output, ours, why_at_chance(probes))
 
 
 def untrained(result: dict[str, Any]) -> list[str]:
     """What in a sparse probing result says that the SAE is not trained."""
-    from eval_runners.saebench import shared as _saebench
+    from eval_runners.measures.checks import why_at_chance
 
     scores = (result["eval_result_metrics"] or {}).get("sae") or {}
     accuracies = [value for name, value in scores.items() if name.startswith("sae_top_") and value is not None]
-    return _saebench.at_chance(accuracies) if accuracies else []
+    return why_at_chance(accuracies) if accuracies else []
 
 
 def details(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -167,6 +173,6 @@ def details(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
 if __name__ == "__main__":
     from pathlib import Path
 
-    from eval_runners.commands.evaluate import run
+    from eval_runners.commands.evaluate import run_evaluator
 
-    run(Path(__file__).stem)
+    run_evaluator(Path(__file__).stem)

@@ -15,8 +15,10 @@ from types import ModuleType
 from typing import Any
 
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model.load import register_sandbox
-from sae_variants.registry.variants import build, import_variants, load, names, register
+from sae_variants.language_model.folders import register_sandbox
+from sae_variants.registry.build import build, load
+from sae_variants.registry.variants import import_variants, register
+from sae_variants.registry.variants import variant_names as names
 
 __all__ = ["UsageError", "build", "load", "names", "register"]
 

@@ -5,17 +5,28 @@ from __future__ import annotations
 import sys
 from dataclasses import fields
 
-from sae_variants.cli import options as _cli
-from sae_variants.common.errors import UsageError, run_command
-from sae_variants.language_model import target as _targets
-from sae_variants.registry import variants as _register
-from sae_variants.training import grid as _grid
-from sae_variants.training import plan as _plan
-from sae_variants.training import train as _train
+from sae_variants.cli.fields import add_fields, field_docs, given_fields, to_option
+from sae_variants.cli.options import (
+    Parser,
+    add_grid_options,
+    add_target_options,
+    device_from,
+    parse_extra_options,
+    parse_seeds,
+    split_unknown_options,
+    target_from,
+)
+from sae_variants.common.console import hide_host_warnings, run_command
+from sae_variants.common.errors import UsageError
+from sae_variants.language_model.target import load_target, target_names
+from sae_variants.registry.variants import find_variant, variant_summaries
+from sae_variants.training.grid import make_plans, parse_grid
+from sae_variants.training.plan import SETTING_NAMES, TrainSettings, applicable_overrides
+from sae_variants.training.train import train_plans
 
 
 def main(argv: list[str]) -> int:
-    parser = _cli.Parser(prog="python -m sae_variants", description="Train sparse autoencoders.")
+    parser = Parser(prog="python -m sae_variants", description="Train sparse autoencoders.")
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser(
         "train",
@@ -24,23 +35,23 @@ def main(argv: list[str]) -> int:
     )
     train.add_argument("names", nargs="+", metavar="NAME", help="temporal, stock:batchtopk, ...; see `list`")
     train.add_argument("--l0", type=float, help="latents per token; another spelling of --k")
-    train.add_argument("--seeds", type=_cli.seeds, default=None, help="several seeds, e.g. 0,1,2")
+    train.add_argument("--seeds", type=parse_seeds, default=None, help="several seeds, e.g. 0,1,2")
     train.add_argument("--output", metavar="FOLDER", help="another spelling of --trained")
     train.add_argument("--force", action="store_true", help="train again what is trained already")
-    _cli.add_grid(train)
-    _cli.add_target(train)
-    _cli.add_fields(train, _plan.TrainSettings, "training (defaults are the target's where it has its own)")
+    add_grid_options(train)
+    add_target_options(train)
+    add_fields(train, TrainSettings, "training (defaults are the target's where it has its own)")
     options = commands.add_parser("options", help="the fields of a variant's config")
     options.add_argument("name")
     commands.add_parser("list", help="variants and targets")
-    words, extra = _cli.split_unknown(train, argv) if argv[:1] == ["train"] else (argv, [])
+    words, extra = split_unknown_options(train, argv) if argv[:1] == ["train"] else (argv, [])
     args = parser.parse_args(words)
     return {"train": _train_command, "options": _options_command, "list": _list_command}[args.command](args, extra)
 
 
 def _train_command(args, extra: list[str]) -> int:
-    _cli.quiet()
-    overrides = {**_cli.given(args, _plan.TrainSettings), **_cli.extra_options(extra)}
+    hide_host_warnings()
+    overrides = {**given_fields(args, TrainSettings), **parse_extra_options(extra)}
     if args.l0 is not None:
         if "k" in overrides:
             raise UsageError("--l0 and --k are two spellings of one thing: give one of them")
@@ -49,15 +60,15 @@ def _train_command(args, extra: list[str]) -> int:
         raise UsageError("--seed and --seeds are two spellings of one thing: give one of them")
     if args.output and args.trained:
         raise UsageError("--output and --trained are two spellings of one thing: give one of them")
-    target, device = _cli.target_of(args), _cli.device_of(args)
+    target, device = target_from(args), device_from(args)
     seeds = args.seeds if args.seeds is not None else [overrides.pop("seed", 0)]
     for name in args.names:
-        for field in overrides.keys() - _plan.applying(name, overrides).keys():
+        for field in overrides.keys() - applicable_overrides(name, overrides).keys():
             print(f"{name} has no {field}; it is trained without", file=sys.stderr)
-    cells = _grid.parse(args.grid, args.vary)
-    found = _grid.plans(args.names, target, overrides, cells, seeds, args.output or args.trained)
+    cells = parse_grid(args.grid, args.vary)
+    found = make_plans(args.names, target, overrides, cells, seeds, args.output or args.trained)
     before = {made.folder for made in found if made.is_trained and not args.force}
-    _train.train(found, device, args.force)
+    train_plans(found, device, args.force)
     for made in found:
         was = " (was trained)" if made.folder in before else ""
         print(f"{made.label} seed {made.settings.seed}: {made.folder}{was}")
@@ -65,24 +76,24 @@ def _train_command(args, extra: list[str]) -> int:
 
 
 def _options_command(args, extra: list[str]) -> int:
-    variant = _register.resolve(args.name)
-    docs = _cli.field_docs(variant.config_class)
+    variant = find_variant(args.name)
+    docs = field_docs(variant.config_class)
     for f in fields(variant.config_class):
-        if f.name in variant.field_names and f.name not in _plan.SETTING_NAMES:
+        if f.name in variant.field_names and f.name not in SETTING_NAMES:
             kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
-            print(f"{_cli.dashed(f.name)} {kind} (default: {f.default})\n    {docs.get(f.name, 'see SAELens')}")
+            print(f"{to_option(f.name)} {kind} (default: {f.default})\n    {docs.get(f.name, 'see SAELens')}")
     print("A target's recipe may set other defaults; `train --help` lists the training settings.")
     return 0
 
 
 def _list_command(args, extra: list[str]) -> int:
     print("variants")
-    for name, line in _register.summaries().items():
+    for name, line in variant_summaries().items():
         print(f"  {name:28} {line}")
     print("  stock:ARCHITECTURE           SAELens' own, e.g. stock:batchtopk stock:topk stock:standard")
     print("targets")
-    for name in _targets.names():
-        print(f"  {name:28} {_targets.load(name).title}")
+    for name in target_names():
+        print(f"  {name:28} {load_target(name).title}")
     return 0
 
 

@@ -37,8 +37,8 @@ from sae_lens.saes.topk_sae import act_times_W_dec
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_variants.ops import sparse as _sparse
 from sae_variants.ops.batch_topk import BatchTopK, split_windows
+from sae_variants.ops.sparse import decode_sparse, sparse_gradient_product
 from sae_variants.registry.variants import register
 
 EPSILON = 1e-6
@@ -162,7 +162,7 @@ class TemporalTrainingSAE(BatchTopKTrainingSAE):
         if self.cfg.rescale_acts_by_decoder_norm:
             norm_S = self.W_dec.norm(dim=-1)
             W_enc, b_enc = W_enc * norm_S, b_enc * norm_S
-        pre = self.hook_sae_acts_pre(_sparse.product(x.flatten(0, -2), W_enc, b_enc).unflatten(0, x.shape[:-1]))
+        pre = self.hook_sae_acts_pre(sparse_gradient_product(x.flatten(0, -2), W_enc, b_enc).unflatten(0, x.shape[:-1]))
         return self.hook_sae_acts_post(self.activation_fn(pre)), pre
 
     @override
@@ -170,7 +170,7 @@ class TemporalTrainingSAE(BatchTopKTrainingSAE):
         rows = self.W_dec
         if self.cfg.rescale_acts_by_decoder_norm:
             rows = rows / rows.norm(dim=-1, keepdim=True)
-        out = _sparse.written(feature_acts.flatten(0, -2), rows).unflatten(0, feature_acts.shape[:-1]) + self.b_dec
+        out = decode_sparse(feature_acts.flatten(0, -2), rows).unflatten(0, feature_acts.shape[:-1]) + self.b_dec
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(self.hook_sae_recons(out)), self.d_head)
 
     @override

@@ -30,7 +30,7 @@ from sae_lens.saes.topk_sae import TopKSAEConfig, TopKTrainingSAE, TopKTrainingS
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_variants.ops import sparse as _sparse
+from sae_variants.ops.sparse import decode, encode, sparse_codes
 from sae_variants.registry.variants import register
 
 MULTI_SHARE = 1 / 8
@@ -156,7 +156,7 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
         if cfg.unit_rows:
             self.W_dec.data /= self.W_dec.data.norm(dim=1, keepdim=True).clamp(min=1e-12)
         tokens, dead_d = self._for_aux(step_input.n_training_steps, x_ND)
-        values_Nk, ids_Nk, pre_nd = _sparse.encode(
+        values_Nk, ids_Nk, pre_nd = encode(
             x_ND, self.W_enc, self.b_enc, self.b_in, max(cfg.k, cfg.multi_k), tokens, dead_d
         )
         losses: dict[str, Tensor] = {}
@@ -164,13 +164,13 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
             values_Nk, order = values_Nk.sort(dim=-1, descending=True)
             ids_Nk = ids_Nk.gather(-1, order)
             losses["multi_topk_loss"] = MULTI_SHARE * self.error(
-                x_ND, _sparse.decode(values_Nk, ids_Nk, self.W_dec, self.b_dec, unit_rows=cfg.unit_rows)[0]
+                x_ND, decode(values_Nk, ids_Nk, self.W_dec, self.b_dec, unit_rows=cfg.unit_rows)[0]
             )
             values_Nk, ids_Nk = values_Nk[:, : cfg.k], ids_Nk[:, : cfg.k]
         self._count(values_Nk, ids_Nk)
         woken_d = ~self.dead_S[dead_d]  # fire in this step
         aux_nd = strongest(pre_nd.masked_fill(woken_d, -math.inf), cfg.dead_latents_used)
-        out_ND, aux_nD = _sparse.decode(values_Nk, ids_Nk, self.W_dec, self.b_dec, aux_nd, dead_d, cfg.unit_rows)
+        out_ND, aux_nD = decode(values_Nk, ids_Nk, self.W_dec, self.b_dec, aux_nd, dead_d, cfg.unit_rows)
         losses = {"mse_loss": self.error(x_ND, out_ND), **losses}
         if cfg.aux_loss_coefficient:
             aux = self.aux_loss((x_ND - out_ND)[tokens], aux_nD) if len(dead_d) else out_ND.new_zeros(())
@@ -179,7 +179,7 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
         return TrainStepOutput(
             sae_in=x,
             sae_out=self.reshape_fn_out(self.hook_sae_recons(out_ND.view(x.shape)), self.d_head),
-            feature_acts=_sparse.codes(values_Nk.view(*shape, -1), ids_Nk.view(*shape, -1), cfg.d_sae),
+            feature_acts=sparse_codes(values_Nk.view(*shape, -1), ids_Nk.view(*shape, -1), cfg.d_sae),
             hidden_pre=values_Nk.view(*shape, -1),
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,

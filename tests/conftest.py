@@ -92,36 +92,36 @@ TINY = {
 
 def tiny(name: str) -> dict:
     """The settings of a very short training, those that the SAE of that name has."""
-    from sae_variants.training import plan as _plan
+    from sae_variants.training.plan import applicable_overrides
 
-    return _plan.applying(name, {**TINY, "reference_steps": 2, "descent_steps": 6})
+    return applicable_overrides(name, {**TINY, "reference_steps": 2, "descent_steps": 6})
 
 
 @pytest.fixture(scope="session")
 def target(model_folder: Path, text_file: Path):
     import sae_lens  # noqa: F401
 
-    from sae_variants.language_model import target as _targets
+    from sae_variants.language_model.target import choose_target
 
-    return _targets.choose("sandbox", str(model_folder), "blocks.1.hook_resid_post", str(text_file))
+    return choose_target("sandbox", str(model_folder), "blocks.1.hook_resid_post", str(text_file))
 
 
 @pytest.fixture(scope="session")
 def trained(target, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Root of trained SAEs that holds a tiny `temporal` and a tiny `stock:batchtopk`."""
-    from sae_variants.training import plan as _plan
-    from sae_variants.training import train as _train
+    from sae_variants.training.plan import make_plan
+    from sae_variants.training.train import train_plans
 
     root = tmp_path_factory.mktemp("trained")
-    _train.train([_plan.plan(name, target, tiny(name), root) for name in ("temporal", "stock:batchtopk")])
+    train_plans([make_plan(name, target, tiny(name), root) for name in ("temporal", "stock:batchtopk")])
     return root
 
 
 @pytest.fixture(scope="session")
 def model(target):
-    from sae_variants.language_model import load as _models
+    from sae_variants.language_model.load import load_model
 
-    return _models.load_model(target.model_name, "cpu", "float32")
+    return load_model(target.model_name, "cpu", "float32")
 
 
 def linear_sae(target, encode, decode):

@@ -8,9 +8,9 @@ from conftest import identity
 
 from eval_runners import ablation_sparsity
 from eval_runners.ablation_sparsity import EvalConfig, sparsity, traced
-from eval_runners.measures import ablation as _causal
-from eval_runners.measures.sampled_latents import Drawn
-from sae_variants.language_model import load as _models
+from eval_runners.measures.ablation import in_float32
+from eval_runners.measures.sampled_latents import SampledLatents
+from sae_variants.language_model.load import load_model
 
 
 def test_by_hand():
@@ -41,7 +41,7 @@ def test_a_latent_that_writes_one_logit_and_one_that_writes_half_of_them(target,
         model.unembed.W_U.data[1, : V // 4] = 1.0  # direction 1 by a quarter of the words
         sae.W_dec.data[:2] = torch.eye(D)[:2]
         ids = torch.randint(5, V, (6, 20))
-        found = Drawn(ids, [0, 1], torch.rand(6, 20, 2) + 0.1, torch.zeros(6, 20).bool())
+        found = SampledLatents(ids, [0, 1], torch.rand(6, 20, 2) + 0.1, torch.zeros(6, 20).bool())
         rows = traced(sae, f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", model, found, EvalConfig(tokens_after=4))
     finally:
         model.unembed.W_U.data[:] = unembed
@@ -66,15 +66,15 @@ def test_documents_that_end_within_the_tokens_compared_are_left_out(target, mode
     acts = torch.zeros(4, 12, 1)
     acts[:, 2:6] = 1.0
     config = EvalConfig(tokens_after=4)
-    assert traced(identity(target), target.hook_name, model, Drawn(ids, [0], acts, special), config) == []
+    assert traced(identity(target), target.hook_name, model, SampledLatents(ids, [0], acts, special), config) == []
     acts[:, 7] = 1.0
-    assert len(traced(identity(target), target.hook_name, model, Drawn(ids, [0], acts, special), config)) == 1
+    assert len(traced(identity(target), target.hook_name, model, SampledLatents(ids, [0], acts, special), config)) == 1
 
 
 def test_small_effects_are_not_rounded_away_in_bfloat16(target):
-    model = _models.load_model(target.model_name, "cpu", "bfloat16")
+    model = load_model(target.model_name, "cpu", "bfloat16")
     before = {name: weights.clone() for name, weights in model.state_dict().items()}
-    with _causal.in_float32(model):
+    with in_float32(model):
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         assert model(torch.tensor([[1, 2]])).dtype == torch.float32
     assert model.cfg.dtype == torch.bfloat16

@@ -10,11 +10,12 @@ from conftest import identity, tiny
 from test_hierarchy import tree
 
 from eval_runners import alpha_dynamics
-from eval_runners.alpha_dynamics import EvalConfig, dynamics, verdict
+from eval_runners.alpha_dynamics import EvalConfig
 from eval_runners.contract.contract import Untrained
-from eval_runners.harness import find_sae as _saes
+from eval_runners.harness.find_sae import resolve_requests, train_missing
+from eval_runners.measures.alpha_trace import READ, alpha_movement, describe_dynamics
 from sae_variants.common.errors import UsageError
-from sae_variants.training import plan as _plan
+from sae_variants.training.plan import TRACE
 
 T = 600
 STEPS = np.arange(T)
@@ -22,8 +23,8 @@ SIGNS = {"magnitude": np.full(T, 2.0), "frequency": np.full(T, 0.5)}
 
 
 def named(alpha: np.ndarray, **config) -> tuple[str, dict]:
-    moved = dynamics(alpha, STEPS, EvalConfig(**config))
-    return verdict(moved, SIGNS, STEPS), moved
+    moved = alpha_movement(alpha, STEPS, **config)
+    return describe_dynamics(moved, SIGNS, STEPS), moved
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
@@ -55,7 +56,7 @@ def test_a_run_to_the_bound(end):
     said, moved = named(alpha if end == 0 else 1 - alpha)
     assert moved["collapsed_step"] == pytest.approx(96, abs=1)  # 0.5 - 96 / 200 = 0.02
     assert said.startswith(f"collapsed to {end} at step {moved['collapsed_step']:.0f}; until then M > F on 100% of the")
-    theory = verdict(moved, SIGNS, STEPS, is_naive=True)
+    theory = describe_dynamics(moved, SIGNS, STEPS, is_naive=True)
     assert theory == f"{said}, {'as' if end == 0 else 'against what'} theory has it"  # M > F
 
 
@@ -103,9 +104,9 @@ def test_columns_of_different_length_are_named(target, tmp_path):
 def write_trace(folder, **changed):
     columns = {"phase": np.repeat([1.0, 2.0, 3.0], T // 3)}
     for level, trains in (("lower", columns["phase"] != 2), ("upper", columns["phase"] > 1)):
-        for name in alpha_dynamics.READ:
+        for name in READ:
             columns[f"{level}.{name}"] = np.where(trains, 0.5 if name == "alpha" else 2.0, np.nan)
-    np.savez(folder / _plan.TRACE, **{**columns, **changed})
+    np.savez(folder / TRACE, **{**columns, **changed})
     return SimpleNamespace(folder=folder, label="planted", plan=None)
 
 
@@ -142,13 +143,13 @@ def test_an_sae_without_a_trace_is_refused(target, tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"plain text"])
 def test_a_broken_trace_is_named(target, tmp_path, content):
-    (tmp_path / _plan.TRACE).write_bytes(content)
+    (tmp_path / TRACE).write_bytes(content)
     with pytest.raises(UsageError, match=r"cannot read .*trace.npz"):
         evaluate(identity(target), target, SimpleNamespace(folder=tmp_path, label="", plan=None))
 
 
 def test_a_trace_of_other_columns_is_named(target, tmp_path):
-    np.savez(tmp_path / _plan.TRACE, phase=np.zeros(3))
+    np.savez(tmp_path / TRACE, phase=np.zeros(3))
     with pytest.raises(UsageError, match=r"it has no lower\.alpha"):
         evaluate(identity(target), target, SimpleNamespace(folder=tmp_path, label="", plan=None))
 
@@ -189,8 +190,8 @@ def test_stress_needs_an_sae_that_can_be_trained(target, tmp_path):
 
 def test_stress_trains_what_it_needs(target, tmp_path):
     overrides = {**tiny("learnable_dual"), "training_tokens": 16384}
-    wanted = _saes.asked(["learnable_dual", "learnable_dual:lower"], target, overrides, [{}], [0], tmp_path)
-    (found, lower), _ = _saes.ready(wanted, [], "cpu")
+    wanted = resolve_requests(["learnable_dual", "learnable_dual:lower"], target, overrides, [{}], [0], tmp_path)
+    (found, lower), _ = train_missing(wanted, [], "cpu")
     evaluation = evaluate(found.load("cpu"), target, found, stress=True, starts=(0.1, 0.9))
     rows = evaluation.ours["stress"]
     assert [row.get("frequency_scale", row.get("start_alpha")) for row in rows] == [10.0, 0.1, 0.9]

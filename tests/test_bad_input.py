@@ -11,17 +11,17 @@ from conftest import tiny
 
 import sae_variants
 from eval_runners import __main__ as runners_main
-from eval_runners.commands import evaluate as _run
-from eval_runners.contract import contract as _contract
+from eval_runners.commands import evaluate as eval_command
+from eval_runners.contract.registry import evaluator_names
 from sae_variants import __main__ as variants_main
-from sae_variants.common.errors import run_command
-from sae_variants.training import plan as _plan
+from sae_variants.common.console import run_command
+from sae_variants.training.plan import make_plan
 
 
 @pytest.fixture
 def place(tmp_path, model_folder, text_file, target, trained, tasks_file) -> dict[str, Path]:
     """Folders and files, good and bad, by the name that the table uses."""
-    folder = _plan.plan("temporal", target, tiny("temporal"), trained).folder
+    folder = make_plan("temporal", target, tiny("temporal"), trained).folder
     bad = {
         name: tmp_path / name
         for name in ("empty_folder", "no_weights", "cut_weights", "bad_config", "elsewhere", "narrow")
@@ -205,13 +205,13 @@ TABLE = [
 ]  # fmt: skip
 
 
-EVALUATIONS = _contract.names()
+EVALUATIONS = evaluator_names()
 
 
 def run(words: list[str]) -> int:
     def command() -> int:
         if words[0] in EVALUATIONS:
-            return _run.main(words[0], words[1:])
+            return eval_command.main(words[0], words[1:])
         return variants_main.main(words)
 
     with pytest.raises(SystemExit) as ended:

@@ -7,13 +7,13 @@ import os
 import pytest
 import torch
 
-from eval_runners.store import cache as _cache
+from eval_runners.store.cache import CAPACITY, MANIFEST, ROOT, cache_capacity, cached_folder, evict_unused, folder_size
 from sae_variants.common.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
-    monkeypatch.setenv(_cache.ROOT, str(tmp_path / "cache"))
+    monkeypatch.setenv(ROOT, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -27,7 +27,7 @@ def maker(calls: list[int], size: int = 1000):
 
 def test_made_once_per_key():
     calls: list[int] = []
-    first, again, other = (_cache.stored({"k": k}, maker(calls)) for k in (1, 1, 2))
+    first, again, other = (cached_folder({"k": k}, maker(calls)) for k in (1, 1, 2))
     assert first == again != other
     assert len(calls) == 2
 
@@ -35,8 +35,8 @@ def test_made_once_per_key():
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty", "gone", "key", "no files"])
 def test_a_damaged_file_is_made_again_with_a_warning(harm, capsys):
     calls: list[int] = []
-    folder = _cache.stored({"k": 1}, maker(calls))
-    file = folder / (_cache.MANIFEST if harm in ("key", "no files") else "x.pt")
+    folder = cached_folder({"k": 1}, maker(calls))
+    file = folder / (MANIFEST if harm in ("key", "no files") else "x.pt")
     data = bytearray(file.read_bytes())
     middle = len(data) // 2
     file.write_bytes(
@@ -51,7 +51,7 @@ def test_a_damaged_file_is_made_again_with_a_warning(harm, capsys):
     )
     if harm == "gone":
         file.unlink()
-    _cache.stored({"k": 1}, maker(calls))
+    cached_folder({"k": 1}, maker(calls))
     assert len(calls) == 2
     assert ("is gone" if harm == "gone" else "is damaged") in capsys.readouterr().err
     assert torch.load(folder / "x.pt", weights_only=True).equal(torch.arange(1000))
@@ -59,8 +59,8 @@ def test_a_damaged_file_is_made_again_with_a_warning(harm, capsys):
 
 def test_a_relative_root_is_where_the_command_stands(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(_cache.ROOT, "here")
-    assert _cache.stored({"k": 1}, maker([])).parent == tmp_path / "here"
+    monkeypatch.setenv(ROOT, "here")
+    assert cached_folder({"k": 1}, maker([])).parent == tmp_path / "here"
 
 
 def test_what_fails_leaves_nothing(root):
@@ -69,7 +69,7 @@ def test_what_fails_leaves_nothing(root):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _cache.stored({"k": 1}, broken)
+        cached_folder({"k": 1}, broken)
     assert list(root.iterdir()) == []
 
 
@@ -78,11 +78,11 @@ def test_a_full_disk_is_a_usage_error(root):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UsageError, match="No space left on device; set SAE_VARIANTS_CACHE"):
-        _cache.stored({"k": 1}, full)
+        cached_folder({"k": 1}, full)
     root.rmdir()
     root.write_text("a file")
     with pytest.raises(UsageError, match="cannot keep files"):
-        _cache.stored({"k": 1}, full)
+        cached_folder({"k": 1}, full)
 
 
 def test_other_errors_are_not_taken_for_a_full_disk():
@@ -90,21 +90,21 @@ def test_other_errors_are_not_taken_for_a_full_disk():
         raise RuntimeError("shape mismatch")
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        _cache.stored({"k": 1}, wrong)
+        cached_folder({"k": 1}, wrong)
 
 
 def test_the_longest_unused_goes_first_and_what_is_needed_stays(monkeypatch):
-    folders = [_cache.stored({"k": k}, maker([], 100_000)) for k in range(3)]
+    folders = [cached_folder({"k": k}, maker([], 100_000)) for k in range(3)]
     for age, folder in enumerate(folders):
         os.utime(folder, (1_000_000 + age, 1_000_000 + age))
-    monkeypatch.setenv(_cache.CAPACITY, str(1.7 * _cache.size(folders[0]) / 1e9))
-    _cache.evict(keep=[folders[0]])
+    monkeypatch.setenv(CAPACITY, str(1.7 * folder_size(folders[0]) / 1e9))
+    evict_unused(keep=[folders[0]])
     assert [folder.exists() for folder in folders] == [True, False, False]
 
 
 def test_nothing_goes_while_there_is_room():
-    folders = [_cache.stored({"k": k}, maker([])) for k in range(3)]
-    _cache.evict(keep=[])
+    folders = [cached_folder({"k": k}, maker([])) for k in range(3)]
+    evict_unused(keep=[])
     assert all(folder.exists() for folder in folders)
 
 
@@ -112,7 +112,7 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_makes_stays(root)
     dead, alive = root / f"a.{2**22 + 1}.partial", root / f"b.{os.getpid()}.partial"
     for path in (dead, alive):
         path.mkdir(parents=True)
-    _cache.evict(keep=[])
+    evict_unused(keep=[])
     assert [dead.exists(), alive.exists()] == [False, True]
 
 
@@ -123,10 +123,10 @@ def test_another_process_that_is_faster_is_no_error():
         (folder.parent / name / "x").write_text("other")
         raise OSError(39, "Directory not empty")
 
-    assert _cache.stored({"k": 1}, slower).is_dir()
+    assert cached_folder({"k": 1}, slower).is_dir()
 
 
 def test_a_cap_that_is_no_number_is_refused(monkeypatch):
-    monkeypatch.setenv(_cache.CAPACITY, "lots")
+    monkeypatch.setenv(CAPACITY, "lots")
     with pytest.raises(UsageError, match="SAE_VARIANTS_CACHE_GB must be a number"):
-        _cache.capacity()
+        cache_capacity()

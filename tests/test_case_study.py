@@ -11,12 +11,19 @@ from conftest import TINY, fetched, identity, linear_sae, needs_chromium, opened
 from test_hierarchy import tree
 
 from eval_runners.__main__ import main
-from eval_runners.commands import case_study as _case_study
-from eval_runners.measures import firing as _examples
-from eval_runners.views import page as _page
+from eval_runners.measures import firing as firing_module
+from eval_runners.measures.firing import Excerpt, Firing, collect_firing
+from eval_runners.measures.latent_sheet import (
+    choose_latents,
+    describe_latents,
+    excerpt_groups,
+    logit_effects,
+    position_rates,
+)
+from eval_runners.views.page import render_page
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model import load as _models
-from sae_variants.two_level.saved import lower_of
+from sae_variants.language_model.load import load_model
+from sae_variants.two_level.saved import lower_level_of
 
 HOSTILE = "</script><script>document.body.dataset.broken='yes'</script><b>bold</b>"
 
@@ -33,11 +40,11 @@ def sae(target):
 
 @pytest.fixture(scope="module")
 def firing(sae, target, model):
-    return _examples.firing(sae, target, model, 12, 32)
+    return collect_firing(sae, target, model, 12, 32)
 
 
 def test_what_fires_where_is_what_the_sae_says(sae, firing, target, model):
-    x = torch.cat([x for x, _ in _examples._heldout.activations(target, model, 12, 32)])
+    x = torch.cat([x for x, _ in firing_module._heldout.activations(target, model, 12, 32)])
     acts = sae.encode(x).detach() * ~firing.special_CT[..., None]
     for latent in (0, 7, 31, 32):
         torch.testing.assert_close(firing.acts_CT(latent), acts[..., latent], rtol=1e-4, atol=1e-5)
@@ -47,7 +54,7 @@ def test_what_fires_where_is_what_the_sae_says(sae, firing, target, model):
 
 def test_importance_is_what_the_error_gains_without_a_latent(sae, firing, target, model):
     own = ~firing.special_CT
-    x = torch.cat([x for x, _ in _examples._heldout.activations(target, model, 12, 32)])[own]
+    x = torch.cat([x for x, _ in firing_module._heldout.activations(target, model, 12, 32)])[own]
     acts = sae.encode(x).detach()
     total = (x - x.mean(0)).pow(2).sum()
     for latent in (0, 5):
@@ -64,7 +71,7 @@ def test_excerpts_stay_in_their_document_and_are_about_the_largest_activation():
     acts = torch.zeros(1, 40)
     acts[0, [12, 15, 30]] = torch.tensor([1.0, 2.0, 0.5])
     places = acts.flatten().nonzero().squeeze(1)
-    firing = _examples.Firing(ids, special, places, acts.flatten()[places], torch.tensor([3]), torch.zeros(1))
+    firing = Firing(ids, special, places, acts.flatten()[places], torch.tensor([3]), torch.zeros(1))
     (one,) = firing.excerpts(0)
     assert one.ids == list(range(10, 20))
     assert one.ids[one.at] == 15
@@ -79,9 +86,7 @@ def test_no_text_is_shown_twice():
     ids[2] += 5
     acts[:, 4] = torch.tensor([1.0, 2.0, 3.0])
     places = acts.flatten().nonzero().squeeze(1)
-    firing = _examples.Firing(
-        ids, torch.zeros(3, 10).bool(), places, acts.flatten()[places], torch.tensor([3]), torch.zeros(1)
-    )
+    firing = Firing(ids, torch.zeros(3, 10).bool(), places, acts.flatten()[places], torch.tensor([3]), torch.zeros(1))
     assert [one.context for one in firing.excerpts(0)] == [2, 1]
 
 
@@ -90,27 +95,25 @@ def test_lower_quantiles_are_of_the_other_contexts():
         def batch_decode(self, ids, **_):
             return [str(i[0]) for i in ids]
 
-    every = [_examples.Excerpt([n], [100.0 - n], 0, n, 0) for n in range(48)]
-    found = _case_study.contexts(iter(every), Words())
+    every = [Excerpt([n], [100.0 - n], 0, n, 0) for n in range(48)]
+    found = excerpt_groups(iter(every), Words())
     assert [e["tokens"][0] for e in found["top"]] == [str(n) for n in range(8)]
     assert [[e["tokens"][0] for e in part["excerpts"]] for part in found["lower"]] == [
         ["17", "18"],
         ["27", "28"],
         ["37", "38"],
     ]
-    assert _case_study.contexts(iter(every[:9]), Words())["lower"] == []
+    assert excerpt_groups(iter(every[:9]), Words())["lower"] == []
 
 
 def test_positions_are_relative_to_the_mean():
     special = torch.zeros(4, 32).bool()
     special[:, 0] = True
-    firing = _examples.Firing(
-        torch.zeros(4, 32).long(), special, torch.zeros(0), torch.zeros(0), torch.zeros(1), torch.zeros(1)
-    )
+    firing = Firing(torch.zeros(4, 32).long(), special, torch.zeros(0), torch.zeros(0), torch.zeros(1), torch.zeros(1))
     everywhere = (~special).flatten().nonzero().squeeze(1)
-    assert _case_study.positions(firing, everywhere) == pytest.approx([1.0] * 16)
+    assert position_rates(firing, everywhere) == pytest.approx([1.0] * 16)
     late = everywhere[everywhere % 32 >= 30]
-    found = _case_study.positions(firing, late)
+    found = position_rates(firing, late)
     assert found[:15] == [0.0] * 15
     assert found[15] == pytest.approx(15.5, rel=1e-2)
 
@@ -122,13 +125,13 @@ def test_words_that_a_row_raises_are_those_that_read_it(model):
         model.unembed.W_U.data[3, 9], model.unembed.W_U.data[3, 11] = 5.0, -4.0
         row = torch.zeros(model.cfg.d_model)
         row[3] = 1.0
-        found = _case_study.logits(model, row)
+        found = logit_effects(model, row)
     finally:
         model.unembed.W_U.data[:] = weights
     assert found["raised"][0][0] == model.tokenizer.decode([9])
     assert found["lowered"][0][0] == model.tokenizer.decode([11])
     assert found["raised"][0][1] > 0 > found["lowered"][0][1]
-    assert _case_study.logits(model, torch.zeros(7)) == {"raised": [], "lowered": []}
+    assert logit_effects(model, torch.zeros(7)) == {"raised": [], "lowered": []}
 
 
 def test_words_are_read_through_the_last_norm(model):
@@ -142,7 +145,7 @@ def test_words_are_read_through_the_last_norm(model):
         D = model.cfg.d_model
         row = torch.ones(D)
         row[:2] += 2.0
-        found = _case_study.logits(model, row)
+        found = logit_effects(model, row)
     finally:
         model.unembed.W_U.data[:], model.ln_final.w.data[:] = unembed, scale
     centred = 2.0 - 4.0 / D
@@ -156,21 +159,21 @@ def test_words_are_read_through_the_last_norm(model):
 )
 def test_latents_that_cannot_be_are_refused(firing, text, says):
     with pytest.raises(UsageError, match=says):
-        _case_study.choose(firing, text, 0)
+        choose_latents(firing, text, 0)
 
 
 def test_latents_are_chosen_by_importance_per_token_by_lot_or_by_number(firing):
-    best = _case_study.choose(firing, "best:5", 0)
+    best = choose_latents(firing, "best:5", 0)
     per_token = (firing.gain_S / firing.counts_S())[best].tolist()
     assert per_token == sorted(per_token, reverse=True)
-    drawn = _case_study.choose(firing, "random:5", 0)
-    assert drawn == _case_study.choose(firing, "random:5", 0) != _case_study.choose(firing, "random:5", 1)
-    assert 32 not in _case_study.choose(firing, "random:1000", 0)
-    assert _case_study.choose(firing, "32, 4,4", 0) == [32, 4]
+    drawn = choose_latents(firing, "random:5", 0)
+    assert drawn == choose_latents(firing, "random:5", 0) != choose_latents(firing, "random:5", 1)
+    assert 32 not in choose_latents(firing, "random:1000", 0)
+    assert choose_latents(firing, "32, 4,4", 0) == [32, 4]
 
 
 def test_a_study_says_what_is_known_of_a_latent(sae, target, model):
-    data = _case_study.study(sae, target, model, "4,32", 12, 32, seed=0)
+    data = describe_latents(sae, target, model, "4,32", 12, 32, seed=0)
     alive, dead = data["latents"]
     unit = sae.W_dec.detach()
     cosines = unit @ unit[4]
@@ -187,7 +190,7 @@ def test_a_study_says_what_is_known_of_a_latent(sae, target, model):
 
 def test_an_upper_latent_has_its_children(target, model):
     sae = tree(target)
-    data = _case_study.study(sae, target, model, "0", 12, 32, seed=0)
+    data = describe_latents(sae, target, model, "0", 12, 32, seed=0)
     found = data["latents"][0]["children"]
     assert found["count"] == int((sae.parent_L == 0).sum())
     assert [row["latent"] for row in found["rows"]]
@@ -195,8 +198,8 @@ def test_an_upper_latent_has_its_children(target, model):
     bits = [row["bits"] for row in found["rows"]]
     assert bits == sorted(bits, reverse=True)
     assert bits[0] > 0.01
-    upper = _examples.firing(sae, target, model, 12, 32)
-    lower = _examples.firing(lower_of(sae), target, model, 12, 32)
+    upper = collect_firing(sae, target, model, 12, 32)
+    lower = collect_firing(lower_level_of(sae), target, model, 12, 32)
     row, n = found["rows"][0], upper.tokens
     fires, child = upper.acts_CT(0) > 0, lower.acts_CT(row["latent"]) > 0
     table = torch.tensor([[(fires & child).sum(), (fires & ~child).sum()], [(~fires & child).sum(), 0]]).double()
@@ -266,13 +269,13 @@ def test_latents_are_searched_ordered_and_walked_through(driver, page):
 
 @needs_chromium
 def test_text_that_is_markup_is_shown_as_text(driver, target, model, tmp_path):
-    data = _case_study.study(identity(target), target, model, "3", 12, 32, seed=0)
+    data = describe_latents(identity(target), target, model, "3", 12, 32, seed=0)
     row = data["latents"][0]
     row["top"][0]["tokens"][0] = HOSTILE
     row["raised"][0][0] = row["patterns"]["patterns"][0] = HOSTILE
     data["about"]["sae"] = HOSTILE
     page = tmp_path / "hostile.html"
-    page.write_text(_page.render("case_study.html", data))
+    page.write_text(render_page("case_study.html", data))
     opened(driver, page)
     assert driver.execute_script("return document.body.textContent").count(HOSTILE) >= 3
     assert driver.execute_script("return document.body.dataset.broken") is None
@@ -280,6 +283,6 @@ def test_text_that_is_markup_is_shown_as_text(driver, target, model, tmp_path):
 
 
 def test_activations_are_looked_up_in_a_model_of_any_precision(sae, target):
-    model = _models.load_model(target.model_name, "cpu", "bfloat16")
-    data = _case_study.study(sae, target, model, "4", 12, 32, seed=0)
+    model = load_model(target.model_name, "cpu", "bfloat16")
+    data = describe_latents(sae, target, model, "4", 12, 32, seed=0)
     assert data["latents"][0]["effect"]["kl"] > 0

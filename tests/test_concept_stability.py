@@ -10,10 +10,10 @@ from conftest import identity, linear_sae, tiny
 
 from eval_runners import concept_stability
 from eval_runners.concept_stability import EvalConfig, compare, random_directions
-from eval_runners.harness import find_sae as _saes
+from eval_runners.harness.find_sae import locate_folder, train_missing
 from sae_variants.common.errors import UsageError
-from sae_variants.training import plan as _plan
-from sae_variants.training import train as _train
+from sae_variants.training.plan import make_plan
+from sae_variants.training.train import train_plans
 
 
 def made(target, seed: int, n: int = 64):
@@ -72,8 +72,8 @@ SMALL = {"n_contexts": 8, "context_size": 32, "n_min": 1, "other_seeds": (0, 1)}
 
 
 def test_training_is_looked_at_twice_and_other_seeds_are_trained(target, model, tmp_path):
-    plan = _plan.plan("hierarchical:lower", target, {**tiny("hierarchical"), "aux_loss_coefficient": 0.0}, tmp_path)
-    (found,), _ = _saes.ready([plan], [], "cpu", (0.3, 0.5))
+    plan = make_plan("hierarchical:lower", target, {**tiny("hierarchical"), "aux_loss_coefficient": 0.0}, tmp_path)
+    (found,), _ = train_missing([plan], [], "cpu", (0.3, 0.5))
     evaluation = concept_stability.evaluate(
         found.load("cpu"), target, EvalConfig(**SMALL), model=model, device="cpu", found=found
     )
@@ -106,9 +106,9 @@ def test_shares_must_be_in_order(target, model):
 
 
 def test_snapshots_of_two_parts_are_of_one_training(target, tmp_path):
-    plans = [_plan.plan(name, target, tiny(name), tmp_path) for name in ("hierarchical", "hierarchical:lower")]
-    _train.train(plans, snapshots=(0.5,))
-    upper, lower = (_saes.at(plan.snapshot(0.5)).load("cpu").cfg.d_sae for plan in plans)
+    plans = [make_plan(name, target, tiny(name), tmp_path) for name in ("hierarchical", "hierarchical:lower")]
+    train_plans(plans, snapshots=(0.5,))
+    upper, lower = (locate_folder(plan.snapshot(0.5)).load("cpu").cfg.d_sae for plan in plans)
     assert lower == 4 * upper
 
 

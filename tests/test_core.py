@@ -17,15 +17,17 @@ from safetensors.torch import load_file, save_file
 
 import eval_runners
 from eval_runners import core
-from eval_runners.commands import evaluate as _run
-from eval_runners.contract import contract as _contract
-from eval_runners.saebench import shared as _saebench
-from eval_runners.store import result as _result
-from sae_variants.language_model import load as _models
-from sae_variants.language_model import target as _targets
-from sae_variants.training import plan as _plan
+from eval_runners.commands import evaluate as eval_command
+from eval_runners.contract.contract import value_at
+from eval_runners.core import METRICS, EvalConfig
+from eval_runners.saebench.shared import serving_text
+from eval_runners.store.paths import without_paths
+from eval_runners.store.result import package_commit
+from sae_variants.language_model.contexts import heldout_text_name, read_contexts
+from sae_variants.language_model.hooks import hook_activations
+from sae_variants.training.plan import make_plan
 
-SMALL = core.EvalConfig(
+SMALL = EvalConfig(
     batch_size_prompts=4, n_eval_reconstruction_batches=2, n_eval_sparsity_variance_batches=3, context_size=32
 )
 FLAGS = [
@@ -40,7 +42,7 @@ def score(sae, target, model):
 
 def metrics(evaluation):
     result = {**evaluation.output, "eval_result_unstructured": evaluation.ours}
-    return {m.name: _contract.at(result, m.path) for m in core.METRICS}
+    return {m.name: value_at(result, m.path) for m in METRICS}
 
 
 def test_the_identity_is_perfect(target, model):
@@ -74,10 +76,10 @@ def test_the_mean_activation_explains_nothing(target, model):
 
 def activations(target, model) -> torch.Tensor:
     """The ordinary tokens' activations that the sparsity phase sees: its text follows that of the first phase."""
-    contexts = _targets.contexts(target, model, SMALL.context_size, "heldout")
+    contexts = read_contexts(target, model, SMALL.context_size, "heldout")
     batches = [torch.stack([next(contexts) for _ in range(SMALL.batch_size_prompts)]) for _ in range(5)]
     tokens = torch.cat(batches[SMALL.n_eval_reconstruction_batches :])
-    acts = _models.hook_activations(model, target.hook_name)(tokens)
+    acts = hook_activations(model, target.hook_name)(tokens)
     return acts[tokens != 0]
 
 
@@ -92,7 +94,7 @@ def test_corrected_explained_variance_is_the_textbook_one(target, model, trained
 def _train_sae(target, trained, name="temporal"):
     import sae_variants
 
-    return sae_variants.load(_plan.plan(name, target, tiny(name), trained).folder)
+    return sae_variants.load(make_plan(name, target, tiny(name), trained).folder)
 
 
 def test_saebench_own_explained_variance_is_still_wrong(target, model):
@@ -107,9 +109,9 @@ def test_watching_changes_no_number_of_saebench(target, model, trained):
     from sae_bench.evals.core import main as saebench
 
     ours = score(_train_sae(target, trained), target, model).output["eval_result_metrics"]
-    with _saebench.serving_text(target, _saebench.text_name(target)):
+    with serving_text(target, heldout_text_name(target)):
         raw = saebench.multiple_evals(
-            [("x", _train_sae(target, trained))], 2, 3, 4, True, True, True, _saebench.text_name(target), 32,
+            [("x", _train_sae(target, trained))], 2, 3, 4, True, True, True, heldout_text_name(target), 32,
             output_folder=str(trained / "raw"), device="cpu", verbose=False,
         )  # fmt: skip
     for group, values in raw[0]["metrics"].items():
@@ -120,11 +122,11 @@ def test_watching_changes_no_number_of_saebench(target, model, trained):
 def test_what_does_not_depend_on_the_sae_is_computed_once_and_changes_no_number(target, model, monkeypatch):
     from weakref import WeakKeyDictionary
 
-    from eval_runners.saebench import memo as _remembered
+    from eval_runners.saebench import memo
 
     def scored(share):
-        monkeypatch.setattr(_remembered, "SHARE", share)
-        monkeypatch.setattr(_remembered, "_memories", WeakKeyDictionary())
+        monkeypatch.setattr(memo, "SHARE", share)
+        monkeypatch.setattr(memo, "_memories", WeakKeyDictionary())
         runs = []
         with_cache, forward = model.run_with_cache, model.forward
         monkeypatch.setattr(
@@ -160,8 +162,8 @@ def test_saebench_still_swallows_errors(target, model, tmp_path):
 
     sae = identity(target)
     sae.decode = lambda acts: (_ for _ in ()).throw(RuntimeError("decoder is broken"))
-    with _saebench.serving_text(target, _saebench.text_name(target)):
-        assert saebench.multiple_evals([("x", sae)], 1, 1, 4, True, True, True, _saebench.text_name(target), 32,
+    with serving_text(target, heldout_text_name(target)):
+        assert saebench.multiple_evals([("x", sae)], 1, 1, 4, True, True, True, heldout_text_name(target), 32,
             output_folder=str(tmp_path), device="cpu") == []  # fmt: skip
 
 
@@ -179,7 +181,7 @@ def argv(target, trained, tmp_path, model_folder, text_file):
 
 
 def test_the_command_writes_valid_results_and_reuses_them(argv, tmp_path, capsys):
-    code = _run.main("core", argv("temporal", "stock:batchtopk", "random"))
+    code = eval_command.main("core", argv("temporal", "stock:batchtopk", "random"))
     assert code in (0, 1)  # a tiny SAE may be worse than the mean
     files = sorted((tmp_path / "out").rglob("*.json"))
     assert [file.parent.name for file in files] == ["random", "stock_batchtopk", "temporal"]
@@ -194,24 +196,24 @@ def test_the_command_writes_valid_results_and_reuses_them(argv, tmp_path, capsys
         assert not list(file.parent.glob("*.partial"))
     before = {file: file.stat().st_mtime_ns for file in files}
     capsys.readouterr()
-    _run.main("core", argv("temporal"))
+    eval_command.main("core", argv("temporal"))
     shown = capsys.readouterr().out
     assert "reused" in shown
     assert "stock:batchtopk" in shown, "the table shows the baselines that exist"
     assert {file: file.stat().st_mtime_ns for file in files} == before
-    _run.main("core", [*argv("temporal"), "--force"])
+    eval_command.main("core", [*argv("temporal"), "--force"])
     assert files[2].stat().st_mtime_ns > before[files[2]]
 
 
 def test_other_weights_make_another_result(argv, tmp_path):
-    _run.main("core", argv("temporal"))
-    _run.main("core", [*argv("temporal"), "--seeds", "1"])
+    eval_command.main("core", argv("temporal"))
+    eval_command.main("core", [*argv("temporal"), "--seeds", "1"])
     assert len(list((tmp_path / "out").rglob("temporal/*.json"))) == 2
 
 
 def test_other_settings_make_another_result(argv, tmp_path):
-    _run.main("core", argv("temporal"))
-    _run.main("core", [*argv("temporal"), "--n-eval-reconstruction-batches", "1"])
+    eval_command.main("core", argv("temporal"))
+    eval_command.main("core", [*argv("temporal"), "--n-eval-reconstruction-batches", "1"])
     assert len(list((tmp_path / "out").rglob("temporal/*.json"))) == 2
 
 
@@ -221,11 +223,11 @@ def test_same_seed_same_numbers(target, model, trained):
 
 
 def test_a_folder_is_an_sae_too(target, trained, argv, tmp_path):
-    folder = _plan.plan("temporal", target, tiny("temporal"), trained).folder
+    folder = make_plan("temporal", target, tiny("temporal"), trained).folder
     words = argv("temporal")
     words[1] = str(folder)
     words = without_train(words)
-    _run.main("core", words)
+    eval_command.main("core", words)
     (result,) = (tmp_path / "out").rglob("*.json")
     assert result.parent.name == f"temporal-{folder.name}"
 
@@ -236,11 +238,11 @@ def without_train(words: list[str]) -> list[str]:
 
 def test_weights_that_are_not_numbers_are_a_verdict_not_a_crash(target, trained, argv, tmp_path):
     folder = tmp_path / "sick"
-    shutil.copytree(_plan.plan("temporal", target, tiny("temporal"), trained).folder, folder)
+    shutil.copytree(make_plan("temporal", target, tiny("temporal"), trained).folder, folder)
     state = load_file(folder / "sae_weights.safetensors")
     state["W_dec"][0] = float("nan")
     save_file(state, folder / "sae_weights.safetensors")
-    assert _run.main("core", ["--sae", str(folder), *without_train(argv("temporal")[2:])]) == 1
+    assert eval_command.main("core", ["--sae", str(folder), *without_train(argv("temporal")[2:])]) == 1
     (result,) = (tmp_path / "out").rglob("*.json")
     ours = json.loads(result.read_text())["eval_result_unstructured"]
     assert ours["trained"] is False
@@ -250,10 +252,10 @@ def test_weights_that_are_not_numbers_are_a_verdict_not_a_crash(target, trained,
 
 def test_two_folders_of_one_name_stay_two(target, trained, argv, tmp_path):
     for place, name in (("a", "temporal"), ("b", "stock:batchtopk")):
-        shutil.copytree(_plan.plan(name, target, tiny(name), trained).folder, tmp_path / place / "sae")
+        shutil.copytree(make_plan(name, target, tiny(name), trained).folder, tmp_path / place / "sae")
         (tmp_path / place / "sae" / "training.json").unlink()
     words = ["--sae", str(tmp_path / "a" / "sae"), "--sae", str(tmp_path / "b" / "sae")]
-    _run.main("core", [*words, *without_train(argv("temporal")[2:])])
+    eval_command.main("core", [*words, *without_train(argv("temporal")[2:])])
     files = list((tmp_path / "out").rglob("*.json"))
     assert len({file.parent.name for file in files}) == 2
 
@@ -261,7 +263,7 @@ def test_two_folders_of_one_name_stay_two(target, trained, argv, tmp_path):
 def test_a_folder_does_not_hide_a_variant(argv, tmp_path, monkeypatch):
     (tmp_path / "temporal").mkdir()
     monkeypatch.chdir(tmp_path)
-    _run.main("core", argv("temporal"))
+    eval_command.main("core", argv("temporal"))
     assert list((tmp_path / "out").rglob("temporal/*.json"))
 
 
@@ -299,12 +301,12 @@ def test_saebench_still_leaves_decoder_norms_of_objects_alone(target):
 
 def test_an_sae_on_the_hub_is_named_user_repo_id(target, trained, argv, tmp_path, monkeypatch):
     repo = tmp_path / "snapshot"
-    shutil.copytree(_plan.plan("temporal", target, tiny("temporal"), trained).folder, repo / "layer_1")
+    shutil.copytree(make_plan("temporal", target, tiny("temporal"), trained).folder, repo / "layer_1")
     asked = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **kw: asked.append((name, kw)) or str(repo))
     words = argv("temporal")[2:]
     words = without_train(words)
-    _run.main("core", ["--sae", "someone/saes:layer_1", *words])
+    eval_command.main("core", ["--sae", "someone/saes:layer_1", *words])
     assert asked == [("someone/saes", {"allow_patterns": ["layer_1/*"]})]
     (result,) = (tmp_path / "out").rglob("*.json")
     assert result.parent.name == "someone_saes_layer_1"
@@ -313,7 +315,7 @@ def test_an_sae_on_the_hub_is_named_user_repo_id(target, trained, argv, tmp_path
 
 def test_provenance_holds_no_path_of_this_machine():
     argv = ["--model", "/home/me/model/", "--dataset=~/texts/a.txt", "--sae", "temporal", "--output", "../out"]
-    assert _result.without_paths(argv) == [
+    assert without_paths(argv) == [
         "--model",
         "model",
         "--dataset=a.txt",
@@ -325,14 +327,14 @@ def test_provenance_holds_no_path_of_this_machine():
 
 
 def test_provenance_names_the_package_s_own_commit():
-    root = Path(_run.__file__).parent.parent
+    root = Path(eval_command.__file__).parent.parent
     head = subprocess.run(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
     if head.returncode == 0:
-        assert _result.commit().rstrip("+") == head.stdout.strip()
+        assert package_commit().rstrip("+") == head.stdout.strip()
 
 
 def test_the_config_is_saebench_s_comparable_one():
-    config = asdict(core.EvalConfig())
+    config = asdict(EvalConfig())
     assert config == {
         "batch_size_prompts": 16,
         "n_eval_reconstruction_batches": 200,

@@ -9,10 +9,10 @@ import torch
 from conftest import identity
 
 from eval_runners import downstream_loss
-from eval_runners.data import heldout as _heldout
-from eval_runners.downstream_loss import EvalConfig, compute_share, read_curve
+from eval_runners.data.heldout import heldout_tokens, special_mask
+from eval_runners.downstream_loss import EvalConfig, compute_share, prepare, read_curve
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model import load as _models
+from sae_variants.language_model.hooks import hook_activations
 
 SMALL = EvalConfig(n_contexts=8, context_size=32)
 
@@ -31,8 +31,8 @@ def test_a_perfect_reconstruction_costs_nothing(target, model):
 
 
 def test_the_clean_run_is_the_language_models_own(target, model):
-    ids = _heldout.tokens(target, model, 8, 32)
-    special = _heldout.special_mask(ids, model)
+    ids = heldout_tokens(target, model, 8, 32)
+    special = special_mask(ids, model)
     with torch.no_grad():
         told = model(ids, return_type="logits", prepend_bos=False).log_softmax(-1)[:, :-1]
     own = -told.gather(-1, ids[:, 1:, None])[..., 0]
@@ -41,8 +41,8 @@ def test_the_clean_run_is_the_language_models_own(target, model):
 
 
 def test_an_sae_that_writes_the_mean_costs_what_the_mean_costs(target, model):
-    sae, ids = identity(target), _heldout.tokens(target, model, 8, 32)
-    x = _models.hook_activations(model, target.hook_name)(ids)[~_heldout.special_mask(ids, model)]
+    sae, ids = identity(target), heldout_tokens(target, model, 8, 32)
+    x = hook_activations(model, target.hook_name)(ids)[~special_mask(ids, model)]
     sae.W_dec.data.zero_()
     sae.b_dec.data[:] = x.mean(0)
     found, failures = metrics(sae, target, model)
@@ -69,7 +69,7 @@ def test_a_curve_gives_the_compute_share(target, model, tmp_path):
     clean = metrics(identity(target), target, model)[0]["model"]["ce"]
     path = curve_file(tmp_path, [(1, clean + 1), (100, clean - 1)])
     config = EvalConfig(n_contexts=8, context_size=32, curve=path)
-    assert downstream_loss.prepare(target, config)[1].keys() == {"curve"}
+    assert prepare(target, config)[1].keys() == {"curve"}
     found, _ = metrics(identity(target), target, model, config)
     assert found["sae"]["compute_share"] == pytest.approx(1, abs=1e-3)
     assert math.isfinite(found["sae"]["compute_share"])
@@ -85,9 +85,9 @@ def test_a_curve_that_cannot_be_is_refused(tmp_path, rows, says):
 
 
 def test_the_divergence_is_from_the_clean_run_and_special_tokens_keep_their_activations(target, model):
-    ids = _heldout.tokens(target, model, 8, 32)
-    special = _heldout.special_mask(ids, model)
-    mean = _models.hook_activations(model, target.hook_name)(ids)[~special].mean(0)
+    ids = heldout_tokens(target, model, 8, 32)
+    special = special_mask(ids, model)
+    mean = hook_activations(model, target.hook_name)(ids)[~special].mean(0)
     hooks = [(target.hook_name, lambda acts, hook: torch.where(special[..., None], acts, mean))]
     with torch.no_grad():
         clean = model(ids, prepend_bos=False).log_softmax(-1)[:, :-1]

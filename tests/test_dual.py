@@ -14,11 +14,18 @@ from test_train import killed_at
 
 import sae_variants
 from sae_variants.common.errors import UsageError
-from sae_variants.training import plan as _plan
-from sae_variants.training import train as _train
-from sae_variants.training.train import TrainingFailed
-from sae_variants.two_level import dual_penalty as _dual
-from sae_variants.two_level.dual_penalty import Measured, frequency, latent_weights, magnitude
+from sae_variants.training.plan import TRACE, make_plan
+from sae_variants.training.train import TrainingFailed, train_plans
+from sae_variants.two_level import dual_penalty
+from sae_variants.two_level.dual_penalty import (
+    COLUMNS,
+    LEVELS,
+    Measured,
+    frequency,
+    latent_weights,
+    magnitude,
+    shrinkage,
+)
 
 
 def build(name="learnable_dual", **overrides):
@@ -175,12 +182,12 @@ def test_shrinkage_by_hand():
     x, bias = torch.randn(50, 6), torch.tensor([1.0, 2, 3, 4, 5, 6])
     rows = torch.eye(6)
     for factor, expected in ((1.0, 0.0), (0.75, 0.25), (1.25, -0.25)):
-        level = _dual.Level(factor * (x - bias), x, rows, bias)
-        assert _dual.shrinkage(x, level).item() == pytest.approx(expected, abs=1e-5)
-    assert _dual.shrinkage(x, _dual.Level(torch.zeros(50, 6), x, rows, torch.zeros(6))).item() == 1  # nothing fires
-    halves = _dual.Level(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), x, torch.eye(2), torch.zeros(2))
+        level = dual_penalty.Level(factor * (x - bias), x, rows, bias)
+        assert shrinkage(x, level).item() == pytest.approx(expected, abs=1e-5)
+    assert shrinkage(x, dual_penalty.Level(torch.zeros(50, 6), x, rows, torch.zeros(6))).item() == 1  # nothing fires
+    halves = dual_penalty.Level(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), x, torch.eye(2), torch.zeros(2))
     # x̂ = (1, 1), (1, -1) of x = (2, 2), (0, 0): the best multiple of x̂ is x̂ itself
-    assert _dual.shrinkage(torch.tensor([[2.0, 2.0], [0.0, 0.0]]), halves).item() == pytest.approx(0)
+    assert shrinkage(torch.tensor([[2.0, 2.0], [0.0, 0.0]]), halves).item() == pytest.approx(0)
 
 
 def test_naive_learning_by_hand():
@@ -230,17 +237,17 @@ def test_what_cannot_be_is_refused(name, fields, says):
 
 
 def test_a_training_in_which_a_balance_would_only_rest_is_refused(target, tmp_path):
-    short = _plan.plan("learnable_dual", target, {**tiny("learnable_dual"), "descent_steps": 50}, tmp_path)
+    short = make_plan("learnable_dual", target, {**tiny("learnable_dual"), "descent_steps": 50}, tmp_path)
     with pytest.raises(TrainingFailed, match=r"α rests for .* = 52 steps, and a level trains for 22"):
-        _train.train([short])
+        train_plans([short])
 
 
 def plan(target, root, name="learnable_dual", **overrides):
-    return _plan.plan(name, target, {**tiny(name), **overrides}, root)
+    return make_plan(name, target, {**tiny(name), **overrides}, root)
 
 
 def trace_of(made):
-    with np.load(made.folder / _plan.TRACE, allow_pickle=False) as file:
+    with np.load(made.folder / TRACE, allow_pickle=False) as file:
         return dict(file)
 
 
@@ -251,25 +258,25 @@ def trace_of(made):
 )
 def test_a_killed_run_leaves_no_gap_in_its_trace(target, tmp_path, monkeypatch, name, fields):
     whole, broken = (plan(target, tmp_path / place, name, **fields) for place in ("whole", "broken"))
-    _train.train([whole])
+    train_plans([whole])
     killed_at(monkeypatch, 19, [broken], checkpoint_steps=2)
-    assert (broken.checkpoint / _plan.TRACE).is_file()
-    _train.train([broken], checkpoint_steps=2)
+    assert (broken.checkpoint / TRACE).is_file()
+    train_plans([broken], checkpoint_steps=2)
     one, other = trace_of(whole), trace_of(broken)
     assert one.keys() == other.keys()
     assert all(np.array_equal(one[name], other[name], equal_nan=True) for name in one)
     cfg = whole.settings
     assert {len(values) for name, values in one.items() if "references" not in name} == {cfg.steps}
-    assert all(one[f"{level}.references"].min() > 0 for level in _dual.LEVELS)
+    assert all(one[f"{level}.references"].min() > 0 for level in LEVELS)
     trains = {"lower": np.isin(one["phase"], (1, 3)), "upper": np.isin(one["phase"], (2, 3))}
-    for level in _dual.LEVELS:
-        for column in _dual.COLUMNS:
+    for level in LEVELS:
+        for column in COLUMNS:
             assert np.array_equal(np.isfinite(one[f"{level}.{column}"]), trains[level]), (level, column)
 
 
 def test_the_trace_says_what_happened(target, tmp_path):
     made = plan(target, tmp_path, curriculum=False, descent_steps=5, reference_steps=3)
-    _train.train([made])
+    train_plans([made])
     trace = trace_of(made)
     assert trace["lower.alpha"][0] == pytest.approx(0.5)
     assert trace["lower.penalty"][0] == pytest.approx(10.0)
@@ -280,7 +287,7 @@ def test_the_trace_says_what_happened(target, tmp_path):
 
 def test_tracing_can_be_switched_off(target, tmp_path):
     made = plan(target, tmp_path, tracing=False)
-    _train.train([made])
+    train_plans([made])
     assert set(trace_of(made)) == {"lower.references", "upper.references"}
 
 

@@ -15,13 +15,14 @@ from test_alpha_dynamics import write_trace
 from test_hierarchy import tree
 
 import eval_runners
-from eval_runners.contract import contract as _contract
-from eval_runners.data import labelled as _tasks
-from sae_variants.cli import options as _cli
-from sae_variants.language_model import target as _targets
+from eval_runners.contract.contract import ARROWS, value_at
+from eval_runners.contract.registry import evaluator_names
+from eval_runners.data.labelled import register_task_file
+from sae_variants.cli.fields import field_docs
+from sae_variants.language_model.target import load_target, target_names
 
 
-@pytest.fixture(params=_contract.names())
+@pytest.fixture(params=evaluator_names())
 def name(request) -> str:
     return request.param
 
@@ -39,15 +40,15 @@ def test_its_docstring_begins_with_its_name(name):
 def test_every_setting_is_documented_and_has_a_default(module):
     assert is_dataclass(module.EvalConfig)
     module.EvalConfig()
-    docs = _cli.field_docs(module.EvalConfig)
+    docs = field_docs(module.EvalConfig)
     assert {f.name for f in fields(module.EvalConfig)} == set(docs)
 
 
 def test_its_command_knows_its_options(name, capsys):
-    from eval_runners.commands import evaluate as _run
+    from eval_runners.commands import evaluate as eval_command
 
     with pytest.raises(SystemExit) as stopped:
-        _run.main(name, ["--help"])
+        eval_command.main(name, ["--help"])
     assert stopped.value.code == 0
     assert "--sae" in capsys.readouterr().out
 
@@ -57,12 +58,12 @@ def test_every_metric_has_a_name_a_title_and_a_direction(module):
     assert len(names) == len(set(names)) > 0
     for metric in module.METRICS:
         assert metric.title
-        assert metric.better in _contract.ARROWS
+        assert metric.better in ARROWS
 
 
 def test_targets_set_only_settings_that_exist(name, module):
-    for target_name in _targets.names():
-        module.EvalConfig(**_targets.load(target_name).evaluations.get(name, {}))
+    for target_name in target_names():
+        module.EvalConfig(**load_target(target_name).evaluations.get(name, {}))
 
 
 TWO_LEVELS = ("composition", "alpha_dynamics")
@@ -112,7 +113,7 @@ def evaluate(name, module, target, model, tasks_file, tmp_path):
         identity(target).save_model(tmp_path / "other")
         settings |= {"against": (str(tmp_path / "other"),)}
     if name in ("semantics", "probe_loss"):
-        settings |= {"dataset_names": (_tasks.register_file(str(tasks_file)),)}
+        settings |= {"dataset_names": (register_task_file(str(tasks_file)),)}
     config = module.EvalConfig(**settings)
     if hasattr(module, "prepare"):
         config, _ = module.prepare(target, config)
@@ -124,7 +125,7 @@ def evaluate(name, module, target, model, tasks_file, tmp_path):
         evaluation = module.evaluate(sae, target, config, model=model, device="cpu", **options)
         TypeAdapter(module.output_class()).validate_python(evaluation.output)
         found = {**evaluation.output, "eval_result_unstructured": evaluation.ours}
-        return evaluation, {metric.name: _contract.at(found, metric.path) for metric in module.METRICS}
+        return evaluation, {metric.name: value_at(found, metric.path) for metric in module.METRICS}
 
     return run
 

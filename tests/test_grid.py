@@ -8,42 +8,43 @@ import pandas as pd
 import pytest
 from conftest import TINY
 
-from eval_runners.commands import evaluate as _run
+from eval_runners.commands import evaluate as eval_command
 from sae_variants import __main__ as variants_main
 from sae_variants.common.errors import UsageError
-from sae_variants.training import grid as _grid
-from sae_variants.training import train as _train
+from sae_variants.training import train as train_module
+from sae_variants.training.grid import make_plans, parse_grid
+from sae_variants.training.train import _train_group
 
 
 def test_every_combination_is_a_cell():
-    assert _grid.parse(["window=2,4", "consistency-coefficient=0,0.5"]) == [
+    assert parse_grid(["window=2,4", "consistency-coefficient=0,0.5"]) == [
         {"window": 2, "consistency_coefficient": 0}, {"window": 2, "consistency_coefficient": 0.5},
         {"window": 4, "consistency_coefficient": 0}, {"window": 4, "consistency_coefficient": 0.5},
     ]  # fmt: skip
-    assert _grid.parse([]) == [{}]
-    assert _grid.parse(["consistency=variance,similarity"])[1] == {"consistency": "similarity"}
-    assert _grid.parse(["k=4,4"]) == [{"k": 4}]
+    assert parse_grid([]) == [{}]
+    assert parse_grid(["consistency=variance,similarity"])[1] == {"consistency": "similarity"}
+    assert parse_grid(["k=4,4"]) == [{"k": 4}]
 
 
 def test_a_variation_stands_beside_every_combination():
-    assert _grid.parse([], ["pairs=adjacent", "window=4,nested-coefficient=1"]) == [
+    assert parse_grid([], ["pairs=adjacent", "window=4,nested-coefficient=1"]) == [
         {}, {"pairs": "adjacent"}, {"window": 4, "nested_coefficient": 1},
     ]  # fmt: skip
-    assert _grid.parse(["k=1,2"], ["window=4"]) == [{"k": 1}, {"k": 1, "window": 4}, {"k": 2}, {"k": 2, "window": 4}]
+    assert parse_grid(["k=1,2"], ["window=4"]) == [{"k": 1}, {"k": 1, "window": 4}, {"k": 2}, {"k": 2, "window": 4}]
     with pytest.raises(UsageError, match="k is given twice: in --grid and in --vary"):
-        _grid.parse(["k=1,2"], ["k=3"])
+        parse_grid(["k=1,2"], ["k=3"])
 
 
 @pytest.mark.parametrize("option", ["window", "window=", "=3", "window=,"])
 def test_what_is_no_grid_is_refused(option):
     with pytest.raises(UsageError, match="--grid is written FIELD=VALUE"):
-        _grid.parse([option])
+        parse_grid([option])
     with pytest.raises(UsageError, match="--vary is written FIELD=VALUE"):
-        _grid.parse([], [option])
+        parse_grid([], [option])
 
 
 def labels(target, names, overrides, options, seeds=(0,)):
-    plans = _grid.plans(names, target, overrides, _grid.parse(options), list(seeds))
+    plans = make_plans(names, target, overrides, parse_grid(options), list(seeds))
     return [(plan.label, plan.settings.seed) for plan in plans]
 
 
@@ -89,9 +90,9 @@ def test_a_grid_trains_in_one_stream_per_seed_and_is_found_again(
     target, tmp_path, model_folder, text_file, monkeypatch, capsys
 ):
     groups = []
-    train_group = _train._train_group
+    train_group = _train_group
     monkeypatch.setattr(
-        _train, "_train_group", lambda plans, *args: groups.append(len(plans)) or train_group(plans, *args)
+        train_module, "_train_group", lambda plans, *args: groups.append(len(plans)) or train_group(plans, *args)
     )
     argv = words(target, tmp_path / "trained", model_folder, text_file, "")
     assert variants_main.main(["train", "temporal", *argv]) == 0
@@ -116,7 +117,7 @@ def test_an_evaluation_of_a_grid_is_a_table_and_a_csv(target, tmp_path, model_fo
         "--csv",
         str(tmp_path / "t.csv"),
     ]
-    _run.main("positional_consistency", ["--sae", "temporal", *argv])
+    eval_command.main("positional_consistency", ["--sae", "temporal", *argv])
     shown = capsys.readouterr().out
     assert re.search(r"\[4/4\] temporal\[.* k=4 .*\] \(seed 1\)", shown)
     table = pd.read_csv(tmp_path / "t.csv")

@@ -12,12 +12,13 @@ from test_train import killed_at, same
 import sae_variants
 from sae_variants.common.errors import UsageError
 from sae_variants.hierarchical import cosine_loss, group_loss
-from sae_variants.registry import variants as _register
-from sae_variants.training import job as _job
-from sae_variants.training import plan as _plan
-from sae_variants.training import train as _train
+from sae_variants.registry.variants import find_variant
+from sae_variants.training.job import Job
+from sae_variants.training.plan import make_plan
+from sae_variants.training.train import train_plans
+from sae_variants.training.trainer import make_trainer
 from sae_variants.training.windows import Batch
-from sae_variants.two_level.saved import NO_PARENT, lower_of
+from sae_variants.two_level.saved import NO_PARENT, lower_level_of
 from sae_variants.two_level.training import squared_error
 
 
@@ -30,7 +31,7 @@ def step(sae, acts, number=0):
 
 
 def plan(target, root, **overrides):
-    return _plan.plan("hierarchical", target, {**tiny("hierarchical"), **overrides}, root)
+    return make_plan("hierarchical", target, {**tiny("hierarchical"), **overrides}, root)
 
 
 def test_cosine_by_hand():
@@ -155,7 +156,7 @@ def test_phases_go_by_shares_of_the_steps():
 def trained(target, tmp_path, until, **overrides):
     """A trainer's job after so many of its 32 steps, phases ending at 13 and 22."""
     made = plan(target, tmp_path, **{"lower_share": 0.4, "upper_share": 0.3, **overrides})
-    job = _job.Job(made, _job.trainer(made, 32, "cpu"))
+    job = Job(made, make_trainer(made, 32, "cpu"))
     torch.manual_seed(1)
     for _ in range(until):
         job.step(Batch(torch.randn(256, 32), torch.zeros(256, dtype=torch.bool)))
@@ -215,7 +216,7 @@ def test_upper_latents_begin_as_copies_of_the_lower_ones_that_write_most(target,
 )  # fmt: skip
 def test_every_part_can_be_left_out_of_a_whole_training(target, tmp_path, off):
     made = plan(target, tmp_path, **off)
-    _train.train([made])
+    train_plans([made])
     sae = sae_variants.load(made.folder)
     assert all(parameter.isfinite().all() for parameter in sae.parameters())
     assert len(sae.parent_L.unique()) > 1
@@ -263,9 +264,9 @@ def test_the_learning_rate_is_scaled_for_the_step_alone(target, tmp_path):
 @pytest.mark.parametrize("at", [5, 15, 27])
 def test_a_killed_run_resumes_in_any_phase(target, tmp_path, monkeypatch, at):
     whole, broken = (plan(target, tmp_path / name) for name in ("whole", "broken"))
-    _train.train([whole])
+    train_plans([whole])
     killed_at(monkeypatch, at, [broken], checkpoint_steps=2)
-    _train.train([broken], checkpoint_steps=2)
+    train_plans([broken], checkpoint_steps=2)
     for part in ("", "lower"):
         a, b = (load_file(made.folder / part / "sae_weights.safetensors") for made in (whole, broken))
         assert same(a, b)
@@ -287,8 +288,8 @@ def test_both_levels_are_saved_exactly(tmp_path, sparsity, apply_b_dec_to_input)
         above = sae.upper(level)
         assert lower.cfg.architecture() == "jumprelu"
         assert upper.parent_L.tolist() == (torch.arange(20) % 5).tolist()
-        torch.testing.assert_close(lower_of(upper).encode(x), lower.encode(x))
-        torch.testing.assert_close(lower_of(upper).decode(lower.encode(x)), lower.decode(lower.encode(x)))
+        torch.testing.assert_close(lower_level_of(upper).encode(x), lower.encode(x))
+        torch.testing.assert_close(lower_level_of(upper).decode(lower.encode(x)), lower.decode(lower.encode(x)))
         torch.testing.assert_close(upper.W_dec, upper.W_links @ lower.W_dec)
         if sparsity == "l1":  # BatchTopK looks at the whole batch, what is saved has a threshold
             torch.testing.assert_close(lower.encode(x), level.acts)
@@ -325,33 +326,33 @@ def test_parents_survive_half_precision(tmp_path):
 
 
 def test_both_levels_come_from_one_folder_and_one_training(target, tmp_path):
-    from eval_runners.harness import find_sae as _saes
+    from eval_runners.harness.find_sae import locate_name, resolve_requests, train_missing
 
     names = ["hierarchical", "hierarchical:lower"]
-    wanted = _saes.asked(names, target, tiny("hierarchical"), [{}], [0], tmp_path)
-    found, failures = _saes.ready(wanted, [], "cpu")
+    wanted = resolve_requests(names, target, tiny("hierarchical"), [{}], [0], tmp_path)
+    found, failures = train_missing(wanted, [], "cpu")
     assert not failures
     assert [one.label.partition("[")[0] for one in found] == names
     assert found[1].folder == found[0].folder / "lower"
     assert found[0].weight_hash != found[1].weight_hash
     assert [one.load("cpu").cfg.d_sae for one in found] == [64, 256]
-    assert _saes.placed(str(found[1].folder)).label.startswith("hierarchical:lower-")
+    assert locate_name(str(found[1].folder)).label.startswith("hierarchical:lower-")
 
 
 def test_a_recipe_gives_the_lower_level_its_width(target):
-    assert _plan.plan("hierarchical", target).settings.d_sae * 4 == target.train["d_sae"]
+    assert make_plan("hierarchical", target).settings.d_sae * 4 == target.train["d_sae"]
 
 
 def test_a_misspelt_part_is_named():
     with pytest.raises(UsageError, match="hierarchical:lower"):
-        _register.resolve("hierarchical:lowr")
+        find_variant("hierarchical:lowr")
 
 
 def test_snapshots_are_the_sae_at_that_step(target, tmp_path):
     kept, plain = plan(target, tmp_path / "kept"), plan(target, tmp_path / "plain")
-    _train.train([plain])
-    _train.train([kept], snapshots=(0.5, 1.0))
-    _train.train([plain], snapshots=(0.5,))  # was trained without
+    train_plans([plain])
+    train_plans([kept], snapshots=(0.5, 1.0))
+    train_plans([plain], snapshots=(0.5,))  # was trained without
     half, end, late = kept.snapshot(0.5), kept.snapshot(1.0), plain.snapshot(0.5)
     assert same(*(load_file(folder / "sae_weights.safetensors") for folder in (half, late)))
     assert same(*(load_file(folder / "sae_weights.safetensors") for folder in (end, plain.folder)))

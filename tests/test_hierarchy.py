@@ -10,9 +10,9 @@ import torch
 from conftest import identity, linear_sae
 
 from eval_runners import hierarchy
-from eval_runners.measures import ablation as _causal
-from eval_runners.measures import information as _information
-from eval_runners.measures.ablation import Ablation
+from eval_runners.hierarchy import EvalConfig, clustering
+from eval_runners.measures.ablation import Ablation, projection_share, summarize_traces
+from eval_runners.measures.information import joint_counts, level_information, mutual_information
 from sae_variants.two_level.saved import TwoLevelSAE, TwoLevelSAEConfig
 
 EVERY = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
@@ -24,10 +24,10 @@ def entropy(p: float) -> float:
 
 def test_mutual_information_by_hand():
     # 8 tokens: both fire on 2, the upper alone on 2, the lower alone on none, neither on 4
-    bits, bias = _information.mutual_information(torch.tensor([[2.0]]), torch.tensor([4]), torch.tensor([2]), 8)
+    bits, bias = mutual_information(torch.tensor([[2.0]]), torch.tensor([4]), torch.tensor([2]), 8)
     assert bits.item() == pytest.approx(entropy(0.25) - 0.5 * entropy(0.5), abs=1e-9)
     assert bias.item() == 0  # three cells that are not empty, of 2 x 2
-    bits, bias = _information.mutual_information(torch.tensor([[1.0]]), torch.tensor([4]), torch.tensor([2]), 8)
+    bits, bias = mutual_information(torch.tensor([[1.0]]), torch.tensor([4]), torch.tensor([2]), 8)
     assert bits.item() == pytest.approx(0, abs=1e-9)
     assert bias.item() == pytest.approx(1 / (16 * math.log(2)))  # all four cells
 
@@ -37,8 +37,8 @@ def test_the_bias_is_what_permuted_tokens_give_on_average():
     upper, lower = torch.rand(500, 1) < 0.3, torch.rand(500, 1) < 0.4
     found = []
     for _ in range(3000):
-        both = _information.joint_counts(upper[torch.randperm(500)], lower)
-        found.append(_information.mutual_information(both, upper.sum(0), lower.sum(0), 500))
+        both = joint_counts(upper[torch.randperm(500)], lower)
+        found.append(mutual_information(both, upper.sum(0), lower.sum(0), 500))
     bits, bias = (torch.stack(side).mean().item() for side in zip(*found, strict=True))
     assert bits == pytest.approx(bias, rel=0.1)
 
@@ -53,7 +53,7 @@ def planted(n: int = 40_000, parents: int = 4, children: int = 3):
 
 def test_a_planted_hierarchy_has_its_analytic_information():
     upper, lower, parent_L = planted()
-    found, counts_U = _information.information(upper, lower, parent_L, permutations=3, seed=0)
+    found, counts_U = level_information(upper, lower, parent_L, permutations=3, seed=0)
     expected = entropy(0.05) - 0.1 * entropy(0.5)
     assert counts_U.all()
     assert found.total_corrected.mean().item() / 3 == pytest.approx(expected, rel=0.02)
@@ -65,7 +65,7 @@ def test_a_planted_hierarchy_has_its_analytic_information():
 
 def test_levels_that_know_nothing_of_each_other_share_no_information():
     upper, lower, parent_L = planted()
-    found, _ = _information.information(upper[torch.randperm(len(upper))], lower, parent_L, permutations=20, seed=1)
+    found, _ = level_information(upper[torch.randperm(len(upper))], lower, parent_L, permutations=20, seed=1)
     assert found.total_corrected.abs().max() < 5e-4
     assert found.total_corrected.mean().item() == pytest.approx(0, abs=2e-4)
     per_latent = found.best_child - found.best_child_null
@@ -75,14 +75,14 @@ def test_levels_that_know_nothing_of_each_other_share_no_information():
 
 def test_an_upper_latent_without_children_does_not_count():
     upper, lower, parent_L = planted()
-    _, counts_U = _information.information(upper, lower, torch.where(parent_L == 2, 1, parent_L), 1, seed=0)
+    _, counts_U = level_information(upper, lower, torch.where(parent_L == 2, 1, parent_L), 1, seed=0)
     assert counts_U.tolist() == [True, True, False, True]
 
 
 def test_planted_groups_are_found_by_every_clustering():
     _, lower, parent_L = planted()
     rows = torch.eye(8)[parent_L] + 0.05 * torch.randn(12, 8)
-    found = hierarchy.clustering(rows, lower, parent_L, seed=0)
+    found = clustering(rows, lower, parent_L, seed=0)
     for by in ("kmeans", "agglomerative"):
         assert found[f"ari_{by}"] == 1
         assert found[f"nmi_{by}"] == pytest.approx(1)
@@ -96,7 +96,7 @@ def test_latents_that_never_fire_are_not_clustered():
     _, lower, parent_L = planted()
     lower = lower.clone()
     lower[:, parent_L > 0] = False
-    assert hierarchy.clustering(torch.eye(12), lower, parent_L, seed=0) == {}  # one group is left
+    assert clustering(torch.eye(12), lower, parent_L, seed=0) == {}  # one group is left
 
 
 def tree(target, d: int = 32) -> TwoLevelSAE:
@@ -116,9 +116,7 @@ def tree(target, d: int = 32) -> TwoLevelSAE:
 
 
 def evaluate(sae, target, model, **settings):
-    config = hierarchy.EvalConfig(
-        **{"n_contexts": 8, "context_size": 32, "n_latents": 6, "contexts_per_latent": 3, **settings}
-    )
+    config = EvalConfig(**{"n_contexts": 8, "context_size": 32, "n_latents": 6, "contexts_per_latent": 3, **settings})
     return hierarchy.evaluate(sae, target, config, model=model, device="cpu").output["eval_result_metrics"]
 
 
@@ -142,7 +140,7 @@ def test_upper_latents_without_children_that_fire_are_a_failure(target, model):
     sae.threshold_lower.data[2:] = 1e9
     sae.W_enc_upper.data[0, 3] = 1.0  # latent 3 fires by a child of latent 0
     sae.parent_digits_3L.data[0, :2] = 5.0
-    config = hierarchy.EvalConfig(n_contexts=8, context_size=32, n_latents=2, contexts_per_latent=2)
+    config = EvalConfig(n_contexts=8, context_size=32, n_latents=2, contexts_per_latent=2)
     evaluation = hierarchy.evaluate(sae, target, config, model=model, device="cpu")
     assert any("has a child that does" in reason for reason in evaluation.failures)
 
@@ -185,13 +183,13 @@ def test_the_effect_of_an_ablation_by_hand(target, model):
 def test_effects_are_compared_latent_by_latent():
     # latents differ by far more than each does from its random direction
     rows = [{"kl": 2.0**i + 0.5, "kl_random": 2.0**i, "top_change": 0.0, "top_change_random": 0.0} for i in range(10)]
-    found = _causal.summary(rows, seed=0)
+    found = summarize_traces(rows, seed=0)
     assert found["kl_low"] < found["kl_random_high"]
     assert found["kl_excess"] == found["kl_excess_low"] == found["kl_excess_high"] == pytest.approx(0.5)
 
 
 def test_a_share_is_a_projection():
     whole = torch.tensor([[2.0, 0.0], [0.0, 4.0]])
-    assert _causal.share(whole, whole) == 1
-    assert _causal.share(torch.tensor([[1.0, 5.0], [7.0, 0.0]]), whole) == pytest.approx((0.5 + 0) / 2)
-    assert math.isnan(_causal.share(whole, 0 * whole))
+    assert projection_share(whole, whole) == 1
+    assert projection_share(torch.tensor([[1.0, 5.0], [7.0, 0.0]]), whole) == pytest.approx((0.5 + 0) / 2)
+    assert math.isnan(projection_share(whole, 0 * whole))

@@ -13,13 +13,22 @@ import torch
 from conftest import TINY, fetched, needs_chromium, opened
 from scipy.stats import binomtest
 
-from eval_runners import human_study
 from eval_runners.__main__ import main
-from eval_runners.commands.human_study import judge as _judge
-from eval_runners.commands.human_study import make as _human_study
-from eval_runners.measures import firing as _examples
-from eval_runners.measures.intrusion import Item, Share, fleiss, newcombe, scores, share_of, wilson
-from eval_runners.views import page as _page
+from eval_runners.commands.human_study import judge
+from eval_runners.commands.human_study.judge import KEY_VARIABLE, _choice
+from eval_runners.commands.human_study.make import _questions
+from eval_runners.human_study import CATEGORIES, METRICS, EvalConfig
+from eval_runners.measures.firing import Firing
+from eval_runners.measures.intrusion import (
+    Item,
+    Share,
+    fleiss_kappa,
+    intrusion_scores,
+    newcombe_interval,
+    share_of,
+    wilson_interval,
+)
+from eval_runners.views.page import render_page
 from sae_variants.common.errors import UsageError
 
 HOSTILE = "</script><script>document.body.dataset.broken='yes'</script><b>bold</b>"
@@ -31,10 +40,12 @@ def test_wilson_and_newcombe_by_the_book():
 
     for right, total in ((8, 10), (0, 7), (5, 5), (61, 90)):
         by_scipy = binomtest(right, total).proportion_ci(0.95, method="wilson")
-        assert wilson(right / total, total) == pytest.approx((by_scipy.low, by_scipy.high))
+        assert wilson_interval(right / total, total) == pytest.approx((by_scipy.low, by_scipy.high))
         assert share(right, total).interval == pytest.approx((by_scipy.low, by_scipy.high))
-    assert newcombe(share(56, 70), share(48, 80)) == pytest.approx((0.0524, 0.3339), abs=1e-4)  # Newcombe 1998, (a)
-    assert newcombe(share(0, 10), share(0, 10)) == pytest.approx((-0.2775, 0.2775), abs=1e-4)
+    assert newcombe_interval(share(56, 70), share(48, 80)) == pytest.approx(
+        (0.0524, 0.3339), abs=1e-4
+    )  # Newcombe 1998, (a)
+    assert newcombe_interval(share(0, 10), share(0, 10)) == pytest.approx((-0.2775, 0.2775), abs=1e-4)
 
 
 def test_raters_of_one_item_are_worth_what_items_leave_of_them():
@@ -52,11 +63,11 @@ def test_fleiss_by_the_book():
     table = [[0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1], [7, 7, 0, 0, 0],
              [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7]]  # fmt: skip
     choices = [[choice for choice, n in enumerate(row) for _ in range(n)] for row in table]
-    assert fleiss(choices) == pytest.approx(0.210, abs=5e-4)
-    assert fleiss([[1, 1], [2, 2]]) == 1
-    assert fleiss([[1], [2]]) is None
-    assert fleiss([[1, 1], [1, 1]]) is None
-    assert fleiss([]) is None
+    assert fleiss_kappa(choices) == pytest.approx(0.210, abs=5e-4)
+    assert fleiss_kappa([[1, 1], [2, 2]]) == 1
+    assert fleiss_kappa([[1], [2]]) is None
+    assert fleiss_kappa([[1, 1], [1, 1]]) is None
+    assert fleiss_kappa([]) is None
 
 
 def study_of(items: int, controls: int, saes: int = 1) -> dict[str, Item]:
@@ -78,7 +89,7 @@ def test_intervals_cover_the_skill_of_raters_in_95_of_100_simulations():
     items, covered, differences = study_of(30, 20), [], []
     for simulation in range(600):
         lot = random.Random(simulation)
-        found = scores(items, [rater(items, {0: 0.7}, lot) for _ in range(2)], 0, None)
+        found = intrusion_scores(items, [rater(items, {0: 0.7}, lot) for _ in range(2)], 0, None)
         covered.append(found["accuracy_low"] <= 0.7 <= found["accuracy_high"])
         differences.append(found["difference_low"] <= 0.5 <= found["difference_high"])
     assert 0.93 <= sum(covered) / 600 <= 0.985
@@ -99,7 +110,7 @@ def test_intervals_cover_the_mean_of_items_that_are_not_equally_hard(raters, cou
 def test_each_sae_has_its_own_accuracy_and_all_have_the_controls():
     items = study_of(400, 200, saes=3)
     raters = [rater(items, {0: 0.9, 1: 0.5, 2: 0.2}, random.Random(seed)) for seed in range(3)]
-    found = [scores(items, raters, sae, 2) for sae in range(3)]
+    found = [intrusion_scores(items, raters, sae, 2) for sae in range(3)]
     assert [one["accuracy"] for one in found] == pytest.approx([0.9, 0.5, 0.2], abs=0.04)
     assert {one["control"] for one in found} == {found[0]["control"]}
     assert found[0]["control"] == pytest.approx(0.2, abs=0.03)
@@ -114,11 +125,11 @@ def test_each_sae_has_its_own_accuracy_and_all_have_the_controls():
 
 def test_questions_left_open_count_for_nothing():
     items = {"1": Item(0, True, 3), "2": Item(0, True, 1), "3": Item(0, False, 0)}
-    found = scores(items, [{"1": 3}], 0, None)
+    found = intrusion_scores(items, [{"1": 3}], 0, None)
     assert (found["accuracy"], found["answers"]) == (1, 1)
     assert "control" not in found
     assert "kappa" not in found
-    assert scores(items, [], 0, None) == {"raters": 0, "answers": 0}
+    assert intrusion_scores(items, [], 0, None) == {"raters": 0, "answers": 0}
 
 
 @pytest.fixture(scope="module")
@@ -272,8 +283,8 @@ class Judge(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint(monkeypatch):
-    monkeypatch.setattr(_judge, "_wait", lambda attempt: None)
-    monkeypatch.delenv(_judge.KEY_VARIABLE, raising=False)
+    monkeypatch.setattr(judge, "_wait", lambda attempt: None)
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
     Judge.script, Judge.seen = [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
     thread = threading.Thread(target=server.serve_forever)
@@ -285,7 +296,7 @@ def endpoint(monkeypatch):
 
 
 def test_a_language_model_answers_the_same_questions(study, key, endpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv(_judge.KEY_VARIABLE, "secret-word")
+    monkeypatch.setenv(KEY_VARIABLE, "secret-word")
     Judge.script = [
         (200, "4"),
         (200, "3 (3 out of 5)"),
@@ -353,7 +364,7 @@ def test_an_endpoint_that_does_not_answer_is_said_in_a_line(study, endpoint, tmp
 
 
 def test_an_endpoint_that_is_not_there_is_said_in_a_line(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(_judge, "_wait", lambda attempt: None)
+    monkeypatch.setattr(judge, "_wait", lambda attempt: None)
     urls = [
         ("http://127.0.0.1:9/v1", "cannot reach"),
         ("localhost", "must begin with http"),
@@ -371,10 +382,10 @@ def test_a_key_is_said_to_be_none_and_nothing_but_it_is_sent(study, endpoint, tm
     command = ["human-study", "judge", str(study / "study.key.json"), "--url", endpoint, "--model", "m", "--output",
                str(tmp_path / "judge.json")]  # fmt: skip
     for secret in ("a key", "clé", "line\n"):
-        monkeypatch.setenv(_judge.KEY_VARIABLE, secret)
+        monkeypatch.setenv(KEY_VARIABLE, secret)
         with pytest.raises(UsageError, match="OPENAI_API_KEY holds what no key does"):
             main(command)
-    monkeypatch.setenv(_judge.KEY_VARIABLE, "word")
+    monkeypatch.setenv(KEY_VARIABLE, "word")
     assert main(command) == 0
     assert {said for _, said, _ in Judge.seen} == {"Bearer word"}
 
@@ -392,7 +403,7 @@ def test_a_key_is_said_to_be_none_and_nothing_but_it_is_sent(study, endpoint, tm
     ],
 )
 def test_a_reply_counts_if_it_names_one_number(reply, choice):
-    assert _judge._choice(reply) == choice
+    assert _choice(reply) == choice
 
 
 def test_a_key_that_has_been_changed_is_refused(study, key, tmp_path):
@@ -413,12 +424,12 @@ def test_an_intruder_is_an_excerpt_without_the_latent():
     for latent in range(12):
         acts[:, 3 * latent + 2, latent] = 1.0 + torch.arange(30) / 100
     order = acts.permute(2, 0, 1).flatten(1).nonzero()
-    firing = _examples.Firing(
+    firing = Firing(
         torch.arange(30 * T).view(30, T), torch.zeros(30, T).bool(), order[:, 1],
         acts.permute(2, 0, 1).flatten(1)[order[:, 0], order[:, 1]], torch.arange(1, 13) * 30, torch.zeros(12),
     )  # fmt: skip
-    config = human_study.EvalConfig(items=8, controls=3)
-    questions = _human_study._questions(firing, config, 0, "made")
+    config = EvalConfig(items=8, controls=3)
+    questions = _questions(firing, config, 0, "made")
     assert len(questions) == 11
     found = [q for q in questions if q["item"].has_latent]
     for q in found:
@@ -426,7 +437,7 @@ def test_an_intruder_is_an_excerpt_without_the_latent():
         own = next(latent for at, latent in enumerate(q["latents"]) if at != q["item"].intruder)
         within = acts[intruder.context, intruder.first : intruder.first + len(intruder.ids), own]
         assert not within.any()
-    assert _human_study._questions(firing, config, 0, "made")[0]["latents"] == questions[0]["latents"]
+    assert _questions(firing, config, 0, "made")[0]["latents"] == questions[0]["latents"]
 
 
 def press(driver, key):
@@ -497,7 +508,7 @@ def test_a_whole_study_is_answered_saved_and_scored(driver, study, key, tmp_path
 def test_text_that_is_markup_is_shown_as_text(driver, tmp_path):
     excerpt = {"tokens": ["before ", HOSTILE, "\nafter"], "acts": [0, 1, 0.5], "at": 1}
     page = tmp_path / "hostile.html"
-    page.write_text(_page.render("human_study.html", {"study": HOSTILE, "items": {"1": [excerpt] * 5}}))
+    page.write_text(render_page("human_study.html", {"study": HOSTILE, "items": {"1": [excerpt] * 5}}))
     opened(driver, page)
     assert HOSTILE in driver.execute_script("return document.querySelector('.choice').textContent")
     assert driver.execute_script("return document.body.dataset.broken") is None
@@ -508,4 +519,4 @@ def test_text_that_is_markup_is_shown_as_text(driver, tmp_path):
 
 
 def test_names_of_metrics_are_those_of_the_envelope():
-    assert {m.path.split(".")[1] for m in human_study.METRICS} == set(human_study.CATEGORIES)
+    assert {m.path.split(".")[1] for m in METRICS} == set(CATEGORIES)

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from eval_runners import core
 from eval_runners.__main__ import main
-from eval_runners.commands import leaderboard as _leaderboard
-from eval_runners.leaderboard import boards as _boards
-from eval_runners.leaderboard import render as _render
-from eval_runners.leaderboard import rows as _rows
-from eval_runners.store import read as _read
+from eval_runners.commands.leaderboard import fill
+from eval_runners.core import METRICS
+from eval_runners.leaderboard.boards import comparable_rows, make_boards, select_evaluations
+from eval_runners.leaderboard.render import format_number, to_markdown
+from eval_runners.leaderboard.rows import evaluator_of_type
+from eval_runners.store.read import read_results
 from sae_variants.common.errors import UsageError
 
 BASELINES = Path(__file__).parent.parent / "results" / "baselines"
-CE, EV = ((("core", metric)) for metric in core.METRICS if metric.short in ("CE score", "explained variance"))
+CE, EV = ((("core", metric)) for metric in METRICS if metric.short in ("CE score", "explained variance"))
 
 
 def made(label, seed=0, ce=0.9, ev=0.8, l0=30.0, d_sae=64, tokens=1000, trained=True, when=1, **config):
@@ -51,7 +51,7 @@ def over_seeds(label, values, **same):
 
 
 def board_of(*results):
-    (board,) = _boards.boards([result for one in results for result in (one if isinstance(one, list) else [one])])
+    (board,) = make_boards([result for one in results for result in (one if isinstance(one, list) else [one])])
     return board
 
 
@@ -98,7 +98,7 @@ def test_what_stands_beside_results_just_asked_for():
             result["eval_result_metrics"]["model_performance_preservation"]["ce_loss_score"]
             for result in row.all_results
         ]
-        for row in _boards.beside(asked, others)
+        for row in comparable_rows(asked, others)
     }
     assert found == {"whole": [0.5, 0.9], "random": [0.1, 0.2]}
 
@@ -120,7 +120,7 @@ def test_text_parts_boards():
     one, other = made("a"), made("b")
     other["eval_result_unstructured"]["provenance"]["text"] = "another"
     one["eval_result_unstructured"]["provenance"]["text"] = "a text"
-    assert len(_boards.boards([one, other])) == 2
+    assert len(make_boards([one, other])) == 2
 
 
 def test_another_recipe_is_another_kind_of_sae():
@@ -135,7 +135,7 @@ def test_l0_is_known_from_another_evaluation():
         r | {"eval_type_id": "sparse_probing", "eval_result_metrics": {"sae": {"sae_top_1_test_accuracy": 0.7}}}
         for r in over_seeds("a", [0.9, 0.91])
     ]
-    board = _boards.narrowed(
+    board = select_evaluations(
         board_of(over_seeds("a", [0.9, 0.91]), over_seeds("b", [0.9, 0.91]), probing), ["sparse_probing"]
     )
     assert [(row.label, row.l0) for row in board.rows] == [("a", 30.0)]
@@ -153,7 +153,7 @@ def test_pareto_over_l0():
 @pytest.mark.parametrize("differs", [{"context_size": 64}, {"dataset": "other"}, {"llm_dtype": "bfloat16"}])
 def test_results_made_under_other_conditions_are_on_another_board(differs):
     both = {"llm_dtype": "float32"}
-    boards = _boards.boards([made("a", **both), made("b", **both), made("a", **{**both, **differs})])
+    boards = make_boards([made("a", **both), made("b", **both), made("a", **{**both, **differs})])
     assert [[row.label for row in board.rows] for board in boards] == [["a", "b"], ["a"]]
 
 
@@ -171,15 +171,15 @@ def test_one_label_for_two_kinds_of_sae_is_told_apart():
 def test_untrained_rows_stand_last_with_the_reason():
     board = board_of(made("random", ce=0.99, trained=False), made("a", ce=0.1))
     assert [row.label for row in board.rows] == ["a", "random"]
-    text = _render.as_markdown([board])
+    text = to_markdown([board])
     assert "| *random* (untrained) |" in text
     assert "`random` is untrained: trained on 0 tokens." in text
 
 
 def test_the_users_baselines_are_untrained_and_say_why():
-    results, broken = _read.tree([BASELINES])
+    results, broken = read_results([BASELINES])
     assert not broken
-    rows = {row.label: row for board in _boards.boards(results) for row in board.rows}
+    rows = {row.label: row for board in make_boards(results) for row in board.rows}
     assert rows["google/gemma-2-2b_layer_19_sae/custom_sae"].untrained == ["L0 is 0: no latent ever fires"]
     probing = rows["google/gemma-2-2b_layer_5_sae/custom_sae"].untrained
     assert probing == ["at chance: every SAE probe is within 0.02 of 0.5", "0 training steps"]
@@ -195,8 +195,8 @@ def test_saebench_s_minus_one_is_no_number():
 
 
 def test_published_rows_are_ranked_with_their_like_and_name_their_source():
-    results, _ = _read.tree([BASELINES])
-    board = next(b for b in _boards.boards(results) if b.model == "pythia-160m-deduped")
+    results, _ = read_results([BASELINES])
+    board = next(b for b in make_boards(results) if b.model == "pythia-160m-deduped")
     assert len(board.rows) == 126
     assert "SAEBench-Reliability" in (board.rows[0].source or "")
     assert all(row.training_tokens == 500_000_000 for row in board.rows)
@@ -290,7 +290,7 @@ def test_a_table_says_what_made_it_and_why_a_number_is_missing():
         }
         for label, ks in (("a", [1]), ("d", [1, 5]))
     ]
-    text = _render.as_markdown([board_of(made("a"), made("b\nc"), made("d"), probing)])
+    text = to_markdown([board_of(made("a"), made("b\nc"), made("d"), probing)])
     assert "- `python -m eval_runners.core`, commit abc: core of" in text
     assert "- sparse_probing was not run for `b c`" in text
     assert "- no accuracy, k = 5 of `a`: not among its numbers" in text
@@ -298,10 +298,10 @@ def test_a_table_says_what_made_it_and_why_a_number_is_missing():
 
 
 def test_an_error_is_printed_with_a_digit_that_says_something():
-    assert _render.number((0.8419, 0.00031)) == "0.8419 ± 0.0003"
-    assert _render.number((0.8419, 0.0131)) == "0.842 ± 0.013"
-    assert _render.number((0.8419, 0.0000031)) == "0.84190 ± 0.00000"
-    assert _render.number((30.2, None)) == "30.2"
+    assert format_number((0.8419, 0.00031)) == "0.8419 ± 0.0003"
+    assert format_number((0.8419, 0.0131)) == "0.842 ± 0.013"
+    assert format_number((0.8419, 0.0000031)) == "0.84190 ± 0.00000"
+    assert format_number((30.2, None)) == "30.2"
 
 
 def test_what_is_no_file_is_written_to_and_stays(tmp_path):
@@ -368,15 +368,15 @@ def test_tables_in_a_file_are_made_anew_and_checked(tmp_path, capsys):
     results = [*over_seeds("a", [0.9, 0.91]), *over_seeds("c", [0.8, 0.81])]
     file = tmp_path / "README.md"
     file.write_text(README)
-    assert _leaderboard.fill(file, results, check=True) == 1
+    assert fill(file, results, check=True) == 1
     assert file.read_text() == README
-    assert _leaderboard.fill(file, results, check=False) == 0
+    assert fill(file, results, check=False) == 0
     text = file.read_text()
     assert text.startswith("before\n<!-- leaderboard --sae a,b -->\n")
     assert text.endswith("<!-- /leaderboard -->\nafter\n")
     assert "| `a` | 30.0 | 64 | 1000 | 2 | 0.905 ± 0.005 |" in text
     assert "`c`" not in text
-    assert _leaderboard.fill(file, results, check=True) == 0
+    assert fill(file, results, check=True) == 0
     assert "up to date" in capsys.readouterr().out
 
 
@@ -453,5 +453,5 @@ def test_no_torch():
 
 
 def test_no_two_columns_have_one_head():
-    heads = [metric.short for name in ("core", "sparse_probing", "positional_consistency") for metric in _rows.module(name).METRICS if metric.short]  # fmt: skip
+    heads = [metric.short for name in ("core", "sparse_probing", "positional_consistency") for metric in evaluator_of_type(name).METRICS if metric.short]  # fmt: skip
     assert len(heads) == len(set(heads))

@@ -9,9 +9,14 @@ import torch
 from conftest import make_model, make_text
 from transformers import AutoModelForCausalLM
 
-from sae_variants.language_model import load as _models
-from sae_variants.language_model import target as _targets
-from sae_variants.training import plan as _plan
+from sae_variants.language_model.contexts import read_contexts
+from sae_variants.language_model.folders import register_model_folder
+from sae_variants.language_model.hooks import hook_activations, hook_width
+from sae_variants.language_model.load import load_model
+from sae_variants.language_model.target import load_target, make_local_target, target_names
+from sae_variants.language_model.contexts import text_dataset
+from sae_variants.language_model.text import local_texts
+from sae_variants.training.plan import SETTING_NAMES, TrainSettings
 
 
 @pytest.mark.parametrize(
@@ -21,15 +26,15 @@ from sae_variants.training import plan as _plan
 def test_a_local_model_gives_the_numbers_of_hugging_face(kind, folder, tmp_path, text_file):
     path = make_model(tmp_path / folder, kind)
     before = {file: file.read_bytes() for file in path.iterdir()}
-    target = _targets.local(str(path), "blocks.1.hook_resid_post", str(text_file))
-    model = _models.load_model(target.model_name, "cpu", "float32")
+    target = make_local_target(str(path), "blocks.1.hook_resid_post", str(text_file))
+    model = load_model(target.model_name, "cpu", "float32")
     theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     tokens = torch.randint(1, theirs.config.vocab_size, (3, 20))
     with torch.no_grad():
         torch.testing.assert_close(
             model(tokens).log_softmax(-1), theirs(tokens).logits.log_softmax(-1), rtol=1e-3, atol=1e-3
         )
-    assert _models.hook_width(model, target.hook_name) == 32
+    assert hook_width(model, target.hook_name) == 32
     assert {file: file.read_bytes() for file in path.iterdir()} == before, "nothing is written into a model's folder"
 
 
@@ -38,10 +43,10 @@ def test_a_name_follows_the_content(tmp_path, model_folder):
 
     copy = tmp_path / "copy"
     shutil.copytree(model_folder, copy)
-    assert _models.name_folder(copy) == _models.name_folder(model_folder)
+    assert register_model_folder(copy) == register_model_folder(model_folder)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"rotary_pct": 0.5}))
-    assert _models.name_folder(copy) != _models.name_folder(model_folder)
+    assert register_model_folder(copy) != register_model_folder(model_folder)
 
 
 def test_the_sandbox_is_known_to_transformer_lens_by_its_short_name():
@@ -54,11 +59,11 @@ def test_the_sandbox_is_known_to_transformer_lens_by_its_short_name():
 
 
 def test_activations_stop_at_the_hook(target):
-    model = _models.load_model(target.model_name, "cpu", "float32")
+    model = load_model(target.model_name, "cpu", "float32")
     tokens = torch.randint(1, 50, (5, 16))
     _, cache = model.run_with_cache(tokens)
     for hook in ("blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out"):
-        torch.testing.assert_close(_models.hook_activations(model, hook, contexts_per_pass=2)(tokens), cache[hook])
+        torch.testing.assert_close(hook_activations(model, hook, contexts_per_pass=2)(tokens), cache[hook])
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
@@ -73,7 +78,7 @@ def test_every_kind_of_text_gives_the_same_documents(suffix, tmp_path):
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     else:
         pd.DataFrame({"text": texts}).to_parquet(path)
-    train, heldout = (_targets.local_texts(str(path), split) for split in ("train", "heldout"))
+    train, heldout = (local_texts(str(path), split) for split in ("train", "heldout"))
     assert sorted(train + heldout) == sorted(set(texts))
     assert not set(train) & set(heldout)
     assert heldout
@@ -82,26 +87,26 @@ def test_every_kind_of_text_gives_the_same_documents(suffix, tmp_path):
 def test_a_folder_of_texts_is_read_whole(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.txt").write_text("\n\n".join(make_text(20 * (number + 1))))
-    assert len(_targets.local_texts(str(tmp_path), "train")) > 40
+    assert len(local_texts(str(tmp_path), "train")) > 40
 
 
 def test_every_target_file_is_a_target_that_trains():
-    for name in _targets.names():
-        target = _targets.load(name)
-        settings = {k: v for k, v in target.train.items() if k in _plan.SETTING_NAMES}
-        assert _plan.TrainSettings(**settings).steps > 0
+    for name in target_names():
+        target = load_target(name)
+        settings = {k: v for k, v in target.train.items() if k in SETTING_NAMES}
+        assert TrainSettings(**settings).steps > 0
         assert target.title
 
 
 def test_contexts_are_those_of_sae_lens(target):
     from sae_lens.training.activations_store import ActivationsStore
 
-    model = _models.load_model(target.model_name, "cpu", "float32")
+    model = load_model(target.model_name, "cpu", "float32")
     with pytest.warns(UserWarning, match="not tokenized"):
         store = ActivationsStore(
-            model, _targets.text_dataset(target, "train"), True, target.hook_name, None, 33, 32, 2, 1000, 4, 64, True,
+            model, text_dataset(target, "train"), True, target.hook_name, None, 33, 32, 2, 1000, 4, 64, True,
             "none", torch.device("cpu"), "float32",
         )  # fmt: skip
-    ours = _targets.contexts(target, model, 33)
+    ours = read_contexts(target, model, 33)
     theirs = store.get_batch_tokens(20)
     assert torch.equal(torch.stack([next(ours) for _ in range(20)]), theirs)

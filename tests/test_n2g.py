@@ -7,8 +7,18 @@ import torch
 from conftest import identity
 
 from eval_runners import n2g
-from eval_runners.measures.sampled_latents import Drawn
-from eval_runners.n2g import WILDCARD, EvalConfig, examples, matches, pattern, scores, text, trie
+from eval_runners.measures.sampled_latents import SampledLatents
+from eval_runners.measures.token_patterns import (
+    WILDCARD,
+    build_trie,
+    find_examples,
+    find_pattern,
+    last_activations,
+    match_trie,
+    pattern_text,
+    precision_recall,
+)
+from eval_runners.n2g import EvalConfig, details
 
 REPLACEMENTS = [90, 91, 92]
 
@@ -38,64 +48,70 @@ def fires_on(*wanted):
     ids=["token", "bigram", "with a gap", "any token before it", "after a token"],
 )
 def test_patterns_of_known_latents(run, wanted, found):
-    assert pattern(run, 2.0, fires_on(*wanted), REPLACEMENTS) == found
-    assert pattern(run, 4.1, fires_on(*wanted), REPLACEMENTS) is None  # half of it is never reached
+    assert find_pattern(run, 2.0, fires_on(*wanted), REPLACEMENTS) == found
+    assert find_pattern(run, 4.1, fires_on(*wanted), REPLACEMENTS) is None  # half of it is never reached
 
 
 def test_a_pattern_keeps_half_of_the_activation():
     def last(runs):  # 7 alone gives 0.9 of 2, with 3 before it 1.4, with 1 before that 2
         return [(run[-1] == 7) * (0.9 + 0.5 * (run[-2:-1] == [3]) + 0.6 * (run[-3:-1] == [1, 3])) for run in runs]
 
-    assert pattern([1, 3, 7], 2.0, last, REPLACEMENTS) == (3, 7)
-    assert pattern([1, 3, 7], 1.8, last, REPLACEMENTS) == (7,)
+    assert find_pattern([1, 3, 7], 2.0, last, REPLACEMENTS) == (3, 7)
+    assert find_pattern([1, 3, 7], 1.8, last, REPLACEMENTS) == (7,)
 
 
 def test_a_trie_matches_what_ends_with_a_pattern():
-    root = trie([(3, 7), (4, WILDCARD, 7), (8,)])
+    root = build_trie([(3, 7), (4, WILDCARD, 7), (8,)])
     ids = torch.tensor([[3, 7, 7, 8, 4, 1, 7, 3, 3], [7, 4, 7, 7, 1, 1, 1, 8, 7]])
-    assert matches(root, ids).int().tolist() == [[0, 1, 0, 1, 0, 0, 1, 0, 0], [0, 0, 0, 1, 0, 0, 0, 1, 0]]
-    assert not matches(trie([]), ids).any()
+    assert match_trie(root, ids).int().tolist() == [[0, 1, 0, 1, 0, 0, 1, 0, 0], [0, 0, 0, 1, 0, 0, 0, 1, 0]]
+    assert not match_trie(build_trie([]), ids).any()
 
 
 def test_scores_by_hand():
     said, truth = torch.tensor([1, 1, 1, 0]).bool(), torch.tensor([1, 0, 0, 1]).bool()
-    assert scores(said, truth) == {"precision": 1 / 3, "recall": 1 / 2, "f1": 2 / 5}
-    assert scores(torch.zeros(4).bool(), truth) == {"precision": None, "recall": 0, "f1": 0}
+    assert precision_recall(said, truth) == {"precision": 1 / 3, "recall": 1 / 2, "f1": 2 / 5}
+    assert precision_recall(torch.zeros(4).bool(), truth) == {"precision": None, "recall": 0, "f1": 0}
 
 
 def test_examples_end_where_a_latent_fires_most():
     ids = torch.arange(12).view(3, 4)
     acts = torch.tensor([[0.0, 1, 0, 0], [0, 0, 0, 3], [0, 0, 0, 0]])
-    assert examples(ids, acts, most=5, longest=2) == [([6, 7], 3.0), ([0, 1], 1.0)]
-    assert examples(ids, acts, most=1, longest=9) == [([4, 5, 6, 7], 3.0)]
+    assert find_examples(ids, acts, most=5, longest=2) == [([6, 7], 3.0), ([0, 1], 1.0)]
+    assert find_examples(ids, acts, most=1, longest=9) == [([4, 5, 6, 7], 3.0)]
 
 
 def test_a_latent_of_a_bigram_is_told_with_precision_and_recall_1(target, model, monkeypatch):
-    from eval_runners.measures import sampled_latents as _drawn
+    from eval_runners.measures import sampled_latents, token_patterns
 
     torch.manual_seed(0)
     ids = torch.randint(20, 30, (40, 30))
     acts = torch.zeros(40, 30, 1)
     acts[:, 1:, 0] = 2.0 * ((ids[:, 1:] == 25) & (ids[:, :-1] == 21))
-    monkeypatch.setattr(_drawn, "drawn", lambda *_, **__: Drawn(ids, [4], acts, torch.zeros_like(ids).bool()))
-    monkeypatch.setattr(n2g, "last_activations", lambda *_: fires_on(21, 25))
+    monkeypatch.setattr(
+        sampled_latents, "sample_latents", lambda *_, **__: SampledLatents(ids, [4], acts, torch.zeros_like(ids).bool())
+    )
+    monkeypatch.setattr(token_patterns, "last_activations", lambda *_: fires_on(21, 25))
     evaluation = n2g.evaluate(identity(target), target, EvalConfig(), model=model, device="cpu")
     values = evaluation.output["eval_result_metrics"]
     for category in ("firing", "strong"):
         assert (values[category]["precision"], values[category]["recall"], values[category]["f1"]) == (1, 1, 1)
-    (row,) = n2g.details({"eval_result_unstructured": evaluation.ours})
+    (row,) = details({"eval_result_unstructured": evaluation.ours})
     assert row["patterns"] == " ".join(repr(model.tokenizer.decode([token])) for token in (21, 25))
-    assert text((WILDCARD, 21), model.tokenizer).startswith("* ")
+    assert pattern_text((WILDCARD, 21), model.tokenizer).startswith("* ")
 
 
 def test_patterns_are_made_of_the_first_half_only(target, model, monkeypatch):
-    from eval_runners.measures import sampled_latents as _drawn
+    from eval_runners.measures import sampled_latents, token_patterns
 
     ids = torch.arange(5, 23).repeat(3)[:48].view(8, 6)
     ids[:4, 3], ids[4:, 3] = 25, 26
     acts = 2.0 * (ids >= 25).float()[..., None]
-    monkeypatch.setattr(_drawn, "drawn", lambda *_, **__: Drawn(ids, [4], acts, torch.zeros_like(ids).bool()))
-    monkeypatch.setattr(n2g, "last_activations", lambda *_: lambda runs: [2.0 * (run[-1] >= 25) for run in runs])
+    monkeypatch.setattr(
+        sampled_latents, "sample_latents", lambda *_, **__: SampledLatents(ids, [4], acts, torch.zeros_like(ids).bool())
+    )
+    monkeypatch.setattr(
+        token_patterns, "last_activations", lambda *_: lambda runs: [2.0 * (run[-1] >= 25) for run in runs]
+    )
     evaluation = n2g.evaluate(identity(target), target, EvalConfig(), model=model, device="cpu")
     (row,) = evaluation.ours["by_latent"]
     assert row["patterns"] == [repr(model.tokenizer.decode([25]))]
@@ -103,11 +119,11 @@ def test_patterns_are_made_of_the_first_half_only(target, model, monkeypatch):
 
 
 def test_activations_of_runs_are_those_in_the_text(target, model):
-    from eval_runners.data import heldout as _heldout
+    from eval_runners.data.heldout import activations_of, heldout_tokens
 
-    sae, ids = identity(target), _heldout.tokens(target, model, 2, 16)
-    last = n2g.last_activations(sae, target, model, 3)
+    sae, ids = identity(target), heldout_tokens(target, model, 2, 16)
+    last = last_activations(sae, target, model, 3)
     runs = [ids[0, 1:4].tolist(), ids[0, 1:9].tolist()]
-    x = next(iter(_heldout.activations_of(ids, target, model)))[0]
+    x = next(iter(activations_of(ids, target, model)))[0]
     expected = sae.encode(x)[0, [2, 7], 3].tolist()
     assert last(runs) == pytest.approx(expected, abs=1e-4)

@@ -7,13 +7,13 @@ import torch
 from conftest import identity, make_tasks
 from sae_bench.sae_bench_utils import activation_collection as collection
 
-from eval_runners.saebench import padding as _padding
-from sae_variants.language_model import load as _models
+from eval_runners.saebench.padding import _Agreement, skipped_by_model, skipped_by_sae
+from sae_variants.language_model.load import load_model
 
 
 @pytest.fixture(scope="module", params=["tiny", "sandbox"])
 def model(request, target):
-    return _models.load_model(target.model_name if request.param == "tiny" else "sandbox", "cpu", "float32")
+    return load_model(target.model_name if request.param == "tiny" else "sandbox", "cpu", "float32")
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def count_tokens(model, monkeypatch) -> list[int]:
 def test_the_model_s_activations_are_the_same_to_the_bit_for_fewer_tokens(model, tokens, monkeypatch):
     own = collection.get_llm_activations(tokens, model, 16, 1, "blocks.1.hook_resid_post", True, show_progress=False)
     seen = count_tokens(model, monkeypatch)
-    with _padding.skipped_by_model(model) as agreement:
+    with skipped_by_model(model) as agreement:
         checked = collection.get_llm_activations(tokens, model, 16, 1, "blocks.1.hook_resid_post", True)
         del seen[:]
         trusted = collection.get_llm_activations(tokens, model, 16, 1, "blocks.1.hook_resid_post", True)
@@ -52,7 +52,7 @@ def test_the_model_s_activations_are_the_same_to_the_bit_for_fewer_tokens(model,
 
 def test_without_a_mask_or_with_padding_on_the_left_all_is_as_it_was(model, tokens, monkeypatch):
     seen = count_tokens(model, monkeypatch)
-    with _padding.skipped_by_model(model):
+    with skipped_by_model(model):
         collection.get_llm_activations(tokens, model, 16, 1, "blocks.1.hook_resid_post", False)
         monkeypatch.setattr(model.tokenizer, "padding_side", "left")
         collection.get_llm_activations(tokens, model, 16, 1, "blocks.1.hook_resid_post", True)
@@ -67,7 +67,7 @@ def test_latents_are_the_same_to_the_bit_however_many_tokens_are_real(target, re
         batch[:, count:] = 0
     acts = batches.flatten(0, 1)
     own = collection.get_sae_meaned_activations({"a": acts}, sae, 5)["a"].nan_to_num(7)
-    with _padding.skipped_by_sae(sae):
+    with skipped_by_sae(sae):
         for _ in range(2):
             assert collection.get_sae_meaned_activations({"a": acts}, sae, 5)["a"].nan_to_num(7).equal(own)
 
@@ -84,14 +84,14 @@ def test_an_sae_that_needs_whole_contexts_gets_them(target):
     sae.encode = whole_only
     acts = torch.randn(10, 64, 32)
     acts[:, 9:] = 0
-    with _padding.skipped_by_sae(sae) as agreement:
+    with skipped_by_sae(sae) as agreement:
         found = collection.get_sae_meaned_activations({"a": acts}, sae, 5)["a"]
     assert agreement.broken
     assert found.equal(collection.get_sae_meaned_activations({"a": acts}, sae, 5)["a"])
 
 
 def test_a_differing_bit_ends_the_short_cut():
-    agreement = _padding._Agreement()
+    agreement = _Agreement()
     one, other = torch.tensor([1.0]), torch.tensor([1.0 + 1e-7])
     assert agreement.result((1,), lambda: one.clone(), lambda: one).equal(one)
     assert agreement.result((2,), lambda: other, lambda: one).equal(one)

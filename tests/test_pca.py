@@ -10,8 +10,8 @@ from sklearn.decomposition import PCA
 
 import sae_variants
 from sae_variants.common.errors import UsageError
-from sae_variants.training import plan as _plan
-from sae_variants.training import train as _train
+from sae_variants.training.plan import make_plan
+from sae_variants.training.train import train_plans
 
 
 def rows(n: int = 400) -> torch.Tensor:
@@ -34,8 +34,8 @@ def test_it_is_scikit_learn_s_pca(tmp_path):
 
 
 def test_through_the_stream_the_input_scale_is_folded(target, tmp_path):
-    made = _plan.plan("pca", target, tiny("pca") | {"k": 16}, tmp_path)
-    _train.train([made])
+    made = make_plan("pca", target, tiny("pca") | {"k": 16}, tmp_path)
+    train_plans([made])
     sae = sae_variants.load(made.folder)
     torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(64))
     assert sae.b_dec.norm() > 0

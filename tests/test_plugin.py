@@ -14,8 +14,8 @@ import pytest
 from conftest import tiny
 
 from sae_variants.common.errors import UsageError
-from sae_variants.registry import plugins as _plugins
-from sae_variants.registry import variants as _register
+from sae_variants.registry import plugins
+from sae_variants.registry.variants import import_variants, variant_modules, variant_summaries
 
 PLUGIN = Path(__file__).parent / "plugin"
 
@@ -74,13 +74,13 @@ def test_it_trains_is_scored_and_stands_on_the_leaderboard(installed, tmp_path, 
     ],
 )
 def test_a_name_that_is_taken_or_is_not_the_modules(monkeypatch, entry, says):
-    monkeypatch.setattr(_plugins, "entries", lambda group: [EntryPoint(*entry, group)])
+    monkeypatch.setattr(plugins, "find_entry_points", lambda group: [EntryPoint(*entry, group)])
     with pytest.raises(UsageError, match=says):
-        _register.places()
+        variant_modules()
 
 
 def test_a_plugin_that_cannot_be_imported(monkeypatch):
-    monkeypatch.setattr(_plugins, "entries", lambda group: [EntryPoint("gone", "no_such_package.gone", group)])
+    monkeypatch.setattr(plugins, "find_entry_points", lambda group: [EntryPoint("gone", "no_such_package.gone", group)])
     with pytest.raises(UsageError, match=r"the plugin no_such_package\.gone cannot be imported"):
-        _register.import_variants()
-    assert _register.summaries()["gone"] == "its package cannot be imported"
+        import_variants()
+    assert variant_summaries()["gone"] == "its package cannot be imported"

@@ -12,17 +12,18 @@ import torch
 from conftest import identity, linear_sae, tiny
 
 from eval_runners import positional_consistency as evaluator
-from eval_runners.commands import evaluate as _run
-from eval_runners.measures import autocorrelation as _positions
-from eval_runners.measures import position_profiles as _profiles
+from eval_runners.commands import evaluate as eval_command
+from eval_runners.measures.autocorrelation import Documents, Smoothness, Statistics, half_life, segments
+from eval_runners.measures.position_profiles import Related, cluster_profiles, find_redundant, kind_of
+from eval_runners.positional_consistency import EvalConfig
 from sae_variants.common.errors import UsageError
 
 LAGS = (1, 2, 4, 8)
 C, T, S = 200, 64, 6
 
 
-def statistics(acts, x=None, special=None, bins: int = 8, seed: int = 0) -> _positions.Statistics:
-    found = _positions.Statistics(LAGS, bins, seed)
+def statistics(acts, x=None, special=None, bins: int = 8, seed: int = 0) -> Statistics:
+    found = Statistics(LAGS, bins, seed)
     x = torch.randn(len(acts), T, 5, generator=torch.Generator().manual_seed(1)) if x is None else x
     special = torch.zeros(acts.shape[:2], dtype=torch.bool) if special is None else special
     for part in torch.arange(len(acts)).split(50):
@@ -109,7 +110,7 @@ def test_the_order_of_contexts_counts_for_nothing_that_of_tokens_for_all():
 def test_documents_packed_into_one_context_are_not_neighbours():
     special = torch.zeros(1, 6, dtype=torch.bool)
     special[0, 2] = True
-    assert _positions.segments(special).tolist() == [[0, 0, -1, 1, 1, 1]]
+    assert segments(special).tolist() == [[0, 0, -1, 1, 1, 1]]
     acts = torch.zeros(C, T, 1)
     acts[:, : T // 2] = 1
     marks = torch.zeros(C, T, dtype=torch.bool)
@@ -131,7 +132,7 @@ def test_special_tokens_count_for_nothing():
 def test_smoothness_by_hand():
     acts = torch.tensor([[[0.0], [2.0], [5.0]]])
     x = torch.tensor([[[0.0], [1.0], [3.0]]])
-    smoothness = _positions.Smoothness()
+    smoothness = Smoothness()
     smoothness.add(acts, x, torch.zeros(1, 3, dtype=torch.long))
     assert smoothness.value(torch.tensor([True])) == 2.0  # max(2 / 1, 3 / 2)
 
@@ -141,7 +142,7 @@ def test_smoothness_by_hand():
     [([0.8, 0.4, 0.2, 0.1], 2), ([0.8, 0.6, 0.2, 0.1], 2 ** 1.5), ([0.8, 0.7, 0.6, 0.5], math.inf), ([0.0, 0, 0, 0], None)],
 )  # fmt: skip
 def test_half_life_by_hand(curve, expected):
-    found = _positions.half_life(LAGS, curve)
+    found = half_life(LAGS, curve)
     assert math.isnan(found) if expected is None else found == pytest.approx(expected)
 
 
@@ -150,7 +151,7 @@ def test_the_document_direction_is_the_planted_one():
     x = torch.randn(50, 20, 8, generator=generator)
     planted = torch.nn.functional.normalize(torch.randn(8, generator=generator), dim=0)
     x += 3 * torch.randn(50, 1, 1, generator=generator) * planted
-    documents = _positions.Documents()
+    documents = Documents()
     documents.add(x, torch.zeros(50, 20, dtype=torch.bool))
     direction = torch.nn.functional.normalize(documents.direction_D1()[:, 0].float(), dim=0)
     assert abs(direction @ planted) > 0.98
@@ -162,7 +163,7 @@ def test_the_document_direction_is_the_planted_one():
     ids=["flat", "early", "late", "periodic"],
 )  # fmt: skip
 def test_kinds_of_profiles(profile, kind):
-    assert _profiles.kind_of(profile) == kind
+    assert kind_of(profile) == kind
 
 
 def test_profiles_are_clustered_into_what_was_planted():
@@ -172,7 +173,7 @@ def test_profiles_are_clustered_into_what_was_planted():
         [torch.rand(C, T, 20, generator=generator) < 0.3 * rate[:, None] for rate in rates.values()], -1
     ).float()
     found = statistics(acts)
-    described = _profiles.describe(found.profile, everything(acts), 0)
+    described = cluster_profiles(found.profile, everything(acts), 0)
     for i, kind in enumerate(rates):
         mask = torch.zeros(60, dtype=torch.bool)
         mask[20 * i : 20 * (i + 1)] = True
@@ -184,18 +185,18 @@ def test_copies_in_other_bands_are_redundant_and_copies_in_the_same_are_not():
     decoder = torch.stack([eye[0], eye[0] + 0.1 * eye[1], eye[2], eye[2], eye[3], eye[3]])
     band = torch.tensor([0, 2, 1, 1, -1, 0])
     keep = torch.ones(6, dtype=torch.bool)
-    copies, redundant = _profiles.redundant(decoder, band, keep)
+    copies, redundant = find_redundant(decoder, band, keep)
     assert copies.tolist() == [True] * 6
     assert redundant.tolist() == [True, True, False, False, False, False]
     keep[0] = False
-    copies, redundant = _profiles.redundant(decoder, band, keep)
+    copies, redundant = find_redundant(decoder, band, keep)
     assert copies.tolist() == [False, False, True, True, True, True]
     assert not redundant.any()
 
 
 def test_correlation_of_related_latents_is_numpy_s():
     acts = slowly()
-    related = _profiles.Related(torch.randn(S, 4), torch.arange(S) != 2)
+    related = Related(torch.randn(S, 4), torch.arange(S) != 2)
     assert 2 not in related.latents.tolist()  # it never fires
     related.add(acts, torch.zeros(C, T, dtype=torch.bool))
     expected = np.corrcoef(acts.flatten(0, 1)[:, related.latents].T)
@@ -207,7 +208,7 @@ def test_uneven_firing_by_chance_is_flat():
     rates = torch.cat([torch.full((40,), 0.003), torch.full((20,), 0.3)])
     acts = (torch.rand(C, T, 60, generator=generator) < rates).float()
     found = statistics(acts, bins=16)
-    described = _profiles.describe(found.profile, everything(acts), 0)
+    described = cluster_profiles(found.profile, everything(acts), 0)
     assert described.shares(everything(acts))["flat"] >= 0.98
     assert (described.band_S[:40] == -1).all()
 
@@ -216,7 +217,7 @@ def test_a_scale_is_taken_where_a_latent_fires_or_over_all_tokens():
     acts = torch.zeros(1, 4, 1)
     acts[0, 1], acts[0, 2] = 3.0, 4.0
     x = torch.arange(4.0).reshape(1, 4, 1)  # steps of length 1
-    found = _positions.Statistics(LAGS, 2)
+    found = Statistics(LAGS, 2)
     found.add(acts, x, torch.zeros(1, 4, dtype=torch.bool))
     assert found.scale_S().item() == pytest.approx((25 / 2) ** 0.5)
     assert found.root_mean_square_S().item() == pytest.approx((25 / 4) ** 0.5)
@@ -265,7 +266,7 @@ def test_the_most_persistent_latents_are_those_that_stay_on():
     assert found.most_persistent(keep, 1, 1.0)[:S].all()
 
 
-SMALL = evaluator.EvalConfig(n_contexts=24, context_size=32, batch_contexts=5, n_min=3)
+SMALL = EvalConfig(n_contexts=24, context_size=32, batch_contexts=5, n_min=3)
 
 
 def test_only_latents_that_fire_often_enough_count(target, model):
@@ -294,24 +295,24 @@ def test_what_cannot_be_measured_is_refused(target, model, settings, says):
 
 def test_the_ceilings_are_those_of_the_second_half(target, model):
     """Of the contexts that are there, however many were asked for, and fitted on the first half alone."""
-    from eval_runners.data import heldout as _heldout
+    from eval_runners.data.heldout import activations_of, heldout_tokens
 
     values = score(identity(target), target, model, replace(SMALL, n_contexts=10_000)).output["eval_result_metrics"]
-    ids = _heldout.tokens(target, model, 10_000, SMALL.context_size)
+    ids = heldout_tokens(target, model, 10_000, SMALL.context_size)
     assert 2 < len(ids) < 10_000
     half = len(ids) // 2
-    documents = _positions.Documents()
-    statistics = [_positions.Statistics(evaluator.LAGS, 16) for _ in range(2)]
-    for x, special in _heldout.activations_of(ids[:half], target, model):
+    documents = Documents()
+    statistics = [Statistics(evaluator.LAGS, 16) for _ in range(2)]
+    for x, special in activations_of(ids[:half], target, model):
         documents.add(x, special)
-    for x, special in _heldout.activations_of(ids[half:], target, model):
+    for x, special in activations_of(ids[half:], target, model):
         for found, rows in zip(statistics, (x, x @ documents.direction_D1().to(x)), strict=True):
             found.add(rows, x, special)
     for category, found in zip(("residual", "document_direction"), statistics, strict=True):
         for name, expected in found.linear_metrics().items():
             if values[category][name] is not None:
                 assert values[category][name] == pytest.approx(expected, rel=1e-3), (category, name)
-    x = torch.cat([x[~special] for x, special in _heldout.activations_of(ids[half:], target, model)]).double()
+    x = torch.cat([x[~special] for x, special in activations_of(ids[half:], target, model)]).double()
     torch.testing.assert_close(statistics[0].deviation_S(), x.std(0, unbiased=False), rtol=1e-3, atol=1e-4)
 
 
@@ -335,7 +336,7 @@ def test_slow_and_fast_stand_apart_where_the_sae_says_which_are_which(
     train = [
         word for key, value in tiny("temporal").items() for word in (f"--train.{key.replace('_', '-')}", str(value))
     ]
-    _run.main("positional_consistency", [
+    eval_command.main("positional_consistency", [
         "--sae", "temporal", "--sae", "stock:batchtopk", "--model", str(model_folder), "--hook-name", target.hook_name,
         "--dataset", str(text_file), "--trained", str(trained), "--output", str(tmp_path / "out"),
         "--n-contexts", "24", "--context-size", "32", "--n-min", "3", *train,
@@ -379,6 +380,6 @@ def test_65536_latents_stay_under_2_gib(target, model):
     sae = linear_sae(target, decoder.T.contiguous(), decoder)
     sae.b_enc.data = torch.full((65_536,), -3.0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    wide = evaluator.EvalConfig(n_contexts=8, context_size=128, batch_contexts=4, n_min=3)
+    wide = EvalConfig(n_contexts=8, context_size=128, batch_contexts=4, n_min=3)
     assert score(sae, target, model, wide).output["eval_result_metrics"]["all"]["latents"] > 1000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 * 1024**2  # KiB

@@ -8,9 +8,9 @@ from conftest import identity, tiny
 
 import sae_variants
 from eval_runners import progressive
-from eval_runners.harness import find_sae as _saes
-from eval_runners.progressive import EvalConfig, came_and_went, explained
-from sae_variants.language_model import load as _models
+from eval_runners.harness.find_sae import resolve_requests, train_missing
+from eval_runners.progressive import LOOKS, EvalConfig, came_and_went, explained
+from sae_variants.language_model.load import load_model
 
 
 def test_what_is_left_out_of_orthonormal_latents_is_lost(target):
@@ -58,25 +58,25 @@ def test_what_came_and_went_by_hand():
 def test_an_sae_and_its_looks_are_of_one_training(target, tmp_path, capsys):
     import shutil
 
-    (plan,) = _saes.asked(["topk"], target, tiny("topk"), [{}], [0], tmp_path)
-    (found,), _ = _saes.ready([plan], [], "cpu")
+    (plan,) = resolve_requests(["topk"], target, tiny("topk"), [{}], [0], tmp_path)
+    (found,), _ = train_missing([plan], [], "cpu")
     weights = found.folder / "sae_weights.safetensors"
     bytes_of_first, before = weights.read_bytes(), found.weight_hash
     weights.write_bytes(bytes_of_first[:-4] + b"\0\0\0\0")  # as if another machine had trained it
-    (again,), _ = _saes.ready([plan], [], "cpu", progressive.LOOKS)
+    (again,), _ = train_missing([plan], [], "cpu", LOOKS)
     assert "was not looked at in its training: training it again" in capsys.readouterr().out
     assert again.weight_hash == before
-    assert not plan.lacks(progressive.LOOKS)
+    assert not plan.lacks(LOOKS)
     shutil.rmtree(plan.snapshot(0.5))
-    model = _models.load_model(target.model_name, "cpu", "float32")
+    model = load_model(target.model_name, "cpu", "float32")
     config = EvalConfig(n_contexts=8, context_size=32)
     evaluation = progressive.evaluate(again.load("cpu"), target, config, model=model, device="cpu", found=again)
     assert evaluation.output["eval_result_metrics"]["training"]["dead_100"] is None
 
 
 def test_an_sae_that_is_trained_here_is_looked_at_on_its_way(target, model, tmp_path):
-    wanted = _saes.asked(["topk"], target, tiny("topk"), [{}], [0], tmp_path)
-    (found,), _ = _saes.ready(wanted, [], "cpu", progressive.LOOKS)
+    wanted = resolve_requests(["topk"], target, tiny("topk"), [{}], [0], tmp_path)
+    (found,), _ = train_missing(wanted, [], "cpu", LOOKS)
     config = EvalConfig(n_contexts=8, context_size=32)
     evaluation = progressive.evaluate(found.load("cpu"), target, config, model=model, device="cpu", found=found)
     values = evaluation.output["eval_result_metrics"]

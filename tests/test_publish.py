@@ -19,9 +19,9 @@ from test_leaderboard import made
 
 import sae_variants
 from eval_runners.__main__ import main
-from eval_runners.commands import evaluate as _run
-from eval_runners.commands import publish as _publish
-from eval_runners.store import result as _result
+from eval_runners.commands import evaluate as eval_command
+from eval_runners.commands.publish import upload
+from eval_runners.store.paths import without_paths
 from sae_variants.common.errors import UsageError
 
 CORE = ["--batch-size-prompts", "4", "--n-eval-reconstruction-batches", "1", "--n-eval-sparsity-variance-batches", "2", "--context-size", "32"]  # fmt: skip
@@ -34,7 +34,7 @@ def place(tmp_path_factory, model_folder, text_file):
     where = ["--model", str(model_folder), "--hook-name", "blocks.0.hook_resid_post", "--dataset", str(text_file)]
     train = [f"--train.{key}={value}" for key, value in {**TINY, **tiny("temporal")}.items()]
     words = [*where, "--trained", str(root / "trained"), "--sae", "temporal", *train]
-    assert _run.main("core", [*words, *CORE, "--output", str(root / "runs")]) in (0, 1)
+    assert eval_command.main("core", [*words, *CORE, "--output", str(root / "runs")]) in (0, 1)
     return root, words
 
 
@@ -69,13 +69,13 @@ def test_a_dry_run_writes_sae_lens_layout_results_and_a_card(place, tmp_path, ca
 
 
 def test_a_trace_goes_with_the_weights(tmp_path):
-    from eval_runners.commands import publish as _publish
+    from eval_runners.commands.publish import _copy
 
     source, folder = tmp_path / "sae", tmp_path / "published"
     source.mkdir()
     for name in ("cfg.json", "sae_weights.safetensors", "trace.npz", "notes.txt"):
         (source / name).write_text("{}")
-    _publish._copy(source, folder, [])
+    _copy(source, folder, [])
     names = {path.name for path in folder.iterdir() if path.is_file()}
     assert names == {"cfg.json", "sae_weights.safetensors", "trace.npz"}
 
@@ -104,7 +104,7 @@ def test_no_path_of_this_machine_is_published(place, tmp_path):
     ],
 )  # fmt: skip
 def test_paths_are_cut_down_and_nothing_else_is(text, cut):
-    assert _result.without_paths({"a": [text], text: 1}) == {"a": [cut], cut: 1}
+    assert without_paths({"a": [text], text: 1}) == {"a": [cut], cut: 1}
 
 
 def test_stock_sae_lens_loads_it_where_this_package_is_not(place, tmp_path):
@@ -251,7 +251,7 @@ def test_what_the_hub_refuses_is_one_line(hub, tmp_path, path, status, says):
     hub.fails[path] = [status] * 100
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(UsageError, match=says):
-        _publish.upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
+        upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -260,10 +260,10 @@ def test_a_connection_that_is_cut_leaves_nothing_and_the_same_upload_works_after
     (tmp_path / "a" / "x.safetensors").write_bytes(bytes(1000))
     hub.fails["/upload/"] = [0] * 100
     with pytest.raises(UsageError, match=r"cannot reach the Hub|the Hub failed"):
-        _publish.upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
+        upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
     assert hub.repos["me/saes"] == {}
     hub.fails.clear()
-    _publish.upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
+    upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
     assert hub.repos["me/saes"] == {"a/x.safetensors": bytes(1000)}
 
 
@@ -271,10 +271,10 @@ def test_an_sae_that_is_published_again_keeps_nothing_of_its_former_self(hub, tm
     for name in ("a/cfg.json", "a/results/core.json", "a/results/old.json", "b/cfg.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    _publish.upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
+    upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
     (tmp_path / "a" / "results" / "old.json").unlink()
     (tmp_path / "b" / "cfg.json").unlink()
-    _publish.upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN, replaced=["a"])
+    upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN, replaced=["a"])
     assert sorted(hub.repos["me/saes"]) == ["a/cfg.json", "a/results/core.json", "b/cfg.json"]
 
 
@@ -289,10 +289,10 @@ def test_what_differs_from_the_recipe_has_a_folder_of_its_own(place, tmp_path):
 def test_a_wrong_token_and_none(hub, tmp_path):
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(UsageError, match=r"HTTP 401\): the Hub does not know you"):
-        _publish.upload(tmp_path, "me/saes", False, endpoint=hub.url, token="hf_wrong")
+        upload(tmp_path, "me/saes", False, endpoint=hub.url, token="hf_wrong")
 
 
 def test_no_hub_at_all(hub, tmp_path):
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(UsageError, match="cannot reach the Hub"):
-        _publish.upload(tmp_path, "me/saes", False, endpoint="http://127.0.0.1:9", token=TOKEN)
+        upload(tmp_path, "me/saes", False, endpoint="http://127.0.0.1:9", token=TOKEN)

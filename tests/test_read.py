@@ -8,21 +8,23 @@ from pathlib import Path
 import pytest
 
 from eval_runners import core, sparse_probing
-from eval_runners.commands import evaluate as _run
+from eval_runners.commands.evaluate import _baseline
 from eval_runners.contract.contract import Metric
-from eval_runners.store import read as _read
+from eval_runners.harness.score import prepare_scoring
+from eval_runners.sparse_probing import METRICS, EvalConfig
+from eval_runners.store.read import conditions_of, describe_differences, load_result, mean_and_error, metric_value
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model import target as _targets
+from sae_variants.language_model.target import load_target
 
 BASELINES = Path(__file__).parent.parent / "results" / "baselines"
-ACCURACY = next(metric for metric in sparse_probing.METRICS if metric.name == "sae_top_1_test_accuracy")
+ACCURACY = next(metric for metric in METRICS if metric.name == "sae_top_1_test_accuracy")
 
 
 @pytest.mark.parametrize("path", sorted(BASELINES.glob("*.json")), ids=lambda path: path.stem)
 def test_every_baseline_loads_and_is_named_in_the_readme(path):
-    result = _read.load(path)
+    result = load_result(path)
     evaluator = {"core": core, "sparse_probing": sparse_probing}[result["eval_type_id"]]
-    found = {m.name: _read.value(m, result) for m in evaluator.METRICS}
+    found = {m.name: metric_value(m, result) for m in evaluator.METRICS}
     assert sum(v is not None for v in found.values()) >= 5
     assert path.name in (BASELINES.parent / "README.md").read_text()
 
@@ -30,31 +32,31 @@ def test_every_baseline_loads_and_is_named_in_the_readme(path):
 def test_mean_and_standard_error_by_hand():
     metric = Metric("x", "x", "higher", "a.x")
     results = [{"a": {"x": value}} for value in (1.0, 2.0, 6.0)]
-    mean, error = _read.mean_and_error(metric, results)
+    mean, error = mean_and_error(metric, results)
     assert mean == 3
     assert error == pytest.approx((7 / 3) ** 0.5)  # variance 7, of three
-    assert _read.mean_and_error(metric, results[:1]) == (1.0, None)
-    assert _read.mean_and_error(metric, results[:1] * 3) == (1.0, 0.0)
-    assert _read.mean_and_error(metric, [{"a": {"x": 0.1}}] * 3) == pytest.approx((0.1, 0), abs=1e-15)
-    assert _read.value(metric, {"a": {"x": "high"}}) is None
-    assert _read.mean_and_error(metric, [*results, {"a": {}}]) is None
+    assert mean_and_error(metric, results[:1]) == (1.0, None)
+    assert mean_and_error(metric, results[:1] * 3) == (1.0, 0.0)
+    assert mean_and_error(metric, [{"a": {"x": 0.1}}] * 3) == pytest.approx((0.1, 0), abs=1e-15)
+    assert metric_value(metric, {"a": {"x": "high"}}) is None
+    assert mean_and_error(metric, [*results, {"a": {}}]) is None
 
 
 def test_what_stands_for_not_a_number_is_none():
     metric = Metric("cossim", "x", "higher", "m.a.cossim")
     result = {"m": {"a": {"cossim": -1}}, "eval_result_unstructured": {"not_a_number": ["a.cossim"]}}
-    assert _read.value(metric, result) is None
+    assert metric_value(metric, result) is None
 
 
 GEMMA = {
     "evaluation": "sparse_probing", "model_name": "google/gemma-2-2b", "hook_name": "blocks.5.hook_resid_post",
-    "llm_dtype": "bfloat16", **asdict(sparse_probing.EvalConfig(probe_train_set_size=4000, probe_test_set_size=1000)),
+    "llm_dtype": "bfloat16", **asdict(EvalConfig(probe_train_set_size=4000, probe_test_set_size=1000)),
 }  # fmt: skip
 
 
 def separate(**changes) -> list[str]:
-    baseline = _read.load(BASELINES / "sparse_probing_gemma-2-2b_layer_5.json")
-    return _read.differing({**GEMMA, **changes}, _read.conditions(baseline))
+    baseline = load_result(BASELINES / "sparse_probing_gemma-2-2b_layer_5.json")
+    return describe_differences({**GEMMA, **changes}, conditions_of(baseline))
 
 
 def test_equal_conditions_are_compared():
@@ -79,10 +81,10 @@ def test_what_matters_separates_and_is_named(changes):
 
 def test_the_gemma_targets_are_compared_with_the_baselines_out_of_the_box():
     for target_name, module in (("gemma-2-2b-l5", sparse_probing), ("gemma-2-2b-l19", core)):
-        target = _targets.load(target_name)
+        target = load_target(target_name)
         (file,) = BASELINES.glob(f"{module.__name__.rpartition('.')[2]}_*.json")
-        scoring = _run.prepared(module.__name__.rpartition(".")[2], target, {}, Path("x"), "cpu", [])
-        assert _run._baseline(str(file), scoring)
+        scoring = prepare_scoring(module.__name__.rpartition(".")[2], target, {}, Path("x"), "cpu", [])
+        assert _baseline(str(file), scoring)
 
 
 @pytest.mark.parametrize(
@@ -92,4 +94,4 @@ def test_files_that_are_no_results(tmp_path, text, says):
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(UsageError, match=says):
-        _read.load(path)
+        load_result(path)

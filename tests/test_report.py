@@ -9,11 +9,11 @@ from conftest import fetched, needs_chromium, opened
 from test_leaderboard import made, over_seeds
 
 from eval_runners.__main__ import main
-from eval_runners.commands import report as _report
 from eval_runners.commands.leaderboard import BASELINES
-from eval_runners.leaderboard import boards as _boards
-from eval_runners.store import read as _read
-from eval_runners.views import page as _page
+from eval_runners.commands.report import render_report
+from eval_runners.leaderboard.boards import make_boards
+from eval_runners.store.read import read_results
+from eval_runners.views.page import TEMPLATES
 
 HOSTILE = "</script><script>document.body.dataset.broken='yes'</script><b>bold</b>"
 
@@ -34,8 +34,8 @@ def results():
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     file = tmp_path_factory.mktemp("report") / "report.html"
-    others, _ = _read.tree([BASELINES])
-    file.write_text(_report.page(_boards.boards([*results(), *others]), []))
+    others, _ = read_results([BASELINES])
+    file.write_text(render_report(make_boards([*results(), *others]), []))
     return file
 
 
@@ -187,5 +187,5 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_the_page_holds_no_address_but_those_of_its_libraries():
-    text = "".join(path.read_text() for kind in ("*.html", "page.*") for path in _page.FOLDER.glob(kind))
+    text = "".join(path.read_text() for kind in ("*.html", "page.*") for path in TEMPLATES.glob(kind))
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")  # a name, not an address

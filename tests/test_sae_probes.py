@@ -11,7 +11,8 @@ from conftest import identity, tiny, zero
 from sae_bench.evals.sparse_probing_sae_probes.eval_output import SparseProbingSaeProbesEvalOutput
 
 from eval_runners import sae_probes
-from eval_runners.commands import evaluate as _run
+from eval_runners.commands import evaluate as eval_command
+from eval_runners.sae_probes import EvalConfig, prepare
 from sae_variants.common.errors import UsageError
 
 SMALL = ("95_toxic_is", "109_ball_ws", "130_temp_cat_Frequency")
@@ -19,14 +20,14 @@ SMALL = ("95_toxic_is", "109_ball_ws", "130_temp_cat_Frequency")
 
 @pytest.fixture(scope="module")
 def names():
-    from eval_runners.data import labelled as _tasks
+    from eval_runners.data.labelled import probe_dataset_names
 
-    return tuple(name for name in SMALL if name in _tasks.package_names())
+    return tuple(name for name in SMALL if name in probe_dataset_names())
 
 
 @pytest.fixture(scope="module")
 def config(target, names):
-    settled, _ = sae_probes.prepare(target, sae_probes.EvalConfig(dataset_names=names, ks=(1, 5), random_seed=7))
+    settled, _ = prepare(target, EvalConfig(dataset_names=names, ks=(1, 5), random_seed=7))
     return settled
 
 
@@ -81,13 +82,13 @@ def test_numbers_are_those_of_the_package_itself(target, config, model, evaluati
     with pytest.MonkeyPatch.context() as patch:
         import importlib
 
-        from eval_runners.saebench import shared as _saebench
+        from eval_runners.saebench.shared import hide_output
 
         generate = importlib.import_module("sae_probes.generate_model_activations")
         evals = importlib.import_module("sae_probes.run_sae_evals")
         ensure = generate.ensure_dataset_activations
         patch.setattr(evals, "ensure_dataset_activations", lambda **kw: ensure(**kw, model=model, max_seq_len=128))
-        with _saebench.silent(generate, evals):
+        with hide_output(generate, evals):
             run_sae_evals(
                 sae=identity(target), model_name=target.model_name, hook_name=target.hook_name, reg_type="l1",
                 setting="normal", ks=[1, 5], results_path=tmp_path / "r", model_cache_path=tmp_path / "c",
@@ -110,7 +111,7 @@ def test_saebench_s_own_plots_read_the_result(
     train = [
         word for key, value in tiny("temporal").items() for word in (f"--train.{key.replace('_', '-')}", str(value))
     ]
-    code = _run.main("sae_probes", [
+    code = eval_command.main("sae_probes", [
         "--sae", "temporal", "--model", str(model_folder), "--hook-name", target.hook_name, "--dataset", str(text_file),
         "--trained", str(trained), "--output", str(tmp_path / "out"), "--dataset-names", ",".join(names), "--ks", "1,5",
         "--details", *train,
@@ -141,7 +142,7 @@ def test_saebench_still_writes_a_config_that_its_plots_cannot_read(target):
 
 
 def test_all_means_113(target):
-    settled, versions = sae_probes.prepare(target, sae_probes.EvalConfig(all=True, dataset_names=("95_toxic_is",)))
+    settled, versions = prepare(target, EvalConfig(all=True, dataset_names=("95_toxic_is",)))
     assert len(settled.dataset_names) == len(versions) == 113
 
 
@@ -155,4 +156,4 @@ def test_all_means_113(target):
 )
 def test_settings_that_cannot_be(target, setting, says):
     with pytest.raises(UsageError, match=says):
-        sae_probes.prepare(target, sae_probes.EvalConfig(**setting))
+        prepare(target, EvalConfig(**setting))

@@ -13,17 +13,18 @@ import pytest
 import torch
 
 from sae_variants.sandbox import corpus
+from sae_variants.sandbox.corpus import CORPUS_VERSION, Document, documents, near_repeats, sampled_windows
 
 FOLDER = Path(corpus.__file__).parent
 
 
 @pytest.fixture(scope="module")
-def heldout() -> list[corpus.Document]:
-    return corpus.documents("heldout")
+def heldout() -> list[Document]:
+    return documents("heldout")
 
 
 def test_the_split_is_of_content_alone_and_parts_everything(heldout):
-    train = corpus.documents("train")
+    train = documents("train")
     assert not {d.text for d in train} & {d.text for d in heldout}
     share = sum(len(d.text) for d in heldout) / sum(len(d.text) for d in (*train, *heldout))
     assert 0.08 < share < 0.12
@@ -34,15 +35,15 @@ def test_the_split_is_of_content_alone_and_parts_everything(heldout):
 def test_the_documents_are_those_that_the_version_names():
     """A change here orphans every trained SAE and result unless `CORPUS_VERSION` changes with it."""
     for split, count, digest in (("train", 260273, "630964eca13e1e10"), ("heldout", 29056, "f8750b2bf8685228")):
-        keys = np.array([d.key for d in corpus.documents(split)], dtype=np.uint64)
+        keys = np.array([d.key for d in documents(split)], dtype=np.uint64)
         assert len(keys) == count
         assert hashlib.blake2b(keys.tobytes(), digest_size=8).hexdigest() == digest
-    assert corpus.CORPUS_VERSION == "corpus 7539524ab01605fc"
+    assert CORPUS_VERSION == "corpus 7539524ab01605fc"
 
 
 def test_little_of_the_held_out_text_stands_in_the_train_split(heldout):
-    train_hashes, _ = corpus.sampled_windows([d.text for d in corpus.documents("train")])
-    hashes, _ = corpus.sampled_windows([d.text for d in heldout])
+    train_hashes, _ = sampled_windows([d.text for d in documents("train")])
+    hashes, _ = sampled_windows([d.text for d in heldout])
     assert np.isin(hashes, train_hashes).mean() < 0.05
 
 
@@ -50,24 +51,24 @@ def test_near_repeats_by_hand():
     rng = np.random.default_rng(0)
     first, other = ("".join(chr(97 + c) for c in rng.integers(0, 26, 20_000)) for _ in range(2))
     texts = [first, first[:15_000], other, first[:2_000] + other[5_000:7_000] + first[9_000:], "short", other + first]
-    assert corpus.near_repeats(texts).tolist() == [False, True, False, True, False, True]
-    assert not corpus.near_repeats(["tiny", "tiny too"]).any()
+    assert near_repeats(texts).tolist() == [False, True, False, True, False, True]
+    assert not near_repeats(["tiny", "tiny too"]).any()
 
 
 def test_windows_do_not_reach_over_two_texts():
     text = "x" * 40
-    hashes, _ = corpus.sampled_windows([text, text])
+    hashes, _ = sampled_windows([text, text])
     assert len(hashes) == 0
 
 
 def test_the_language_model_uses_context(heldout):
-    from sae_variants.commands import make_sandbox as build
-    from sae_variants.language_model import load as _models
+    from sae_variants.commands.make_sandbox import contexts
+    from sae_variants.language_model.load import load_model
 
     stated = json.loads((FOLDER / "build.json").read_text())
-    model = _models.load_model("sandbox", "cpu", "float32")
+    model = load_model("sandbox", "cpu", "float32")
     ids = [i for d in heldout[:1500] for i in [0, *model.tokenizer(d.text, add_special_tokens=False)["input_ids"]]]
-    tokens = build.contexts(np.array(ids))[:96]
+    tokens = contexts(np.array(ids))[:96]
     with torch.no_grad():
         losses = torch.cat(
             [model(part, return_type="loss", loss_per_token=True).flatten() for part in tokens.split(16)]

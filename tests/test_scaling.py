@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval_runners import scaling
-from eval_runners.scaling import across, fit
+from eval_runners.measures.scaling_law import fit_law, mean_losses
+from eval_runners.scaling import NAME, _name, across
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model import target as _targets
+from sae_variants.language_model import target as target_module
+from sae_variants.language_model.target import load_target
 
 PLANTED = {"α": -0.4, "β_k": 0.25, "β_n": -0.12, "γ": -0.045, "ζ": -2.0, "η": -0.35}
 
@@ -36,7 +37,7 @@ def result(point, loss, name="topk", with_k=True, target="sandbox"):
 
 def test_a_planted_law_is_found():
     points = grid()
-    law = fit(points, planted(points))
+    law = fit_law(points, planted(points))
     found = dict(zip(law.terms, law.coefficients, strict=True))
     assert found == pytest.approx(PLANTED, abs=5e-3)
     beyond = grid(ns=(65536,))
@@ -47,7 +48,7 @@ def test_intervals_cover_what_was_planted_most_of_the_time():
     points, covered = np.repeat(grid(), 3, 0), []
     for seed in range(12):
         noise = np.exp(np.random.default_rng(seed).normal(0, 0.003, len(points)))
-        law = fit(points, planted(points) * noise)
+        law = fit_law(points, planted(points) * noise)
         covered += [low <= PLANTED[t] <= high for t, low, high in zip(law.terms, law.low, law.high, strict=True)]
         beyond = grid(ns=(16384,))
         assert law.predict(beyond) == pytest.approx(planted(beyond), rel=0.02)
@@ -56,14 +57,14 @@ def test_intervals_cover_what_was_planted_most_of_the_time():
 
 def test_tokens_have_a_coefficient_where_they_differ():
     points = grid(ns=(512, 1024, 4096), ts=(2.5e5, 5e5, 1e6))
-    law = fit(points, planted(points, beta_t=-0.08))
+    law = fit_law(points, planted(points, beta_t=-0.08))
     assert dict(zip(law.terms, law.coefficients, strict=True))["β_t"] == pytest.approx(-0.08, abs=5e-3)
 
 
 def test_without_several_k_there_is_no_term_of_k():
     points = grid(ns=(512, 1024, 2048, 4096, 8192), ks=(32,))
-    assert fit(points, planted(points)).terms == ("α", "β_n", "ζ")
-    assert fit(points * [1, 1.001, 1], planted(points)).terms == ("α", "β_n", "ζ")  # k differs by rounding
+    assert fit_law(points, planted(points)).terms == ("α", "β_n", "ζ")
+    assert fit_law(points * [1, 1.001, 1], planted(points)).terms == ("α", "β_n", "ζ")  # k differs by rounding
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_without_several_k_there_is_no_term_of_k():
 )
 def test_a_law_of_too_little_is_refused(points, says):
     with pytest.raises(UsageError, match=says):
-        fit(points, planted(points))
+        fit_law(points, planted(points))
 
 
 def test_results_together_say_the_law_its_extrapolation_and_the_best_of_equal_products():
@@ -129,7 +130,7 @@ def test_targets_have_their_own_laws():
     ],
 )
 def test_saes_that_differ_otherwise_have_laws_of_their_own(label, name):
-    assert scaling._name(label, _targets.load("sandbox")) == name
+    assert _name(label, load_target("sandbox")) == name
 
 
 def test_seeds_are_one_point_of_the_law_and_their_spread_is_told():
@@ -138,7 +139,7 @@ def test_seeds_are_one_point_of_the_law_and_their_spread_is_told():
     lines, _ = across([result(p, loss) for p, loss in zip(points, planted(points) * noise, strict=True)])
     assert "60 SAEs, 20 different ones" in lines[1]
     assert float(lines[1].rpartition("seeds are ")[2].rstrip("%")) == pytest.approx(2, abs=0.5)
-    cells, losses = scaling._means(np.array([[1.0, 1, 1], [2, 1, 1], [1, 1, 1]]), np.array([1.0, 5.0, 4.0]))
+    cells, losses = mean_losses(np.array([[1.0, 1, 1], [2, 1, 1], [1, 1, 1]]), np.array([1.0, 5.0, 4.0]))
     assert cells.tolist() == [[1, 1, 1], [2, 1, 1]]
     assert losses.tolist() == pytest.approx([2, 5])
 
@@ -153,7 +154,7 @@ def test_what_is_held_back_is_not_fitted():
 
 def test_what_no_point_shows_has_no_coefficient():
     points = grid(ns=(512, 1024, 2048, 4096), ks=(32,), ts=(2.5e5, 1e6))
-    law = fit(points, np.exp(-0.1 * np.log(points[:, 0]) - 0.3 * np.log(points[:, 2])))  # no second term
+    law = fit_law(points, np.exp(-0.1 * np.log(points[:, 0]) - 0.3 * np.log(points[:, 2])))  # no second term
     assert law.terms == ("α", "β_n", "β_t")
     assert law.coefficients[1:] == pytest.approx([-0.1, -0.3], abs=0.01)
     assert (law.high - law.low)[1:].max() < 0.02
@@ -171,12 +172,12 @@ def test_k_is_the_one_that_is_set():
 def test_the_law_is_written_beside_the_results(target, model_folder, text_file, tmp_path, capsys, monkeypatch):
     from conftest import TINY
 
-    from eval_runners.commands import evaluate as _run
+    from eval_runners.commands import evaluate as eval_command
 
     monkeypatch.setenv("SAE_VARIANTS_TRAINED", str(tmp_path / "trained"))
     fields = [f"--train.{name.replace('_', '-')}={TINY[name]}" for name in ("training_tokens", "batch_tokens",
               "context_size", "stream_window", "buffer_contexts", "learning_rate")]  # fmt: skip
-    code = _run.main("scaling", [
+    code = eval_command.main("scaling", [
         "--sae", "topk", "--grid", "d_sae=32,48,64,96", "--grid", "k=2,4", "--model", str(model_folder), "--dataset",
         str(text_file), "--hook-name", target.hook_name, "--output", str(tmp_path / "out"), "--n-contexts", "8",
         "--context-size", "32", *fields,
@@ -184,24 +185,24 @@ def test_the_law_is_written_beside_the_results(target, model_folder, text_file, 
     said = capsys.readouterr().out
     assert code == 0, said
     assert "topk: α = " in said
-    (folder,) = (tmp_path / "out").glob(f"*/{scaling.NAME}")
+    (folder,) = (tmp_path / "out").glob(f"*/{NAME}")
     assert {"law-n-k.csv", "law-n-k.png", "residuals-n-k.png"} < {path.name for path in folder.iterdir()}
 
 
 def test_a_command_may_name_several_targets(target, text_file, tmp_path, capsys, monkeypatch):
     from conftest import tiny
 
-    from eval_runners.commands import evaluate as _run
+    from eval_runners.commands import evaluate as eval_command
 
     monkeypatch.setenv("SAE_VARIANTS_TRAINED", str(tmp_path / "trained"))
-    monkeypatch.setattr(_targets, "FOLDER", tmp_path)
+    monkeypatch.setattr(target_module, "TARGETS_FOLDER", tmp_path)
     settings = {name: value for name, value in tiny("topk").items() if name not in ("d_sae", "k")}
     for layer in (0, 1):
         lines = [f'title = "layer {layer}"', f'model_name = "{target.model_name}"', f'dataset = "{text_file}"',
                  f'hook_name = "blocks.{layer}.hook_resid_post"', "[train]",
                  *(f"{name} = {value}" for name, value in settings.items())]  # fmt: skip
         (tmp_path / f"layer{layer}.toml").write_text("\n".join(lines))
-    code = _run.main("scaling", [
+    code = eval_command.main("scaling", [
         "--sae", "topk", "--grid", "d_sae=32,48,64,96", "--train.k", "4", "--target", "layer0,layer1", "--output",
         str(tmp_path / "out"), "--n-contexts", "8", "--context-size", "32", "--csv", str(tmp_path / "rows.csv"),
     ])  # fmt: skip

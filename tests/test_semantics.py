@@ -8,10 +8,11 @@ import torch
 from conftest import linear_sae
 
 from eval_runners import semantics
-from eval_runners.data import labelled as _tasks
+from eval_runners.data.labelled import register_task_file
+from eval_runners.semantics import EvalConfig, accuracy, kinds_of, prepare
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model import target as _targets
-from sae_variants.registry import variants as _register
+from sae_variants.language_model.target import choose_target
+from sae_variants.registry import build
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ from sae_variants.registry import variants as _register
     ],
 )  # fmt: skip
 def test_kinds_of_tokens(token, kinds):
-    assert semantics.kinds_of(token) == kinds
+    assert kinds_of(token) == kinds
 
 
 def test_the_column_that_differs_most_is_probed():
@@ -30,23 +31,21 @@ def test_the_column_that_differs_most_is_probed():
     y = np.repeat([1, 0], 100)
     x = generator.normal(size=(200, 6))
     x[:, 4] += 5 * y
-    assert semantics.accuracy(x, y, x, y, 1) > 0.97
-    assert semantics.accuracy(np.delete(x, 4, 1), y, generator.normal(size=(200, 5)), y, 1) == pytest.approx(
-        0.5, abs=0.1
-    )
+    assert accuracy(x, y, x, y, 1) > 0.97
+    assert accuracy(np.delete(x, 4, 1), y, generator.normal(size=(200, 5)), y, 1) == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.fixture
 def config(target, tasks_file):
-    asked = semantics.EvalConfig(
-        dataset_names=(_tasks.register_file(str(tasks_file)),), train_documents=40, test_documents=20, n_contexts=8,
+    asked = EvalConfig(
+        dataset_names=(register_task_file(str(tasks_file)),), train_documents=40, test_documents=20, n_contexts=8,
         context_size=32,
     )  # fmt: skip
-    return semantics.prepare(target, asked)[0]
+    return prepare(target, asked)[0]
 
 
 def test_latents_that_are_the_topics_words_know_the_topic(model_folder, text_file, config, model):
-    target = _targets.choose("sandbox", str(model_folder), "blocks.0.hook_resid_pre", str(text_file))
+    target = choose_target("sandbox", str(model_folder), "blocks.0.hook_resid_pre", str(text_file))
     words = torch.tensor([model.tokenizer(f" {word}")["input_ids"][-1] for word in ("red", "rain", "walls")])
     directions = torch.linalg.pinv(model.W_E[words].detach())
     sae = linear_sae(target, directions, model.W_E[words].detach())
@@ -62,7 +61,7 @@ def test_latents_that_are_the_topics_words_know_the_topic(model_folder, text_fil
 def test_slow_and_fast_are_probed_apart(target, config, model, monkeypatch):
     eye = torch.eye(32)
     sae = linear_sae(target, torch.cat([eye, torch.zeros(32, 32)], 1), torch.cat([eye, eye], 0))
-    monkeypatch.setattr(_register, "latent_groups", lambda sae: {"slow": slice(0, 32), "fast": slice(32, 64)})
+    monkeypatch.setattr(build, "latent_groups", lambda sae: {"slow": slice(0, 32), "fast": slice(32, 64)})
     found = semantics.evaluate(sae, target, config, model=model, device="cpu").output["eval_result_metrics"]
     assert found["slow"]["topic_20"] == found["all"]["topic_20"] != 0.5
     assert found["fast"]["topic_20"] == 0.5
@@ -71,4 +70,4 @@ def test_slow_and_fast_are_probed_apart(target, config, model, monkeypatch):
 
 def test_datasets_of_the_hub_are_refused(target):
     with pytest.raises(UsageError, match="labelled text of this package only"):
-        semantics.prepare(target, semantics.EvalConfig(dataset_names=("fancyzhx/ag_news",)))
+        prepare(target, EvalConfig(dataset_names=("fancyzhx/ag_news",)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_variants.ops import sparse as _sparse
+from sae_variants.ops.sparse import decode, decode_sparse, encode, sparse_codes, sparse_gradient_product, top_k
 
 
 def weights(D: int, S: int, dtype=torch.float32, seed: int = 0) -> list[Tensor]:
@@ -22,8 +22,8 @@ def dense(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor,
 
 
 def sparse(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    values, ids, _ = _sparse.encode(x, W_enc, b_enc, b_dec, k)
-    return _sparse.codes(values, ids, W_enc.shape[1]).to_dense(), _sparse.decode(values, ids, W_dec, b_dec)[0]
+    values, ids, _ = encode(x, W_enc, b_enc, b_dec, k)
+    return sparse_codes(values, ids, W_enc.shape[1]).to_dense(), decode(values, ids, W_dec, b_dec)[0]
 
 
 SHAPES = [
@@ -58,8 +58,8 @@ def test_some_latents_on_some_tokens_join_the_others():
         x = torch.randn(20, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
         W_enc, b_enc, W_dec, b_dec = own = weights(8, 32)
         if way == "sparse":
-            values, ids, pre = _sparse.encode(x, W_enc, b_enc, b_dec, 3, tokens, some)
-            out, written = _sparse.decode(values, ids, W_dec, b_dec, pre.square(), some)
+            values, ids, pre = encode(x, W_enc, b_enc, b_dec, 3, tokens, some)
+            out, written = decode(values, ids, W_dec, b_dec, pre.square(), some)
         else:
             out = dense(x, *own, 3)[1]
             pre = ((x - b_dec) @ W_enc + b_enc)[tokens][:, some]
@@ -82,10 +82,10 @@ def test_gradients_are_those_of_finite_differences():
 
 def test_of_latents_that_tie_any_may_fire_but_only_k():
     pre = torch.tensor([[1.0] * 256 + [2.0] * 3 + [1.0] * 253]).repeat(4, 1)
-    values, ids = _sparse.largest(pre, 2)
+    values, ids = top_k(pre, 2)
     assert values.tolist() == [[2.0, 2.0]] * 4
     assert all(len(set(row)) == 2 and set(row) <= {256, 257, 258} for row in ids.tolist())
-    values, ids = _sparse.largest(torch.zeros(3, 512), 2)
+    values, ids = top_k(torch.zeros(3, 512), 2)
     assert not values.any()
     assert all(len(set(row)) == 2 for row in ids.tolist())
 
@@ -93,7 +93,7 @@ def test_of_latents_that_tie_any_may_fire_but_only_k():
 @pytest.mark.parametrize("S", [640, 1000])
 def test_two_stages_find_the_largest(S):
     pre = torch.randn(50, S)
-    values, ids = _sparse.largest(pre, 2)
+    values, ids = top_k(pre, 2)
     assert torch.equal(values.sort(descending=True).values, pre.topk(2).values)
     assert torch.equal(pre.gather(1, ids), values)
 
@@ -105,11 +105,11 @@ def test_bfloat16_is_near_float32():
     same = [w.detach().float().requires_grad_() for w in low]
     found = []
     for given, ws in ((x.bfloat16(), low), (x.bfloat16().float(), same)):
-        values, ids, _ = _sparse.encode(given, *ws[:2], ws[3], 4)
+        values, ids, _ = encode(given, *ws[:2], ws[3], 4)
         if ws is same:  # rounding may change which latents fire: compare the rest on the same ones
             ids = found[0][1]
             values = ((given - ws[3]) @ ws[0] + ws[1]).gather(1, ids).relu()
-        out, _ = _sparse.decode(values, ids, ws[2], ws[3])
+        out, _ = decode(values, ids, ws[2], ws[3])
         out.sum().backward()
         found.append((out, ids, [w.grad for w in ws]))
     assert found[0][0].dtype == torch.bfloat16
@@ -161,9 +161,9 @@ def test_products_of_what_fires_are_the_dense_ones(share):
     for way in ("sparse", "dense"):
         x = torch.randn(40, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
         W_enc, b_enc, W_dec, _ = own = [w.detach().contiguous().requires_grad_() for w in weights(8, 50)]
-        pre = _sparse.product(x, W_enc, b_enc) if way == "sparse" else x @ W_enc + b_enc
+        pre = sparse_gradient_product(x, W_enc, b_enc) if way == "sparse" else x @ W_enc + b_enc
         acts = torch.where(mask, pre.relu(), 0.0)
-        out = _sparse.written(acts, W_dec) if way == "sparse" else acts @ W_dec
+        out = decode_sparse(acts, W_dec) if way == "sparse" else acts @ W_dec
         (out - 1).pow(2).sum().backward()
         found.append([pre, out, x.grad, *(w.grad for w in own[:3])])
     for ours, theirs in zip(*found, strict=True):
@@ -172,8 +172,8 @@ def test_products_of_what_fires_are_the_dense_ones(share):
 
 def test_nothing_fires():
     W = torch.randn(8, 50, requires_grad=True)
-    acts = _sparse.product(torch.randn(5, 8), W, torch.full((50,), -1e3)).relu()
-    out = _sparse.written(acts, torch.randn(50, 8))
+    acts = sparse_gradient_product(torch.randn(5, 8), W, torch.full((50,), -1e3)).relu()
+    out = decode_sparse(acts, torch.randn(50, 8))
     out.sum().backward()
     assert not out.any()
     assert not W.grad.any()
@@ -182,7 +182,7 @@ def test_nothing_fires():
 def test_many_firings_add_up_in_bfloat16():
     x, W = torch.randn(4096, 4).bfloat16(), torch.randn(4, 2).bfloat16().requires_grad_()
     b_enc = torch.full((2,), 100.0).bfloat16().requires_grad_()
-    values, _, _ = _sparse.encode(x, W, b_enc, torch.zeros(4).bfloat16(), 2)
+    values, _, _ = encode(x, W, b_enc, torch.zeros(4).bfloat16(), 2)
     values.float().sum().backward()
     assert b_enc.grad.tolist() == [4096, 4096]
 
@@ -191,7 +191,7 @@ def test_a_large_input_bias_costs_no_digits():
     torch.manual_seed(0)
     b_in = 1000 * torch.randn(16)
     x, (W_enc, b_enc, _, _) = b_in + torch.randn(64, 16), weights(16, 128)
-    values, ids, _ = _sparse.encode(x, W_enc, b_enc, b_in, 4)
+    values, ids, _ = encode(x, W_enc, b_enc, b_in, 4)
     values.sum().backward()
     exact_W = W_enc.detach().double().requires_grad_()
     exact = ((x.double() - b_in.double()) @ exact_W + b_enc.double()).topk(4, dim=-1)

@@ -15,12 +15,14 @@ from sae_bench.evals.sparse_probing.eval_output import SparseProbingEvalOutput
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 
 from eval_runners import sparse_probing
-from eval_runners.commands import evaluate as _run
-from eval_runners.data import labelled as _tasks
-from eval_runners.saebench import shared as _saebench
-from eval_runners.saebench import sparse_probing as _sparse_probing
-from sae_variants.language_model import load as _models
-from sae_variants.language_model import target as _targets
+from eval_runners.commands import evaluate as eval_command
+from eval_runners.data.labelled import register_task_file
+from eval_runners.measures.checks import why_at_chance
+from eval_runners.saebench.shared import hide_output
+from eval_runners.saebench.sparse_probing import _Recorder, serving_tasks
+from eval_runners.sparse_probing import EvalConfig, prepare
+from sae_variants.language_model.load import load_model
+from sae_variants.language_model.target import choose_target, load_target
 
 KS = (1, 2, 5)
 
@@ -36,11 +38,11 @@ def other_tasks(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(target, tasks_file, other_tasks):
     """Two datasets of three and two classes."""
-    names = [_tasks.register_file(str(path)) for path in (tasks_file, other_tasks)]
-    asked = sparse_probing.EvalConfig(
+    names = [register_task_file(str(path)) for path in (tasks_file, other_tasks)]
+    asked = EvalConfig(
         dataset_names=tuple(names), k_values=KS, probe_train_set_size=60, probe_test_set_size=30, context_length=32
     )
-    settled, _ = sparse_probing.prepare(target, asked)
+    settled, _ = prepare(target, asked)
     return settled
 
 
@@ -94,7 +96,7 @@ def test_all_zero_weights_are_at_chance_and_called_untrained(target, config, mod
 
 
 def test_a_latent_per_class_is_perfect_at_k_1(model_folder, text_file, config, model):
-    target = _targets.choose("sandbox", str(model_folder), "blocks.0.hook_resid_pre", str(text_file))
+    target = choose_target("sandbox", str(model_folder), "blocks.0.hook_resid_pre", str(text_file))
     words = torch.tensor(
         [model.tokenizer(f" {word}")["input_ids"][-1] for word in ("red", "rain", "walls", "cat", "river")]
     )
@@ -121,7 +123,7 @@ def saebench_itself(target, model, config, folder, names, sae):
 
 def saebench_run(own, sae, model, folder):
     _, sae, _ = saebench.general_utils.load_and_format_sae("x", sae, "cpu")
-    with pytest.MonkeyPatch.context() as patch, _sparse_probing.serving_tasks(), _saebench.silent():
+    with pytest.MonkeyPatch.context() as patch, serving_tasks(), hide_output():
         patch.setattr(probe_training, "train_sklearn_probe", probe_training.train_sklearn_probe.__wrapped__)
         return saebench.run_eval_single_sae(own, sae, model, "cpu", str(folder))
 
@@ -156,7 +158,7 @@ def test_saebench_still_scores_differently_with_a_cold_cache(target, config, mod
 def test_saebench_still_crashes_on_a_fresh_install():
     # should this fail, `train_sklearn_probe` need not lose beartype's check
     acts = {"a": torch.randn(20, 4), "b": torch.randn(20, 4)}
-    with _saebench.silent(), pytest.raises(Exception, match="violates type hint"):
+    with hide_output(), pytest.raises(Exception, match="violates type hint"):
         probe_training.train_probe_on_activations(acts, acts, select_top_k=1)
 
 
@@ -192,8 +194,8 @@ def test_another_model_meets_no_stale_activations(target, config, model, tmp_pat
 
     state = load_file(folder / "model.safetensors")
     save_file({name: tensor * 1.5 for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"})
-    other = _targets.choose("sandbox", str(folder), target.hook_name, str(text_file))
-    loaded = _models.load_model(other.model_name, "cpu", "float32")
+    other = choose_target("sandbox", str(folder), target.hook_name, str(text_file))
+    loaded = load_model(other.model_name, "cpu", "float32")
     second = score(identity(other), other, config, loaded).output["eval_result_metrics"]["llm"]
     assert first != second
 
@@ -216,9 +218,9 @@ def test_a_small_cap_on_the_cache_does_not_make_the_model_run_again(target, conf
 
 
 def test_one_probe_that_knows_something_is_not_at_chance():
-    assert _saebench.at_chance([0.5, 0.51, None]) == ["at chance: every SAE probe is within 0.02 of 0.5"]
-    assert _saebench.at_chance([0.5] * 40 + [1.0]) == []
-    assert _saebench.at_chance([0.5] * 40 + [0.4]) == []
+    assert why_at_chance([0.5, 0.51, None]) == ["at chance: every SAE probe is within 0.02 of 0.5"]
+    assert why_at_chance([0.5] * 40 + [1.0]) == []
+    assert why_at_chance([0.5] * 40 + [0.4]) == []
 
 
 def test_weights_that_are_not_numbers_are_untrained_and_the_others_are_scored(target, argv, trained, tmp_path, capsys):
@@ -226,26 +228,26 @@ def test_weights_that_are_not_numbers_are_untrained_and_the_others_are_scored(ta
 
     from safetensors.torch import load_file, save_file
 
-    from sae_variants.training import plan as _plan
+    from sae_variants.training.plan import make_plan
 
     folder = tmp_path / "sick"
-    shutil.copytree(_plan.plan("temporal", target, tiny("temporal"), trained).folder, folder)
+    shutil.copytree(make_plan("temporal", target, tiny("temporal"), trained).folder, folder)
     state = load_file(folder / "sae_weights.safetensors")
     state["W_enc"][0] = float("nan")
     save_file(state, folder / "sae_weights.safetensors")
     words = ["--sae", str(folder), *argv("temporal"), "--k-values", "1"]
-    assert _run.main("sparse_probing", words) == 1
+    assert eval_command.main("sparse_probing", words) == 1
     assert "untrained: W_enc holds what is not a number" in capsys.readouterr().out
     assert [file.parent.name for file in (tmp_path / "out").rglob("*.json")] == ["temporal"]
 
 
 def test_a_damaged_result_is_made_again(argv, tmp_path, capsys):
     words = [*argv("temporal"), "--k-values", "1"]
-    _run.main("sparse_probing", words)
+    eval_command.main("sparse_probing", words)
     (file,) = (tmp_path / "out").rglob("*.json")
     whole = json.loads(file.read_text())
     file.write_text(file.read_text()[:100])
-    _run.main("sparse_probing", words)
+    eval_command.main("sparse_probing", words)
     assert "it is made again" in capsys.readouterr().err
     assert json.loads(file.read_text())["eval_result_metrics"] == whole["eval_result_metrics"]
 
@@ -254,10 +256,10 @@ def test_a_damaged_result_is_made_again(argv, tmp_path, capsys):
 def test_the_sandbox_s_own_numbers_are_saebench_s(tmp_path):
     import sae_variants
 
-    target = _targets.load("sandbox")
-    model = _models.load_model("sandbox", "cpu", target.dtype)
+    target = load_target("sandbox")
+    model = load_model("sandbox", "cpu", target.dtype)
     settings = {**target.evaluations["sparse_probing"], "dataset_names": ("sandbox/it_ticket",), "k_values": KS}
-    config, _ = sparse_probing.prepare(target, sparse_probing.EvalConfig(**settings))
+    config, _ = prepare(target, EvalConfig(**settings))
 
     def sae():
         made = sae_variants.build("stock:topk", d_in=192, d_sae=1024, k=30, seed=0)
@@ -277,7 +279,7 @@ def test_the_sandbox_s_own_numbers_are_saebench_s(tmp_path):
 
 
 def test_f1_by_hand():
-    recorder = _sparse_probing._Recorder()
+    recorder = _Recorder()
     # two hits, one false alarm, one miss: 2 * 2 / (2 * 2 + 1 + 1)
     recorder._record([1, 1, 1, 0, 0], [1, 1, 0, 1, 0], 0.6)
     assert recorder._scores == [pytest.approx(2 / 3)]
@@ -306,7 +308,7 @@ def argv(target, trained, tmp_path, model_folder, text_file, tasks_file):
 
 
 def test_a_user_s_own_tasks_are_one_command(argv, tmp_path, capsys):
-    assert _run.main("sparse_probing", [*argv("temporal", "random"), "--k-values", "1,5", "--details"]) == 0
+    assert eval_command.main("sparse_probing", [*argv("temporal", "random"), "--k-values", "1,5", "--details"]) == 0
     shown = capsys.readouterr().out
     assert "SAE F1, k = 5" in shown
     assert "k = 2 " not in shown
@@ -323,12 +325,12 @@ def test_a_user_s_own_tasks_are_one_command(argv, tmp_path, capsys):
         (name,) = result["eval_config"]["dataset_names"]
         assert name.startswith("local/words-")
         assert str(tmp_path) not in file.read_text()
-    _run.main("sparse_probing", [*argv("temporal"), "--k-values", "1,5"])
+    eval_command.main("sparse_probing", [*argv("temporal"), "--k-values", "1,5"])
     assert "reused" in capsys.readouterr().out
 
 
 def test_several_seeds_are_several_files_and_one_column(argv, tmp_path, capsys):
-    assert _run.main("sparse_probing", [*argv("temporal"), "--k-values", "1", "--seeds", "0,1"]) == 0
+    assert eval_command.main("sparse_probing", [*argv("temporal"), "--k-values", "1", "--seeds", "0,1"]) == 0
     shown = capsys.readouterr().out
     results = [json.loads(file.read_text()) for file in (tmp_path / "out").rglob("*.json")]
     assert sorted(r["eval_result_unstructured"]["provenance"]["seed"] for r in results) == [0, 1]

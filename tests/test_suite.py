@@ -10,10 +10,10 @@ from conftest import TINY
 
 from eval_runners import core
 from eval_runners.__main__ import main
-from eval_runners.commands import evaluate as _run
-from eval_runners.commands import suite as _suite
+from eval_runners.commands.suite import _l0_setting, _split_options
+from eval_runners.harness.score import prepare_scoring
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model import target as _targets
+from sae_variants.language_model.target import load_target
 
 SETTINGS = ["--core.batch-size-prompts", "4", "--core.n-eval-reconstruction-batches", "1",
             "--core.n-eval-sparsity-variance-batches", "2", "--core.context-size=32",
@@ -85,13 +85,13 @@ def argv_without(argv):
 
 def test_options_go_where_they_belong():
     extra = ["--train.k", "4", "--core.context-size=64", "--sparse-probing.k-values", "1,5"]
-    overrides, settings = _suite._sorted_options(extra, ["core", "sparse_probing"])
+    overrides, settings = _split_options(extra, ["core", "sparse_probing"])
     assert overrides == {"k": 4}
     assert settings == {"core": {"context_size": 64}, "sparse_probing": {"k_values": (1, 5)}}
 
 
 def l0_settings(name, l0):
-    return _suite._setting(name, l0, _targets.load("sandbox"))
+    return _l0_setting(name, l0, load_target("sandbox"))
 
 
 def test_l0_is_k_or_the_coefficient_that_the_target_knows():
@@ -131,5 +131,5 @@ def test_bad_options_are_refused_before_any_work(argv, says, tmp_path, monkeypat
 
 
 def test_scoring_is_prepared_with_the_targets_settings():
-    scoring = _run.prepared("core", _targets.load("sandbox"), {"context_size": 64}, None, "cpu", [])
+    scoring = prepare_scoring("core", load_target("sandbox"), {"context_size": 64}, None, "cpu", [])
     assert (scoring.config.context_size, scoring.config.n_eval_reconstruction_batches) == (64, 16)

@@ -14,9 +14,9 @@ from test_train import killed_at, same
 import sae_variants
 from sae_variants.common.errors import UsageError
 from sae_variants.topk import geometric_median
-from sae_variants.training import job as _job
-from sae_variants.training import plan as _plan
-from sae_variants.training import train as _train
+from sae_variants.training.plan import make_plan
+from sae_variants.training.train import train_plans
+from sae_variants.training.trainer import make_trainer
 
 
 def build(d_in=6, d_sae=10, **overrides):
@@ -28,7 +28,7 @@ def step(sae, acts, number=1):
 
 
 def plan(target, root, **overrides):
-    return _plan.plan("topk", target, {**tiny("topk"), **overrides}, root)
+    return make_plan("topk", target, {**tiny("topk"), **overrides}, root)
 
 
 def test_the_start():
@@ -94,7 +94,7 @@ def test_dead_latents_are_counted_in_tokens():
 
 def test_settings_say_when_a_latent_is_dead(target, tmp_path):
     assert (
-        _job.trainer(plan(target, tmp_path), 32, "cpu").sae.cfg.dead_after_tokens == tiny("topk")["dead_after_tokens"]
+        make_trainer(plan(target, tmp_path), 32, "cpu").sae.cfg.dead_after_tokens == tiny("topk")["dead_after_tokens"]
     )
 
 
@@ -251,7 +251,7 @@ def test_latents_of_a_step_are_those_of_the_saved_one(tmp_path):
 
 
 def test_adam_and_the_learning_rate(target, tmp_path):
-    trainer = _job.trainer(plan(target, tmp_path, d_sae=64, learning_rate_width=16, learning_rate_power=0.5), 32, "cpu")
+    trainer = make_trainer(plan(target, tmp_path, d_sae=64, learning_rate_width=16, learning_rate_power=0.5), 32, "cpu")
     assert trainer.optimizer.param_groups[0]["eps"] == 6.25e-10
     assert trainer.optimizer.param_groups[0]["fused"]
     assert trainer.sae.learning_rate_scale(0) == pytest.approx(0.5)
@@ -261,7 +261,7 @@ def test_adam_and_the_learning_rate(target, tmp_path):
 def test_fused_adam_moves_weights_as_the_plain_one(target, tmp_path):
     found = []
     for fused in (True, False):
-        trainer = _job.trainer(plan(target, tmp_path), 32, "cpu")
+        trainer = make_trainer(plan(target, tmp_path), 32, "cpu")
         trainer.optimizer.param_groups[0]["fused"] = fused
         for number in range(5):
             torch.manual_seed(number)
@@ -274,9 +274,9 @@ def test_fused_adam_moves_weights_as_the_plain_one(target, tmp_path):
 
 def test_an_average_survives_a_kill(target, tmp_path, monkeypatch):
     whole, broken = (plan(target, tmp_path / place, ema=0.9, multi_k=8) for place in ("whole", "broken"))
-    _train.train([whole])
+    train_plans([whole])
     killed_at(monkeypatch, 19, [broken], checkpoint_steps=2)
-    _train.train([broken], checkpoint_steps=2)
+    train_plans([broken], checkpoint_steps=2)
     assert same(*(load_file(made.folder / "sae_weights.safetensors") for made in (whole, broken)))
 
 

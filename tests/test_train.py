@@ -12,14 +12,15 @@ from safetensors.torch import load_file
 
 import sae_variants
 from sae_variants.common.errors import UsageError
-from sae_variants.training import job as _job
-from sae_variants.training import plan as _plan
-from sae_variants.training import train as _train
+from sae_variants.training import train as train_module
 from sae_variants.training.job import Job
+from sae_variants.training.plan import make_plan
+from sae_variants.training.train import TrainingFailed, _fitting, train_plans
+from sae_variants.training.trainer import make_trainer
 
 
 def plan(name, target, root, **overrides):
-    return _plan.plan(name, target, {**tiny(name), **overrides}, root)
+    return make_plan(name, target, {**tiny(name), **overrides}, root)
 
 
 def weights(made):
@@ -43,10 +44,10 @@ NAMES = [
 
 def test_several_from_one_stream_equal_each_alone(target, tmp_path):
     together = [plan(name, target, tmp_path / "together") for name in NAMES]
-    _train.train(together)
+    train_plans(together)
     for made in together:
         alone = plan(made.name, target, tmp_path / "alone")
-        _train.train([alone])
+        train_plans([alone])
         assert same(weights(made), weights(alone)), made.name
 
 
@@ -66,13 +67,13 @@ def killed_at(monkeypatch, step_number: int, plans, checkpoint_steps: int) -> No
     with monkeypatch.context() as patched:
         patched.setattr(Job, "step", dies)
         with pytest.raises(Killed):
-            _train.train(plans, checkpoint_steps=checkpoint_steps)
+            train_plans(plans, checkpoint_steps=checkpoint_steps)
 
 
 @pytest.mark.parametrize("name", ["stock:batchtopk", "hierarchical"])
 def test_what_is_saved_is_the_same_to_the_byte_in_every_process(target, tmp_path, name):
     made = plan(name, target, tmp_path)
-    _train.train([made])
+    train_plans([made])
     configs = list(made.folder.rglob("cfg.json"))
     assert configs
     for config in configs:
@@ -84,14 +85,14 @@ def test_what_is_saved_is_the_same_to_the_byte_in_every_process(target, tmp_path
 def test_a_killed_run_resumes_to_the_same_weights(target, tmp_path, monkeypatch, at):
     names = ["temporal", "stock:standard"]
     whole = [plan(name, target, tmp_path / "whole") for name in names]
-    _train.train(whole, checkpoint_steps=2)
+    train_plans(whole, checkpoint_steps=2)
 
     broken = [plan(name, target, tmp_path / "broken") for name in names]
     # after the first SAE of that step, before the second
     killed_at(monkeypatch, at * len(names) + 1, broken, checkpoint_steps=2)
     assert not any(made.is_trained for made in broken)
     assert all(made.checkpoint.exists() for made in broken)
-    _train.train(broken, checkpoint_steps=2)
+    train_plans(broken, checkpoint_steps=2)
     for a, b in zip(whole, broken, strict=True):
         assert same(weights(a), weights(b)), a.name
         assert not b.checkpoint.exists()
@@ -103,9 +104,9 @@ def test_a_kill_while_a_checkpoint_is_written_loses_no_checkpoint(target, tmp_pa
     # as if killed between the two renames, with half a new checkpoint on disk
     made.checkpoint.rename(made.checkpoint.with_suffix(".old"))
     made.checkpoint.with_suffix(".partial").mkdir()
-    _train.train([made], checkpoint_steps=2)
+    train_plans([made], checkpoint_steps=2)
     whole = plan("temporal", target, tmp_path / "whole")
-    _train.train([whole])
+    train_plans([whole])
     assert same(weights(made), weights(whole))
 
 
@@ -113,7 +114,7 @@ def test_ctrl_c_in_the_middle_of_a_step_costs_no_bit(target, tmp_path, monkeypat
     from sae_lens.training.sae_trainer import SAETrainer
 
     broken, whole = (plan("temporal", target, tmp_path / name) for name in ("broken", "whole"))
-    _train.train([whole])
+    train_plans([whole])
     step, count = SAETrainer._train_step, iter(range(1000))
 
     def interrupted(self, **kwargs):
@@ -124,9 +125,9 @@ def test_ctrl_c_in_the_middle_of_a_step_costs_no_bit(target, tmp_path, monkeypat
 
     monkeypatch.setattr(SAETrainer, "_train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        _train.train([broken], checkpoint_steps=3)
+        train_plans([broken], checkpoint_steps=3)
     monkeypatch.setattr(SAETrainer, "_train_step", step)
-    _train.train([broken], checkpoint_steps=3)
+    train_plans([broken], checkpoint_steps=3)
     assert same(weights(whole), weights(broken))
 
 
@@ -143,7 +144,7 @@ def test_a_broken_checkpoint_is_named(target, tmp_path):
     state.mkdir(parents=True)
     (state / "trainer_state.pt").write_bytes(b"half")
     with pytest.raises(UsageError, match=r"the checkpoint .* cannot be read .*: remove it"):
-        _train.train([made])
+        train_plans([made])
 
 
 @pytest.mark.parametrize("checkpoint_steps", [2, 1000])
@@ -155,7 +156,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half(target, tmp_path, checkpoi
     resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))
     try:
         with pytest.raises(UsageError, match="cannot write the SAE to"):
-            _train.train([made], checkpoint_steps=checkpoint_steps)
+            train_plans([made], checkpoint_steps=checkpoint_steps)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.rglob("*.partial"))
@@ -165,30 +166,30 @@ def test_a_full_disk_is_named_and_leaves_nothing_half(target, tmp_path, checkpoi
 def test_a_window_that_does_not_fit_makes_the_stream_fit(target, tmp_path):
     settings = {k: v for k, v in tiny("temporal").items() if k != "stream_window"}
     for window in (3, 5, 16):
-        made = _plan.plan("temporal", target, {**settings, "window": window}, tmp_path)
+        made = make_plan("temporal", target, {**settings, "window": window}, tmp_path)
         assert made.settings.stream_window % window == 0
         assert made.settings.batch_tokens % window == 0
-    _train.train([made])
+    train_plans([made])
     assert made.is_trained
 
 
 def test_the_seed_changes_the_weights(target, tmp_path):
     a, b = (plan("temporal", target, tmp_path, seed=seed) for seed in (0, 1))
     assert a.folder != b.folder
-    _train.train([a, b])
+    train_plans([a, b])
     assert not same(weights(a), weights(b))
 
 
 def test_what_is_trained_is_not_trained_again(target, trained, monkeypatch):
     made = plan("temporal", target, trained)
     assert made.is_trained
-    monkeypatch.setattr(_train, "_train_group", lambda *a: pytest.fail("trained again"))
-    _train.train([made])
+    monkeypatch.setattr(train_module, "_train_group", lambda *a: pytest.fail("trained again"))
+    train_plans([made])
 
 
 def test_it_learns_and_says_what_it_did(target, tmp_path, text_file):
     made = plan("temporal", target, tmp_path, training_tokens=40_960)
-    _train.train([made])
+    train_plans([made])
     record = json.loads((made.folder / "training.json").read_text())
     assert record["trained_tokens"] == 40_960
     assert record["settings"]["seed"] == 0
@@ -203,7 +204,7 @@ def test_it_learns_and_says_what_it_did(target, tmp_path, text_file):
 
 def test_random_learns_nothing_but_its_threshold(target, tmp_path):
     made = plan("random", target, tmp_path)
-    _train.train([made])
+    train_plans([made])
     sae = sae_variants.load(made.folder)
     norms = sae.W_dec.norm(dim=-1)
     torch.testing.assert_close(norms, norms[:1].expand(64))
@@ -217,14 +218,14 @@ def test_random_learns_nothing_but_its_threshold(target, tmp_path):
 def test_divergence_ends_with_a_name_and_no_result(target, tmp_path):
     made = plan("stock:standard", target, tmp_path, learning_rate=1e30)
     with pytest.raises(UsageError, match=r"stock:standard\[.*diverged at step \d+.*--learning-rate"):
-        _train.train([made])
+        train_plans([made])
     assert not made.is_trained
 
 
 def test_one_that_diverges_does_not_hold_up_the_others(target, tmp_path):
     lost, made = plan("stock:standard", target, tmp_path, learning_rate=1e30), plan("temporal", target, tmp_path)
-    with pytest.raises(_train.TrainingFailed) as failed:
-        _train.train([lost, made])
+    with pytest.raises(TrainingFailed) as failed:
+        train_plans([lost, made])
     assert list(failed.value.failures) == [lost.folder]
     assert made.is_trained
 
@@ -232,8 +233,8 @@ def test_one_that_diverges_does_not_hold_up_the_others(target, tmp_path):
 def test_what_cannot_be_built_does_not_hold_up_the_others(target, tmp_path):
     lost, made = plan("pca", target, tmp_path, k=32, d_sae=80), plan("temporal", target, tmp_path)
     lost.fields["k"] = 40  # more components than d_in
-    with pytest.raises(_train.TrainingFailed, match="there are no 40 components of 32 dimensions"):
-        _train.train([lost, made])
+    with pytest.raises(TrainingFailed, match="there are no 40 components of 32 dimensions"):
+        train_plans([lost, made])
     assert made.is_trained
 
 
@@ -246,8 +247,8 @@ def test_what_another_command_trains_is_left_to_it(target, tmp_path):
         FileLock(made.folder.with_name(made.folder.name + ".lock")),
         pytest.raises(UsageError, match="by another command"),
     ):
-        _train.train([made])
-    _train.train([made])
+        train_plans([made])
+    train_plans([made])
     assert made.is_trained
     assert not list(tmp_path.rglob("*.lock"))
 
@@ -266,15 +267,15 @@ def test_as_many_train_at_once_as_half_of_the_free_memory_holds(target, tmp_path
     plans = [plan("temporal", target, tmp_path, seed=0, k=k) for k in (2, 3, 4)]
     one = 4 * 2 * 32 * 64 * 4  # four copies of two matrices 32 x 64 of 4 bytes
     for room, parts in ((2 * one, [1, 1, 1]), (4 * one, [2, 1]), (1, [1, 1, 1]), (1e12, [3])):
-        monkeypatch.setattr(_train, "free_memory", lambda device, room=room: room)
-        assert [len(part) for part in _train._fitting(plans, 32, "cpu")] == parts
+        monkeypatch.setattr(train_module, "free_memory", lambda device, room=room: room)
+        assert [len(part) for part in _fitting(plans, 32, "cpu")] == parts
 
 
 def test_force_trains_anew(target, tmp_path):
     made = plan("temporal", target, tmp_path)
-    _train.train([made])
+    train_plans([made])
     (made.folder / "mark").write_text("old")
-    _train.train([made], force=True)
+    train_plans([made], force=True)
     assert made.is_trained
     assert not (made.folder / "mark").exists()
 
@@ -282,7 +283,7 @@ def test_force_trains_anew(target, tmp_path):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_other_data_types_train(target, tmp_path, dtype):
     made = plan("temporal", target, tmp_path, dtype=dtype, training_tokens=1024)
-    _train.train([made])
+    train_plans([made])
     assert str(sae_variants.load(made.folder).W_dec.dtype) == f"torch.{dtype}"
 
 
@@ -290,11 +291,11 @@ def test_sae_lens_own_runner_trains_a_variant(target, tmp_path):
     from datasets import Dataset
     from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig
 
-    from sae_variants.language_model import target as _targets
-    from sae_variants.registry import variants as _register
+    from sae_variants.language_model.text import local_texts
+    from sae_variants.registry.build import make_config
 
     config = LanguageModelSAERunnerConfig(
-        sae=_register.config("temporal", d_in=32, d_sae=64, k=4, window=4),
+        sae=make_config("temporal", d_in=32, d_sae=64, k=4, window=4),
         model_name=target.model_name,
         hook_name=target.hook_name,
         training_tokens=2048,
@@ -309,7 +310,7 @@ def test_sae_lens_own_runner_trains_a_variant(target, tmp_path):
         save_final_checkpoint=False,
         logger=LoggingConfig(log_to_wandb=False),
     )
-    dataset = Dataset.from_dict({"text": _targets.local_texts(target.dataset, "train")})
+    dataset = Dataset.from_dict({"text": local_texts(target.dataset, "train")})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         LanguageModelSAETrainingRunner(config, override_dataset=dataset).run()
@@ -318,13 +319,13 @@ def test_sae_lens_own_runner_trains_a_variant(target, tmp_path):
 
 def test_a_latent_is_dead_by_tokens_not_steps(target, tmp_path):
     made = plan("stock:topk", target, tmp_path, dead_after_tokens=2048, batch_tokens=256)
-    assert _job.trainer(made, 32, "cpu").cfg.dead_feature_window == 8
+    assert make_trainer(made, 32, "cpu").cfg.dead_feature_window == 8
 
 
 def test_a_whole_number_and_the_same_as_a_fraction_are_one_sae(target, tmp_path):
     one, other = (
-        _plan.plan("temporal", target, tiny("temporal") | {"consistency_coefficient": value, "k": k}, tmp_path)
+        make_plan("temporal", target, tiny("temporal") | {"consistency_coefficient": value, "k": k}, tmp_path)
         for value, k in ((3, 4), (3.0, 4.0))
     )
     assert one.folder == other.folder
-    assert _plan.plan("stock:topk", target, tiny("stock:topk"), tmp_path).resolved["k"] == 4
+    assert make_plan("stock:topk", target, tiny("stock:topk"), tmp_path).resolved["k"] == 4

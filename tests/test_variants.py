@@ -14,17 +14,17 @@ import torch
 from sae_lens.saes.sae import TrainStepInput
 
 import sae_variants
-from sae_variants.registry import variants as _register
+from sae_variants.registry.variants import find_variant, own_variant_names
 
 BASELINES = ["stock:standard", "stock:topk", "stock:batchtopk", "stock:matryoshka_batchtopk"]
-NAMES = [*_register.own_names(), *BASELINES]
-OURS = _register.own_names()
+NAMES = [*own_variant_names(), *BASELINES]
+OURS = own_variant_names()
 D_IN, D_SAE = 12, 40
 
 
 def fields(name: str) -> dict:
     wanted = {"k": 4, "window": 4}
-    return {field: value for field, value in wanted.items() if field in _register.resolve(name).field_names}
+    return {field: value for field, value in wanted.items() if field in find_variant(name).field_names}
 
 
 @pytest.fixture(params=NAMES)
@@ -100,7 +100,7 @@ def test_save_and_load_are_exact(name, tmp_path):
     again = sae_variants.load(tmp_path / "a")
     assert torch.equal(sae.decode(sae.encode(acts)), again.decode(again.encode(acts)))
     config = json.loads((tmp_path / "a" / "cfg.json").read_text())
-    assert config["metadata"]["training_architecture"] == _register.resolve(name).config_class.architecture()
+    assert config["metadata"]["training_architecture"] == find_variant(name).config_class.architecture()
 
 
 def test_folding_decoder_norms_changes_no_output(name, tmp_path):

@@ -13,35 +13,35 @@ Shapes: C contexts, T tokens of a context without BOS, D = d_in, V words, S = d_
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from eval_runners.commands import evaluate as _run
-from eval_runners.views import page as _page
-from sae_variants.cli import options as _cli
+from eval_runners.harness.options import TRAIN_PREFIX
+from eval_runners.harness.score import check_context, check_fits, model_loader
+from eval_runners.measures.latent_sheet import describe_latents, parse_latents
+from eval_runners.views.page import render_page
+from sae_variants.cli.options import (
+    Parser,
+    add_target_options,
+    device_from,
+    parse_extra_options,
+    parse_positive,
+    parse_whole,
+    split_unknown_options,
+    target_from,
+)
+from sae_variants.common.console import hide_host_warnings
 from sae_variants.common.errors import UsageError
-from sae_variants.common.files import writable, write_whole
+from sae_variants.common.files import check_file_writable, write_atomically
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from eval_runners.measures.firing import Excerpt, Firing
-
-TOP, LOWER, QUANTILES = 8, 2, (0.75, 0.5, 0.25)
-"""Contexts of each latent: those of the largest activations, and so many near each of these quantiles of the others."""
-WORDS, NEAREST, BINS, CHILDREN = 8, 5, 16, 8
-OFTEN = 10
-"""Contexts in which a latent fires at least that is not asked for by its number."""
-TRACED = 6
-"""Contexts in which a latent is taken away."""
+    pass
 
 
 def main(argv: list[str]) -> int:
-    from eval_runners.harness import find_sae as _saes
+    from eval_runners.harness.find_sae import resolve_requests, train_missing
 
-    parser = _cli.Parser(prog="python -m eval_runners case-study", description=__doc__)
+    parser = Parser(prog="python -m eval_runners case-study", description=__doc__)
     parser.add_argument(
         "--sae",
         required=True,
@@ -52,239 +52,33 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--latents", default="best:12", help="best:N, random:N or numbers (default: %(default)s)")
     parser.add_argument("--output", default="case-study.html", metavar="FILE", help="the page (default: %(default)s)")
     parser.add_argument(
-        "--n-contexts", type=_cli.positive, default=256, help="held-out contexts (default: %(default)s)"
+        "--n-contexts", type=parse_positive, default=256, help="held-out contexts (default: %(default)s)"
     )
-    parser.add_argument("--context-size", type=_cli.positive, default=128, help="of tokens (default: %(default)s)")
-    parser.add_argument("--seed", type=_cli.whole, default=0, help="of a variant, and of what is drawn (default: 0)")
-    _cli.add_target(parser)
+    parser.add_argument("--context-size", type=parse_positive, default=128, help="of tokens (default: %(default)s)")
+    parser.add_argument("--seed", type=parse_whole, default=0, help="of a variant, and of what is drawn (default: 0)")
+    add_target_options(parser)
     parser.epilog = "A variant that is not trained yet is trained first; --train.FIELD VALUE sets with what."
-    words, extra = _cli.split_unknown(parser, argv)
+    words, extra = split_unknown_options(parser, argv)
     args = parser.parse_args(words)
-    overrides = _cli.extra_options(extra, prefix=_run.TRAIN_PREFIX)
+    overrides = parse_extra_options(extra, prefix=TRAIN_PREFIX)
     if len(args.sae) > 1:
         raise UsageError("--sae is given once: a page shows one SAE")
-    chosen_how(args.latents)
-    writable(Path(args.output), "--output")
-    _cli.quiet()
-    target, device = _cli.target_of(args), _cli.device_of(args)
-    found, failures = _saes.ready(_saes.asked(args.sae, target, overrides, [{}], [args.seed], args.trained), [], device)
+    parse_latents(args.latents)
+    check_file_writable(Path(args.output), "--output")
+    hide_host_warnings()
+    target, device = target_from(args), device_from(args)
+    found, failures = train_missing(
+        resolve_requests(args.sae, target, overrides, [{}], [args.seed], args.trained), [], device
+    )
     if failures:
         raise UsageError(failures[0])
-    model = _run.loader(target, device)()
+    model = model_loader(target, device)()
     sae = found[0].load(device)
-    _run.check_fits(sae, found[0].label, target, model)
-    _run.check_text(args.context_size, target, model)
-    data = study(sae, target, model, args.latents, args.n_contexts, args.context_size, args.seed)
+    check_fits(sae, found[0].label, target, model)
+    check_context(args.context_size, target, model)
+    data = describe_latents(sae, target, model, args.latents, args.n_contexts, args.context_size, args.seed)
     data["about"]["sae"] = found[0].label + ("" if found[0].seed is None else f", seed {found[0].seed}")
-    text = _page.render("case_study.html", data)
-    write_whole(Path(args.output), text, "--output")
+    text = render_page("case_study.html", data)
+    write_atomically(Path(args.output), text, "--output")
     print(f"{args.output}: {len(data['latents'])} latents, {len(text.encode()) / 2**20:.1f} MiB")
     return 0
-
-
-def chosen_how(text: str, d_sae: int | None = None) -> tuple[str, list[int]]:
-    """`best:12` as ("best", [12]), `3,17` as ("", [3, 17]). UsageError for anything else, or a number beyond d_sae."""
-    how, colon, number = text.partition(":")
-    numbers = [number] if colon else text.split(",")
-    if (colon and how not in ("best", "random")) or not all(part.strip().isdecimal() for part in numbers):
-        raise UsageError(f"--latents is best:12, random:20, or numbers like 3,17,40, not {text!r}")
-    found = list(dict.fromkeys(int(part) for part in numbers))
-    if colon and found[0] < 1:
-        raise UsageError(f"--latents {text}: there must be at least one")
-    if not colon and d_sae is not None and max(found) >= d_sae:
-        raise UsageError(f"--latents {max(found)}: the SAE has {d_sae} latents, from 0 on")
-    return (how if colon else ""), found
-
-
-def choose(firing: Firing, text: str, seed: int) -> list[int]:
-    """The latents that `--latents` names. UsageError if there are none such."""
-    import torch
-
-    how, numbers = chosen_how(text, len(firing.ends_S))
-    counts_S = firing.counts_S()
-    if not how:
-        return numbers
-    context_E, latent_E = firing.places_E // firing.ids_CT.shape[1], torch.repeat_interleave(counts_S)
-    pairs = torch.unique(latent_E * len(firing.ids_CT) + context_E)
-    contexts_S = torch.bincount(pairs // len(firing.ids_CT), minlength=len(counts_S))
-    often = (contexts_S >= min(OFTEN, len(firing.ids_CT))).nonzero().squeeze(1)
-    if how == "best":
-        order = (firing.gain_S[often] / counts_S[often]).argsort(descending=True, stable=True)
-        return often[order[: numbers[0]]].tolist()
-    drawn = often[torch.randperm(len(often), generator=torch.Generator().manual_seed(seed))[: numbers[0]]]
-    return drawn.sort().values.tolist()
-
-
-def study(
-    sae: Any, target: Any, model: Any, latents: str, n_contexts: int, context_size: int, seed: int
-) -> dict[str, Any]:
-    """What the page shows.
-
-    Raises:
-        UsageError: no latent fires, or `latents` names none.
-    """
-    import torch
-
-    from eval_runners import n2g
-    from eval_runners.measures import ablation as _causal
-    from eval_runners.measures import firing as _examples
-    from eval_runners.saebench import shared as _saebench
-    from sae_variants.two_level.saved import TwoLevelSAE, lower_of
-
-    chosen_how(latents, sae.cfg.d_sae)
-    firing = _examples.firing(sae, target, model, n_contexts, context_size)
-    chosen = choose(firing, latents, seed)
-    if not chosen:
-        raise UsageError(f"--latents {latents}: no latent of the SAE fires often enough on this text")
-    lower = lower_of(sae) if isinstance(sae, TwoLevelSAE) else None
-    tree = Children(sae, lower, firing, target, model, n_contexts, context_size) if lower is not None else None
-    settings = n2g.EvalConfig(n_contexts=n_contexts, context_size=context_size, seed=seed)
-    replacements = n2g.replacing(firing.ids_CT, model, settings)
-    generator = torch.Generator().manual_seed(seed)
-    rank_S = firing.gain_S.argsort(descending=True).argsort()
-    unit_SD = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
-    rows = []
-    with _causal.in_float32(model):
-        for latent in _saebench.progress(chosen, "latents"):
-            places, acts = firing.of(latent)
-            row: dict[str, Any] = {
-                "latent": latent, "density": len(places) / firing.tokens, "rank": int(rank_S[latent]) + 1,
-                "gain": float(firing.gain_S[latent]), "max": float(acts.max()) if len(acts) else 0.0,
-            }  # fmt: skip
-            rows.append(row)
-            row |= logits(model, sae.W_dec.detach()[latent])
-            cosine_S = unit_SD @ unit_SD[latent]
-            cosine_S[latent] = -2.0
-            near = cosine_S.topk(min(NEAREST, len(cosine_S) - 1))
-            row["nearest"] = [[int(n), float(c)] for n, c in zip(near.indices, near.values, strict=True)]
-            if not len(places):
-                continue
-            row |= contexts(firing.excerpts(latent), model.tokenizer)
-            row["positions"] = positions(firing, places)
-            acts_CT = firing.acts_CT(latent)
-            told = n2g.described(sae, target, model, latent, firing.ids_CT, acts_CT, replacements, settings)
-            row["patterns"] = {name: told[name] for name in ("patterns", "firing precision", "firing recall")}
-            row["effect"] = effect(sae, lower, model, target, firing, latent, generator)
-            if tree is not None:
-                row["children"] = tree.of(latent, places, model.tokenizer)
-    about = {
-        "model": target.title, "hook": target.hook_name, "d_sae": sae.cfg.d_sae, "tokens": firing.tokens,
-        "contexts": len(firing.ids_CT), "alive": int((firing.counts_S() > 0).sum()), "latents": latents,
-        "two_levels": tree is not None,
-    }  # fmt: skip
-    return {"about": about, "latents": rows}
-
-
-def contexts(excerpts: Iterable[Excerpt], tokenizer: Any, top: int = TOP) -> dict[str, Any]:
-    """Excerpts as the page has them: of the largest activations, and near quantiles of all others."""
-    every = list(excerpts)
-    found: dict[str, Any] = {"top": [shown(one, tokenizer) for one in every[:top]], "lower": []}
-    rest = every[top:]
-    for quantile in QUANTILES if len(rest) >= len(QUANTILES) * LOWER else ():
-        middle = min(max(round((1 - quantile) * len(rest)) - LOWER // 2, 0), len(rest) - LOWER)
-        part = [shown(one, tokenizer) for one in rest[middle : middle + LOWER]]
-        found["lower"].append({"quantile": quantile, "excerpts": part})
-    return found
-
-
-def shown(one: Excerpt, tokenizer: Any) -> dict[str, Any]:
-    from eval_runners.measures import firing as _examples
-
-    return {"tokens": _examples.words(one.ids, tokenizer), "acts": [float(f"{a:.3g}") for a in one.acts], "at": one.at}
-
-
-def logits(model: Any, row_D: Tensor) -> dict[str, Any]:
-    """Words whose logits a decoder row raises and lowers most by itself, through the last norm and the unembedding.
-
-    Per unit of activation, less the mean over all words, and over what the norm divides by. Nothing where the row is
-    not of the residual stream.
-    """
-    from eval_runners.measures import firing as _examples
-
-    row_D = row_D.float().to(model.W_U.device)
-    if len(row_D) != model.cfg.d_model:
-        return {"raised": [], "lowered": []}
-    if "LN" in str(model.cfg.normalization_type):
-        row_D = row_D - row_D.mean()
-    row_D = row_D * getattr(getattr(model, "ln_final", None), "w", 1.0)
-    change_V = row_D.to(model.W_U.dtype) @ model.W_U
-    change_V = (change_V - change_V.mean()).float()
-    found = {}
-    for name, sign in (("raised", 1), ("lowered", -1)):
-        best = (sign * change_V).topk(min(WORDS, len(change_V)))
-        texts = _examples.words(best.indices.tolist(), model.tokenizer)
-        found[name] = [[text, sign * value] for text, value in zip(texts, best.values.tolist(), strict=True)]
-    return found
-
-
-def positions(firing: Firing, places: Tensor) -> list[float]:
-    """How often a latent fires in equally long stretches of a context, over how often in all; 1 if that is nothing."""
-    import torch
-
-    length = firing.ids_CT.shape[1]
-    bins = min(BINS, length)
-    tokens_B = torch.bincount(
-        ((~firing.special_CT).nonzero()[:, 1] * bins) // length, minlength=bins
-    )  # fmt: skip
-    fires_B = torch.bincount((places % length) * bins // length, minlength=bins)
-    rate_B = fires_B / tokens_B.clamp(min=1) / (len(places) / firing.tokens)
-    return [float(f"{rate:.3g}") for rate in rate_B.tolist()]
-
-
-def effect(
-    sae: Any, lower: Any, model: Any, target: Any, firing: Firing, latent: int, generator: Any
-) -> dict[str, Any]:
-    """What changes without it, in contexts drawn from those in which it fires."""
-    import torch
-
-    from eval_runners.measures import ablation as _causal
-
-    acts_CT = firing.acts_CT(latent)
-    within = (acts_CT > 0).any(1).nonzero().squeeze(1)
-    within = within[torch.randperm(len(within), generator=generator)[:TRACED]]
-    bos = torch.full((len(within), 1), model.tokenizer.bos_token_id)
-    places_CT = torch.cat([torch.zeros_like(bos).bool(), acts_CT[within] > 0], 1)
-    parent_L = sae.parent_L.cpu() if lower is not None else None
-    return _causal.trace(
-        sae, lower, parent_L, model, target.hook_name, torch.cat([bos, firing.ids_CT[within]], 1), places_CT, latent,
-        {"children": latent}, 3, generator,
-    )  # fmt: skip
-
-
-class Children:
-    """The lower level of an SAE of two, and whose children its latents are."""
-
-    def __init__(
-        self, sae: Any, lower: Any, upper: Firing, target: Any, model: Any, n_contexts: int, context_size: int
-    ) -> None:
-        from eval_runners.measures import firing as _examples
-
-        self.parent_L, self.upper = sae.parent_L.cpu(), upper
-        self.firing = _examples.firing(lower, target, model, n_contexts, context_size)
-
-    def of(self, latent: int, places: Tensor, tokenizer: Any) -> dict[str, Any]:
-        """The children that fire, those first whose firing tells most of their parent's, in bits less the bias."""
-        import torch
-
-        from eval_runners.measures import information as _information
-
-        counts_L = self.firing.counts_S()
-        mine = [int(child) for child in (self.parent_L == latent).nonzero().squeeze(1)]
-        alive = [child for child in mine if counts_L[child]]
-        if not alive:
-            return {"count": len(mine), "alive": 0, "rows": []}
-        both_1K = torch.tensor([[int(torch.isin(self.firing.of(child)[0], places).sum()) for child in alive]])
-        bits_1K, bias_1K = _information.mutual_information(
-            both_1K.double(), torch.tensor([len(places)]), counts_L[alive], self.firing.tokens
-        )
-        rows = [
-            {
-                "latent": child, "bits": float(bits_1K[0, number] - bias_1K[0, number]),
-                "density": int(counts_L[child]) / self.firing.tokens,
-                "within": int(both_1K[0, number]) / int(counts_L[child]),
-                "top": contexts(islice(self.firing.excerpts(child), 3), tokenizer, 3)["top"],
-            }
-            for number, child in enumerate(alive)
-        ]  # fmt: skip
-        rows.sort(key=lambda row: -row["bits"])
-        return {"count": len(mine), "alive": len(alive), "rows": rows[:CHILDREN]}

@@ -21,21 +21,28 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eval_runners.commands import evaluate as _run
-from eval_runners.commands import leaderboard as _leaderboard
-from eval_runners.leaderboard import boards as _boards
-from eval_runners.leaderboard import render as _render
-from eval_runners.leaderboard import rows as _rows
-from eval_runners.store import read as _read
-from eval_runners.store.read import Result
-from eval_runners.store.result import without_paths
-from eval_runners.views import card as _card
-from sae_variants.cli import options as _cli
+from eval_runners.harness.options import TRAIN_PREFIX
+from eval_runners.leaderboard.boards import make_boards
+from eval_runners.leaderboard.render import format_count
+from eval_runners.leaderboard.rows import Row, evaluator_of_type, written_at
+from eval_runners.leaderboard.select import add_result_folders, read_requested
+from eval_runners.store.paths import without_paths
+from eval_runners.store.read import Result, provenance_of, read_results, weight_hash_of
+from eval_runners.views.card import render_card
+from sae_variants.cli.options import (
+    Parser,
+    add_target_options,
+    parse_extra_options,
+    parse_seeds,
+    split_unknown_options,
+    target_from,
+)
+from sae_variants.common.console import hide_host_warnings
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model import load as _models
-from sae_variants.training import plan as _plan
+from sae_variants.language_model.hub import is_transport
+from sae_variants.training.plan import RECORD, TRACE, Plan
 
-COPIED = ("sae_weights.safetensors", "sparsity.safetensors", _plan.TRACE)
+COPIED = ("sae_weights.safetensors", "sparsity.safetensors", TRACE)
 SAID = {
     401: "the Hub does not know you: log in with `hf auth login`, or set HF_TOKEN",
     403: "your token may not write there: give it write access, or another --repo",
@@ -46,9 +53,9 @@ SAID = {
 
 
 def main(argv: list[str]) -> int:
-    from eval_runners.harness import find_sae as _saes
+    from eval_runners.harness.find_sae import is_folder, resolve_requests, train_missing
 
-    parser = _cli.Parser(prog="python -m eval_runners publish", description=__doc__)
+    parser = Parser(prog="python -m eval_runners publish", description=__doc__)
     parser.add_argument("--repo", required=True, metavar="USER/NAME", help="repository on the Hub, made if need be")
     parser.add_argument("--private", action="store_true", help="make the repository a private one")
     parser.add_argument("--dry-run", metavar="DIR", help="write what would be published there, and upload nothing")
@@ -57,41 +64,43 @@ def main(argv: list[str]) -> int:
         "--sae", action="append", required=True, metavar="NAME", dest="saes",
         help="a variant that is trained, or a folder; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=_cli.seeds, default=[0], metavar="0,1,2", help="seeds of variants (default: 0)")
+    parser.add_argument(
+        "--seeds", type=parse_seeds, default=[0], metavar="0,1,2", help="seeds of variants (default: 0)"
+    )
     parser.add_argument("--force", action="store_true", help="publish what has no results, or is untrained")
-    _leaderboard.add_folders(parser)
-    _cli.add_target(parser)
+    add_result_folders(parser)
+    add_target_options(parser)
     parser.epilog = "A variant trained with other fields takes --train.FIELD VALUE, as for the evaluations."
-    words, extra = _cli.split_unknown(parser, argv)
+    words, extra = split_unknown_options(parser, argv)
     args = parser.parse_args(words)
     _check_repo(args.repo)
-    _cli.quiet()
-    overrides = _cli.extra_options(extra, prefix=_run.TRAIN_PREFIX)
-    wanted = _saes.asked(
-        list(dict.fromkeys(args.saes)), _cli.target_of(args), overrides, [{}], args.seeds, args.trained
+    hide_host_warnings()
+    overrides = parse_extra_options(extra, prefix=TRAIN_PREFIX)
+    wanted = resolve_requests(
+        list(dict.fromkeys(args.saes)), target_from(args), overrides, [{}], args.seeds, args.trained
     )
     for one in wanted:
-        if isinstance(one, _plan.Plan) and not one.is_trained:
+        if isinstance(one, Plan) and not one.is_trained:
             raise UsageError(
                 f"{one.label} is not trained with seed {one.settings.seed}: train and score it first, "
                 "by python -m eval_runners suite with the same --sae, --train and --seeds"
             )
-        if isinstance(one, str) and not _saes.is_folder(one):
+        if isinstance(one, str) and not is_folder(one):
             raise UsageError(f"{one} is on the Hub already")
-    found, _ = _saes.ready(wanted, (), "cpu")
-    results, _ = _leaderboard.read(args)
+    found, _ = train_missing(wanted, (), "cpu")
+    results, _ = read_requested(args)
     if args.dry_run:
         folder = Path(args.dry_run)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"--dry-run {folder} is not empty: give a new folder")
         try:
-            saes = build(folder, args.repo, found, results, args.licence, args.force)
+            saes = build_repository(folder, args.repo, found, results, args.licence, args.force)
         except OSError as error:
             raise UsageError(f"cannot write --dry-run {folder}: {error.strerror}") from error
         return _say(folder, saes, args.repo)
     with tempfile.TemporaryDirectory() as made:
         there = already_there(args.repo)
-        saes = build(Path(made), args.repo, found, results, args.licence, args.force, there)
+        saes = build_repository(Path(made), args.repo, found, results, args.licence, args.force, there)
         upload(Path(made), args.repo, args.private, replaced=[sae["id"] for sae in saes])
         return _say(None, saes, args.repo)
 
@@ -108,7 +117,7 @@ def _check_repo(repo: str) -> None:
         raise UsageError(f"--repo: {str(error).splitlines()[0]}") from error
 
 
-def build(
+def build_repository(
     folder: Path,
     repo: str,
     found: list[Any],
@@ -126,10 +135,10 @@ def build(
         UsageError: an SAE has no results or is untrained, and `force` is not given.
     """
     there = there or {}
-    boards = _boards.boards([*results, *(result for own in there.values() for result in own)])
+    boards = make_boards([*results, *(result for own in there.values() for result in own)])
     saes, warnings = [], []
     for one in found:
-        own = _newest([result for result in results if _read.weight_hash(result) == one.weight_hash])
+        own = _newest([result for result in results if weight_hash_of(result) == one.weight_hash])
         reasons = [reason for result in own for reason in result["eval_result_unstructured"]["not_trained_because"]]
         problem = f"untrained: {'; '.join(dict.fromkeys(reasons))}" if reasons else "" if own else "without any result"
         if problem and not force:
@@ -143,24 +152,24 @@ def build(
     for one, sae in zip(found, saes, strict=True):
         _copy(one.folder, folder / sae["id"], sae["results"])
     others = [_known(name, own) for name, own in there.items() if name not in {sae["id"] for sae in saes}]
-    (folder / "README.md").write_text(_card.card(repo, saes, boards, licence, " ".join(warnings), others))
+    (folder / "README.md").write_text(render_card(repo, saes, boards, licence, " ".join(warnings), others))
     return saes
 
 
 def _newest(results: list[Result]) -> list[Result]:
     """One result of each evaluation."""
-    return list({r["eval_type_id"]: r for r in sorted(results, key=_rows.when)}.values())
+    return list({r["eval_type_id"]: r for r in sorted(results, key=written_at)}.values())
 
 
 def _known(name: str, own: list[Result]) -> dict[str, Any]:
     """What the card says of an SAE that the repository holds, from its results alone."""
-    said, cfg = ({}, {}) if not own else (_read.provenance(own[0]), own[0].get("sae_cfg_dict") or {})
+    said, cfg = ({}, {}) if not own else (provenance_of(own[0]), own[0].get("sae_cfg_dict") or {})
     label = str(own[0].get("sae_lens_id")) if own else name
-    row = _rows.Row(label, cfg.get("d_sae"), said.get("training_tokens"), {r["eval_type_id"]: [r] for r in own})
+    row = Row(label, cfg.get("d_sae"), said.get("training_tokens"), {r["eval_type_id"]: [r] for r in own})
     return {
         "id": name, "label": label, "name": row.name.replace(":", "-"), "hook_name": said.get("hook_name") or "-",
         "model": own[0]["eval_config"].get("model_name") if own else None, "d_sae": row.d_sae or "-",
-        "l0": f"{row.l0:.1f}" if row.l0 else "-", "tokens": _render.count(row.training_tokens),
+        "l0": f"{row.l0:.1f}" if row.l0 else "-", "tokens": format_count(row.training_tokens),
         "seed": said.get("seed"), "hash": said.get("weight_hash"), "row": row,
     }  # fmt: skip
 
@@ -168,7 +177,7 @@ def _known(name: str, own: list[Result]) -> dict[str, Any]:
 def _described(one: Any, own: list[Result]) -> dict[str, Any]:
     sae = one.load("cpu")
     metadata = sae.cfg.metadata
-    row = _rows.Row(one.label, sae.cfg.d_sae, one.training_tokens, {r["eval_type_id"]: [r] for r in own})
+    row = Row(one.label, sae.cfg.d_sae, one.training_tokens, {r["eval_type_id"]: [r] for r in own})
     hook_name = metadata.hook_name or "hook"
     l0 = f"-L0-{row.l0:.0f}" if row.l0 else ""
     seed = f"-seed{one.seed}" if one.seed is not None else ""
@@ -179,7 +188,7 @@ def _described(one: Any, own: list[Result]) -> dict[str, Any]:
     return {
         "id": f"{hook_name}-{name}-{sae.cfg.d_sae}{l0}{seed}{kind}", "label": one.label, "name": name,
         "model": metadata.model_name, "hook_name": hook_name, "d_in": sae.cfg.d_in, "d_sae": sae.cfg.d_sae,
-        "l0": f"{row.l0:.1f}" if row.l0 else "-", "tokens": _render.count(one.training_tokens), "seed": one.seed,
+        "l0": f"{row.l0:.1f}" if row.l0 else "-", "tokens": format_count(one.training_tokens), "seed": one.seed,
         "plain": sae.cfg.architecture() if stock else "", "hash": one.weight_hash, "row": row, "results": own,
     }  # fmt: skip
 
@@ -190,7 +199,7 @@ def _copy(source: Path, folder: Path, own: list[Result]) -> None:
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    runner = next((source / name for name in (_plan.RECORD, "runner_cfg.json") if (source / name).is_file()), None)
+    runner = next((source / name for name in (RECORD, "runner_cfg.json") if (source / name).is_file()), None)
     texts = {"cfg.json": json.loads((source / "cfg.json").read_text())}
     if runner:
         texts["runner_cfg.json"] = json.loads(runner.read_text())
@@ -216,7 +225,7 @@ def _refusals(repo: str) -> Iterator[None]:
         raise UsageError(f"cannot publish to {repo} (HTTP {status}): {said}") from error
     except Exception as error:
         cause: BaseException | None = error
-        while cause is not None and not _models.is_transport(cause):  # an upload that breaks off is wrapped
+        while cause is not None and not is_transport(cause):  # an upload that breaks off is wrapped
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
@@ -243,7 +252,7 @@ def already_there(repo: str) -> dict[str, list[Result]]:
         for name in (file.removesuffix("/cfg.json") for file in files if file.endswith("/cfg.json")):
             of = [file for file in files if file.startswith(f"{name}/results/") and file.endswith(".json")]
             paths = [Path(api.hf_hub_download(repo, file)) for file in of]
-            found[name] = _read.tree(sorted({path.parent for path in paths}))[0]
+            found[name] = read_results(sorted({path.parent for path in paths}))[0]
     return found
 
 
@@ -281,7 +290,7 @@ def _say(folder: Path | None, saes: list[dict[str, Any]], repo: str) -> int:
         print(f"  {sae['id']}: SAE.from_pretrained({repo!r}, {sae['id']!r}), or --sae {repo}:{sae['id']}")
     entries = []
     for sae in saes:
-        core = {metric.name: sae["row"].number(("core", metric)) for metric in _rows.module("core").METRICS}
+        core = {metric.name: sae["row"].number(("core", metric)) for metric in evaluator_of_type("core").METRICS}
         said = {"l0": core["l0"], "variance_explained": core["explained_variance_corrected"]}
         known = {field: round(number[0], 3) for field, number in said.items() if number}
         entries.append({"id": sae["id"], "path": sae["id"], **known})

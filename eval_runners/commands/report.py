@@ -13,42 +13,41 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from eval_runners.commands import leaderboard as _leaderboard
-from eval_runners.contract import contract as _contract
-from eval_runners.leaderboard import render as _render
-from eval_runners.leaderboard import rows as _rows
+from eval_runners.contract.contract import ARROWS, USUAL_EVALUATIONS
 from eval_runners.leaderboard.boards import Board
-from eval_runners.leaderboard.rows import Row
-from eval_runners.store.result import without_paths
-from eval_runners.views import page as _page
-from sae_variants.cli import options as _cli
-from sae_variants.common.files import write_whole
+from eval_runners.leaderboard.render import LEGEND, board_title, describe_conditions, format_count
+from eval_runners.leaderboard.rows import Row, column_key
+from eval_runners.leaderboard.select import add_filters, add_result_folders, find_boards, has_l0_near
+from eval_runners.store.paths import without_paths
+from eval_runners.views.page import render_page
+from sae_variants.cli.options import Parser
+from sae_variants.common.files import write_atomically
 
 
 def main(argv: list[str]) -> int:
-    parser = _cli.Parser(prog="python -m eval_runners report", description=__doc__)
-    _leaderboard.add_folders(parser)
-    _leaderboard.add_filters(parser)
+    parser = Parser(prog="python -m eval_runners report", description=__doc__)
+    add_result_folders(parser)
+    add_filters(parser)
     parser.add_argument("--output", default="report.html", metavar="FILE", help="the page (default: %(default)s)")
     args = parser.parse_args(argv)
-    boards, broken = _leaderboard.found(args)
-    text = page(boards, broken)
-    write_whole(Path(args.output), text, "--output")
+    boards, broken = find_boards(args)
+    text = render_report(boards, broken)
+    write_atomically(Path(args.output), text, "--output")
     rows = sum(bool(row.results) for board in boards for row in board.rows)
     print(f"{args.output}: {rows} rows on {len(boards)} boards, {len(text.encode()) / 2**20:.1f} MiB")
     return 1 if broken else 0
 
 
-def page(boards: list[Board], broken: list[str]) -> str:
+def render_report(boards: list[Board], broken: list[str]) -> str:
     """The whole page. Text of results is data to it: nothing in them is ever taken for markup."""
     data = {
         "boards": [_described(board) for board in sorted(boards, key=_place)],
         "broken": [without_paths(reason) for reason in broken],
-        "legend": _render.LEGEND,
-        "usual": _contract.USUAL,
-        "arrows": _contract.ARROWS,
+        "legend": LEGEND,
+        "usual": USUAL_EVALUATIONS,
+        "arrows": ARROWS,
     }
-    return _page.render("report.html", data, plotly=_plotly())
+    return render_page("report.html", data, plotly=_plotly())
 
 
 def _place(board: Board) -> tuple[bool, int]:
@@ -65,21 +64,19 @@ def _described(board: Board) -> dict[str, Any]:
     group_of = {id(row): number for number, group in enumerate(board.groups) for row in group}
     for row in board.rows:  # untrained ones of about that L0 stand beside
         if row.untrained:
-            near = (
-                n for n, group in enumerate(board.groups) if _leaderboard.is_near(row, [r.l0 for r in group if r.l0])
-            )
+            near = (n for n, group in enumerate(board.groups) if has_l0_near(row, [r.l0 for r in group if r.l0]))
             group_of[id(row)] = next(near, -1)
     curves: dict[str, dict[str, Any]] = {}
     for column in board.columns:
         if curve := column[1].curve:
             title, over, x = curve
             found = curves.setdefault(title, {"title": title, "over": over, "better": column[1].better, "points": []})
-            found["points"].append([x, _rows.key(column)])
+            found["points"].append([x, column_key(column)])
     return {
-        "title": _render.title(board),
-        "about": [f"{name}: {_render.described(conditions)}" for name, conditions in board.conditions.items()],
+        "title": board_title(board),
+        "about": [f"{name}: {describe_conditions(conditions)}" for name, conditions in board.conditions.items()],
         "columns": [
-            {"key": _rows.key(c), "head": c[1].short, "title": c[1].title, "evaluation": c[0], "better": c[1].better}
+            {"key": column_key(c), "head": c[1].short, "title": c[1].title, "evaluation": c[0], "better": c[1].better}
             for c in board.shown
         ],
         "curves": list(curves.values()),
@@ -91,14 +88,14 @@ def _described(board: Board) -> dict[str, Any]:
 def _group_title(group: list[Row]) -> str:
     levels = [row.l0 for row in group if row.l0]
     middle = f"L0 ≈ {sum(levels) / len(levels):.3g}" if levels else "L0 unknown"
-    return f"{middle}, {_render.count(group[0].d_sae)} latents, {_render.count(group[0].training_tokens)} tokens"
+    return f"{middle}, {format_count(group[0].d_sae)} latents, {format_count(group[0].training_tokens)} tokens"
 
 
 def _row(board: Board, row: Row, group: int | None, curves: dict[str, dict[str, Any]]) -> dict[str, Any]:
     wanted = {key for curve in curves.values() for _, key in curve["points"]}
     values: dict[str, Any] = {}
     for column in board.columns:
-        key = _rows.key(column)
+        key = column_key(column)
         if not column[1].short and key not in wanted:
             continue
         number = row.number(column)

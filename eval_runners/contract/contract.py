@@ -28,14 +28,10 @@ else: it finds the SAEs, reuses finished results, writes files, prints the table
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from sae_variants.common.errors import one_of
-from sae_variants.registry import plugins as _plugins
-
 Direction = Literal["higher", "lower", "neither"]
-USUAL = ("core", "sparse_probing", "positional_consistency")
+USUAL_EVALUATIONS = ("core", "sparse_probing", "positional_consistency")
 """Evaluations that are run, and shown first, where nothing else is asked for."""
 ARROWS: dict[str, str] = {"higher": "↑", "lower": "↓", "neither": ""}
 
@@ -73,36 +69,7 @@ class Evaluation:
     """Arrays and pictures to lie beside the result, by the end of their name: `<hash>.autocorrelation.png`."""
 
 
-def places() -> dict[str, str]:
-    """Every evaluation with its module: the files beside this one without an underscore, and those of other packages.
-
-    Another package names its own in the entry-point group `eval_runners`. Imports nothing.
-    """
-    files = sorted(path.stem for path in Path(__file__).parents[1].glob("*.py") if not path.stem.startswith("_"))
-    return _plugins.joined("eval_runners", {stem: f"eval_runners.{stem}" for stem in files})
-
-
-def names() -> list[str]:
-    return list(places())
-
-
-def module(name: str) -> Any:
-    """The module of an evaluation. UsageError for a name that is none, or a module that cannot be imported."""
-    one_of("evaluation", name, names())
-    return _plugins.load(places()[name])
-
-
-def of_type(eval_type_id: str) -> str:
-    """The name of the evaluation whose results call themselves so; the same word where there is none."""
-    return next((name for name in names() if eval_type(module(name)) == eval_type_id), eval_type_id)
-
-
-def eval_type(module: Any) -> str:
-    """What results of an evaluation call themselves: its name, where the module does not say otherwise."""
-    return getattr(module, "EVAL_TYPE", module.__name__.rpartition(".")[2])
-
-
-def at(result: dict[str, Any], path: str) -> Any:
+def value_at(result: dict[str, Any], path: str) -> Any:
     """The value at a dotted path, or None where a key is absent."""
     value: Any = result
     for key in path.split("."):

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval_runners.data import heldout as _heldout
-from eval_runners.data import labelled as _tasks
-from eval_runners.saebench import shared as _saebench
-from eval_runners.store import cache as _cache
+from eval_runners.data.heldout import special_mask
+from eval_runners.data.labelled import dataset_version, is_local_dataset, split_dataset
+from eval_runners.store.cache import cached_folder
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model import load as _models
+from sae_variants.language_model.hooks import activation_key, hook_activations
 from sae_variants.language_model.target import Target
 
 OPTION = "--{}-documents"
@@ -29,25 +28,25 @@ Means = dict[str, Tensor]
 """Class -> latents [d, S], mean over a document's own tokens."""
 
 
-def versions(evaluation: str, names: Iterable[str], config: Any) -> dict[str, str]:
+def document_versions(evaluation: str, names: Iterable[str], config: Any) -> dict[str, str]:
     """The versions of the documents of these datasets. UsageError for one that is not to be had here."""
     found = {}
     for name in names:
-        if not _tasks.is_ours(name):
+        if not is_local_dataset(name):
             raise UsageError(
                 f"{evaluation} reads labelled text of this package only, such as sandbox/ag_news, not {name}"
             )
-        found[name] = _tasks.version(name, config.train_documents, config.test_documents, config.seed, OPTION)
+        found[name] = dataset_version(name, config.train_documents, config.test_documents, config.seed, OPTION)
     return found
 
 
-class Documents:
+class DocumentActivations:
     """The documents of one dataset at a target's hook; half of `train_documents`, `test_documents` of each class."""
 
     def __init__(self, target: Target, model: Any, name: str, config: Any, device: str) -> None:
         from safetensors.torch import load_file
 
-        split = _tasks.split(name, config.train_documents, config.test_documents, config.seed, OPTION)
+        split = split_dataset(name, config.train_documents, config.test_documents, config.seed, OPTION)
         self.labels = list(split[0])
 
         def make(folder: Path) -> None:
@@ -61,12 +60,12 @@ class Documents:
             save_file(found, folder / ACTIVATIONS)
 
         key = {
-            **_saebench.model_key(target, model, device, "transformer-lens"),
-            "documents": _tasks.version(name, config.train_documents, config.test_documents, config.seed, OPTION),
+            **activation_key(target, model, device, "transformer-lens"),
+            "documents": dataset_version(name, config.train_documents, config.test_documents, config.seed, OPTION),
             "context_size": config.context_size,
             "of": name,
         }
-        self.folder = _cache.stored(key, make)
+        self.folder = cached_folder(key, make)
         self._found = load_file(self.folder / ACTIVATIONS)
 
     def means(self, encode: Callable[[Tensor], Tensor], device: Any = "cpu") -> tuple[Means, Means]:
@@ -80,7 +79,7 @@ class Documents:
         return parts[0], parts[1]
 
 
-def against_others(classes: Means, label: str, seed: int) -> tuple[Tensor, Tensor]:
+def one_against_others(classes: Means, label: str, seed: int) -> tuple[Tensor, Tensor]:
     """A class and as many documents of the others: latents [2 d, S], and 1 or 0 of each."""
     own = classes[label]
     others = torch.cat([means for other, means in classes.items() if other != label])
@@ -90,13 +89,13 @@ def against_others(classes: Means, label: str, seed: int) -> tuple[Tensor, Tenso
 
 def _read(target: Target, model: Any, texts: list[str], context_size: int) -> tuple[Tensor, Tensor]:
     """Activations [N, D] of the documents' own tokens, one after the other, and how many each has."""
-    at_hook = _models.hook_activations(model, target.hook_name)
+    at_hook = hook_activations(model, target.hook_name)
     rows, lengths = [], []
     for start in range(0, len(texts), 32):
         ids = model.tokenizer(
             texts[start : start + 32], padding="longest", truncation=True, max_length=context_size, return_tensors="pt"
         )["input_ids"]
-        own = ~_heldout.special_mask(ids, model)
+        own = ~special_mask(ids, model)
         with torch.no_grad():
             rows.append(at_hook(ids).cpu()[own])
         lengths.append(own.sum(1))

@@ -16,10 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from eval_runners.store import cache as _cache
-from sae_variants.common import hashing as _hash
-from sae_variants.common.errors import UsageError, one_of
-from sae_variants.sandbox import corpus, tasks
+from eval_runners.store.cache import cached_folder
+from sae_variants.common.errors import UsageError, check_name
+from sae_variants.common.hashing import hash_files, hash_value
+from sae_variants.sandbox.corpus import content_key, dataset_files
+from sae_variants.sandbox.tasks import DATASETS, TASKS_VERSION, documents, path_of
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 COLUMNS = ("text", "label")
@@ -37,55 +38,55 @@ DOCUMENTS = "documents.json"
 _files: dict[str, Path] = {}
 
 
-def register_file(path: str) -> str:
+def register_task_file(path: str) -> str:
     """The name under which a user's file is served; it holds its content's hash and no folder."""
     file = Path(path)
     if not file.is_file() or file.suffix.lower() not in SUFFIXES:
         raise UsageError(f"no file of tasks {path!r}: give a {', '.join(SUFFIXES)} with columns text and label")
-    name = f"local/{file.stem}-{_hash.of_files([file])[:6]}"
+    name = f"local/{file.stem}-{hash_files([file])[:6]}"
     _files[name] = file
     return name
 
 
-def known() -> list[str]:
+def known_datasets() -> list[str]:
     """Every dataset that can be asked for by name."""
     from sae_bench.sae_bench_utils import dataset_info
 
-    return [*tasks.DATASETS, *_files, *dataset_info.chosen_classes_per_dataset]
+    return [*DATASETS, *_files, *dataset_info.chosen_classes_per_dataset]
 
 
-def is_ours(name: str) -> bool:
+def is_local_dataset(name: str) -> bool:
     """Whether the documents come from here, not from the Hub. UsageError for a name that nobody has."""
-    return one_of("dataset", name, known()) in tasks.DATASETS or name in _files
+    return check_name("dataset", name, known_datasets()) in DATASETS or name in _files
 
 
 PROBE_SIZES = "--probe-{}-set-size"
 """Spelling of the options, as errors name them, that set how many documents a side of a split has."""
 
 
-def version(name: str, train_set_size: int, test_set_size: int, seed: int, option: str = PROBE_SIZES) -> str:
+def dataset_version(name: str, train_set_size: int, test_set_size: int, seed: int, option: str = PROBE_SIZES) -> str:
     """Hash of the very documents that are served; for a dataset on the Hub its name, which is all that is known."""
-    if not is_ours(name):
+    if not is_local_dataset(name):
         return name
-    return _hash.of_value(split(name, train_set_size, test_set_size, seed, option), size=8)
+    return hash_value(split_dataset(name, train_set_size, test_set_size, seed, option), size=8)
 
 
-def package_version(name: str) -> str:
+def probe_dataset_version(name: str) -> str:
     """The content of one of the 113 datasets of the sae-probes package."""
-    return _hash.of_files([tasks.path_of(name)])
+    return hash_files([path_of(name)])
 
 
 @cache
-def package_names() -> list[str]:
+def probe_dataset_names() -> list[str]:
     """The 113 datasets that the sae-probes package probes, in its order; read without importing it, which is slow."""
     import pandas as pd
 
-    table = pd.read_csv(corpus.dataset_files()[0].parents[1] / "probing_datasets_MASTER.csv.zst", compression="zstd")
+    table = pd.read_csv(dataset_files()[0].parents[1] / "probing_datasets_MASTER.csv.zst", compression="zstd")
     binary = table[table["Data type"] == "Binary Classification"]["Dataset save name"]
     return [name.rpartition("/")[2].removesuffix(".csv") for name in binary]
 
 
-def read_file(path: Path) -> Classes:
+def read_task_file(path: Path) -> Classes:
     """Label -> documents of a user's file. UsageError that says what is wrong with it, and in which row."""
     classes: Classes = {}
     try:
@@ -144,7 +145,7 @@ def word_runs(text: str) -> list[str]:
     return [" ".join(words[i : i + 5]) for i in range(max(1, len(words) - 4))]
 
 
-def distinct(classes: Classes) -> Classes:
+def drop_near_repeats(classes: Classes) -> Classes:
     """One document of each group of near-repeats, in an order that depends on content alone.
 
     Near-repeats share more than `SHARED` of the runs of five words of the shorter one, repeats of repeats included.
@@ -156,10 +157,10 @@ def distinct(classes: Classes) -> Classes:
     from sklearn.feature_extraction.text import HashingVectorizer
 
     labels: dict[str, set[str]] = {}
-    for label, documents in classes.items():
-        for text in documents:
+    for label, of_label in classes.items():
+        for text in of_label:
             labels.setdefault(text, set()).add(label)
-    texts = sorted((text for text in labels if text.strip()), key=corpus.content_key)
+    texts = sorted((text for text in labels if text.strip()), key=content_key)
     vectorizer = HashingVectorizer(
         analyzer=word_runs,  # pyright: ignore[reportArgumentType]
         n_features=2**22,
@@ -191,31 +192,31 @@ def distinct(classes: Classes) -> Classes:
 
 
 @cache
-def classes(name: str) -> Classes:
+def distinct_classes(name: str) -> Classes:
     """The distinct documents of one of our datasets."""
 
     if name in _files:
         files = [_files[name]]
     else:
-        files = [tasks.path_of(file) for parts in tasks.DATASETS[name].values() for file, _ in parts]
+        files = [path_of(file) for parts in DATASETS[name].values() for file, _ in parts]
 
     def make(folder: Path) -> None:
-        found = distinct(read_file(_files[name]) if name in _files else tasks.documents(name))
+        found = drop_near_repeats(read_task_file(_files[name]) if name in _files else documents(name))
         (folder / DOCUMENTS).write_text(json.dumps(found))
 
     key = {
         "documents": name,
-        "content": _hash.of_files(files),
-        "version": tasks.TASKS_VERSION,
+        "content": hash_files(files),
+        "version": TASKS_VERSION,
     }
-    return json.loads((_cache.stored(key, make) / DOCUMENTS).read_text())
+    return json.loads((cached_folder(key, make) / DOCUMENTS).read_text())
 
 
-def largest_sizes(names: Iterable[str]) -> tuple[int, int]:
+def largest_set_sizes(names: Iterable[str]) -> tuple[int, int]:
     """Train and test set size as in SAEBench, or as much of them as every class of ours among these datasets fills."""
     train, test = TRAIN_SET_SIZE, TEST_SET_SIZE
-    for name in filter(is_ours, names):
-        label, texts = min(classes(name).items(), key=lambda item: len(item[1]))
+    for name in filter(is_local_dataset, names):
+        label, texts = min(distinct_classes(name).items(), key=lambda item: len(item[1]))
         part = len(texts) // TEST_ONE_IN
         if part < SMALLEST_TEST:
             least = TEST_ONE_IN * SMALLEST_TEST
@@ -228,7 +229,7 @@ def largest_sizes(names: Iterable[str]) -> tuple[int, int]:
     return train, test
 
 
-def split(
+def split_dataset(
     name: str, train_set_size: int, test_set_size: int, seed: int, option: str = PROBE_SIZES
 ) -> tuple[Classes, Classes]:
     """(train, test): of every class half of each size, as SAEBench balances them, since a task pits one class against
@@ -237,7 +238,7 @@ def split(
         if size < 2 or size % 2:
             raise UsageError(f"{option.format(what)} must be an even number, half of it of each side, not {size}")
     train, test = {}, {}
-    for label, texts in classes(name).items():
+    for label, texts in distinct_classes(name).items():
         sizes = train_set_size // 2, test_set_size // 2
         if len(texts) < sum(sizes):
             raise UsageError(

@@ -10,19 +10,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eval_runners.store import result as _result
-from sae_variants.common import hashing as _hash
-from sae_variants.common.errors import UsageError, one_of
+from eval_runners.store.paths import folder_name
+from sae_variants.common.errors import UsageError, check_name
+from sae_variants.common.hashing import hash_files
 from sae_variants.language_model.target import Target
-from sae_variants.registry import variants as _register
-from sae_variants.training import grid as _grid
-from sae_variants.training import plan as _plan
-from sae_variants.training import train as _train
-from sae_variants.training.plan import Plan
+from sae_variants.registry.build import load
+from sae_variants.registry.variants import find_variant, scorable_names
+from sae_variants.training.grid import GridPoint, make_plans
+from sae_variants.training.plan import RECORD, Plan, hash_kind
+from sae_variants.training.train import TrainingFailed, train_plans
 
 
 @dataclass(frozen=True)
-class Found:
+class LocatedSAE:
     """An SAE that lies on disk; its weights are read when they are needed."""
 
     label: str
@@ -35,25 +35,23 @@ class Found:
     """Hash of what it was trained with, but for the seed; None for one that was not trained here."""
     learns: bool = True
     """False for `random`, which may be untrained."""
-    cell: _grid.Cell = field(default_factory=dict)
+    cell: GridPoint = field(default_factory=dict)
     """The fields of a grid that make it what it is."""
     plan: Plan | None = None
     """How it was trained, where a variant's name was given."""
 
     @property
     def path_name(self) -> str:
-        return _result.path_name(self.label)
+        return folder_name(self.label)
 
     @cached_property
     def weight_hash(self) -> str:
         """Hash of config and weights: a result belongs to these and no others."""
-        return _hash.of_files(
-            sorted(self.folder.glob("sae_weights.safetensors")) + sorted(self.folder.glob("cfg.json"))
-        )
+        return hash_files(sorted(self.folder.glob("sae_weights.safetensors")) + sorted(self.folder.glob("cfg.json")))
 
     def load(self, device: str) -> Any:
         """The SAE in inference form; decoder rows of unit norm, as SAEBench has them for SAEs that it loads."""
-        sae = _register.load(self.folder, device)
+        sae = load(self.folder, device)
         with contextlib.suppress(NotImplementedError):
             sae.fold_W_dec_norm()
         return sae
@@ -71,34 +69,34 @@ def is_folder(name: str) -> bool:
         return False
 
 
-def asked(
-    names: list[str], target: Target, overrides: _grid.Cell, cells: list[_grid.Cell], seeds: list[int], root: Any
+def resolve_requests(
+    names: list[str], target: Target, overrides: GridPoint, cells: list[GridPoint], seeds: list[int], root: Any
 ) -> list[Plan | str]:
     """What the names stand for, in their order: plans of variants, or the name of a folder or of an SAE on the Hub.
 
     Raises:
         UsageError: a name that is nothing we know, or a field that none of the variants has.
     """
-    known = _register.scorable()
+    known = scorable_names()
     for name in names:
         if name in known or is_folder(name) or is_hub_id(name):
             continue
         if "/" in name:
             raise UsageError(f"no folder {name!r}; an SAE on the Hub is written user/repo:sae_id")
-        one_of("SAE", name, known)
+        check_name("SAE", name, known)
     if "seed" in overrides:
         raise UsageError("--train.seed is written --seeds")
     variants = [name for name in names if name in known]
-    plans = _grid.plans(variants, target, overrides, cells, seeds, root) if variants else []
+    plans = make_plans(variants, target, overrides, cells, seeds, root) if variants else []
     found: list[Plan | str] = []
     for name in names:
         found += [plan for plan in plans if plan.full_name == name] if name in known else [name]
     return found
 
 
-def ready(
+def train_missing(
     wanted: list[Plan | str], axes: Iterable[str], device: str, snapshots: tuple[float, ...] = ()
-) -> tuple[list[Found], list[str]]:
+) -> tuple[list[LocatedSAE], list[str]]:
     """The SAEs, those that are missing trained first, and what went wrong with those that cannot be.
 
     Args:
@@ -106,7 +104,7 @@ def ready(
         snapshots: shares of the training after which they are kept as well; one that was trained without is trained
             again, before anything is scored, so that what is scored and its snapshots are of one training.
     """
-    there = {name: placed(name) for name in wanted if isinstance(name, str)}
+    there = {name: locate_name(name) for name in wanted if isinstance(name, str)}
     plans = [plan for plan in wanted if isinstance(plan, Plan)]
     missing = [plan for plan in plans if not plan.is_trained or plan.lacks(snapshots)]
     for plan in missing:
@@ -117,8 +115,8 @@ def ready(
             print(f"{plan.label} is not trained on {plan.target.name} with seed {seed} yet: training it first")
     failures: dict[Path, str] = {}
     try:
-        _train.train(missing, device, snapshots=snapshots)
-    except _train.TrainingFailed as failed:
+        train_plans(missing, device, snapshots=snapshots)
+    except TrainingFailed as failed:
         failures = failed.failures
     found = [
         there[one] if isinstance(one, str) else _from_plan(one, axes)
@@ -128,11 +126,11 @@ def ready(
     return found, list(failures.values())
 
 
-def _from_plan(plan: Plan, axes: Iterable[str]) -> Found:
-    record = json.loads((plan.folder / _plan.RECORD).read_text())
-    learns = _learns(_register.resolve(plan.name).config_class)
+def _from_plan(plan: Plan, axes: Iterable[str]) -> LocatedSAE:
+    record = json.loads((plan.folder / RECORD).read_text())
+    learns = _learns(find_variant(plan.name).config_class)
     cell = {field: plan.values[field] for field in axes if field in plan.values}
-    return Found(
+    return LocatedSAE(
         plan.label, plan.sae_folder, plan.settings.seed, record["trained_tokens"], plan.kind, learns, cell, plan
     )
 
@@ -141,38 +139,38 @@ def _learns(config_class: type | None) -> bool:
     return getattr(config_class, "learns", True)
 
 
-def at(folder: Path) -> Found:
+def locate_folder(folder: Path) -> LocatedSAE:
     """An SAE that lies beside another one and needs no name, such as a snapshot."""
-    return Found(folder.name, folder, None, None)
+    return LocatedSAE(folder.name, folder, None, None)
 
 
-def placed(name: str) -> Found:
+def locate_name(name: str) -> LocatedSAE:
     """The SAE in a folder or on the Hub, downloaded."""
     from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
     if is_folder(name):
         folder, label = Path(name), Path(name).resolve().name
-        record = folder / _plan.RECORD
+        record = folder / RECORD
         if record.is_file():
             said = json.loads(record.read_text())
             part = said.get("part", "")
             label = f"{said['name']}:{part}-{folder.resolve().parent.name}" if part else f"{said['name']}-{label}"
     else:
         folder, label = _download(name), name
-    _register.load(folder)
+    load(folder)
     metadata = json.loads((folder / "cfg.json").read_text()).get("metadata", {})
     _, config_class = SAE_TRAINING_CLASS_REGISTRY.get(metadata.get("training_architecture"), (None, None))
-    if is_folder(name) and not (folder / _plan.RECORD).is_file():
-        label = f"{label}-{_hash.of_files([folder / 'sae_weights.safetensors'])[:6]}"
+    if is_folder(name) and not (folder / RECORD).is_file():
+        label = f"{label}-{hash_files([folder / 'sae_weights.safetensors'])[:6]}"
     learns, seed, tokens = _learns(config_class), metadata.get("seed"), metadata.get("training_tokens")
-    return Found(label, folder, seed, tokens, _recorded_kind(folder), learns)
+    return LocatedSAE(label, folder, seed, tokens, _recorded_kind(folder), learns)
 
 
 def _recorded_kind(folder: Path) -> str | None:
     """What it was trained with, from the record that training and publishing leave beside the weights."""
-    for name in (_plan.RECORD, "runner_cfg.json"):
+    for name in (RECORD, "runner_cfg.json"):
         try:
-            return _plan.kind_of(json.loads((folder / name).read_text()))
+            return hash_kind(json.loads((folder / name).read_text()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return None
@@ -181,7 +179,7 @@ def _recorded_kind(folder: Path) -> str | None:
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    from sae_variants.language_model.load import hub_errors
+    from sae_variants.language_model.hub import hub_errors
 
     repo, _, sae_id = hub_id.partition(":")
     with hub_errors(f"the SAE {hub_id}"):

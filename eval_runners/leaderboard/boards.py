@@ -14,11 +14,26 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from eval_runners.contract import contract as _contract
-from eval_runners.leaderboard import rows as _rows
-from eval_runners.leaderboard.rows import OLDER, Column, Number, Row
-from eval_runners.store import read as _read
-from eval_runners.store.read import Result
+from eval_runners.contract.contract import USUAL_EVALUATIONS
+from eval_runners.leaderboard.rows import (
+    OLDER,
+    Column,
+    Number,
+    Row,
+    column_key,
+    evaluator_of_type,
+    sae_identity,
+    to_sorted_json,
+    written_at,
+)
+from eval_runners.store.read import (
+    Result,
+    conditions_of,
+    describe_differences,
+    metric_value,
+    provenance_of,
+    weight_hash_of,
+)
 
 AS_LITTLE = 1.02
 """L0 that is at most so many times another's counts as little as it."""
@@ -39,7 +54,9 @@ class Board:
 
     @cached_property
     def columns(self) -> list[Column]:
-        every = [(evaluation, metric) for evaluation in self.conditions for metric in _rows.module(evaluation).METRICS]
+        every = [
+            (evaluation, metric) for evaluation in self.conditions for metric in evaluator_of_type(evaluation).METRICS
+        ]
         return [column for column in every if any(row.number(column) is not None for row in self.rows)]
 
     @property
@@ -81,7 +98,7 @@ class Board:
 
     def _lower_ends(self, group: list[Row], column: Column, sign: int) -> list[float]:
         """The worse ends of the intervals of a group, ascending in merit."""
-        at = (id(group), _rows.key(column))
+        at = (id(group), column_key(column))
         if at not in self._ends:
             numbers = (row.number(column) for row in group)
             self._ends[at] = sorted(sign * n[0] - n[1] for n in numbers if n and n[1] is not None)
@@ -93,7 +110,7 @@ class Board:
 
     def _over_l0(self, column: Column) -> list[tuple[float, float]]:
         """L0 and the lower end of the interval of every trained row."""
-        if (name := _rows.key(column)) not in self._fronts:
+        if (name := column_key(column)) not in self._fronts:
             self._fronts[name] = [
                 (other.l0, number[0] - (number[1] or 0.0))
                 for group in self.groups
@@ -127,7 +144,7 @@ def _matched_by(row: Row) -> tuple[Any, Any, Any]:
     return row.d_sae, row.training_tokens, row.l0
 
 
-def boards(results: list[Result]) -> list[Board]:
+def make_boards(results: list[Result]) -> list[Board]:
     """Every result on a board; of several of the same SAE, seed and conditions, the newest."""
     places: dict[tuple[str, str | None], dict[str, list[_Unit]]] = {}
     for unit in _units(results):
@@ -143,11 +160,11 @@ def boards(results: list[Result]) -> list[Board]:
 
 
 def _place(evaluation: str) -> tuple[int, str]:
-    usual = list(_contract.USUAL)
+    usual = list(USUAL_EVALUATIONS)
     return (usual.index(evaluation) if evaluation in usual else len(usual)), evaluation
 
 
-def narrowed(board: Board, evaluations: list[str]) -> Board:
+def select_evaluations(board: Board, evaluations: list[str]) -> Board:
     """The columns of these evaluations, in this order, and the rows that have any of them; what is known of a row from
     other evaluations, such as its L0, stays known."""
     conditions = {name: board.conditions[name] for name in evaluations if name in board.conditions}
@@ -157,13 +174,13 @@ def narrowed(board: Board, evaluations: list[str]) -> Board:
     )
 
 
-def beside(asked: list[Result], others: list[Result]) -> list[Row]:
+def comparable_rows(asked: list[Result], others: list[Result]) -> list[Row]:
     """What may stand in one table with results just asked for: rows on their board, of their width and training tokens
     or untrained, over the same seeds, that differ from the target's recipe in nothing that they do not."""
-    seeds = {_read.provenance(result).get("seed") for result in asked}
-    same_seeds = [result for result in others if _read.provenance(result).get("seed") in seeds]
-    hashes = {_read.weight_hash(result) for result in asked}
-    for board in boards([*asked, *same_seeds]):
+    seeds = {provenance_of(result).get("seed") for result in asked}
+    same_seeds = [result for result in others if provenance_of(result).get("seed") in seeds]
+    hashes = {weight_hash_of(result) for result in asked}
+    for board in make_boards([*asked, *same_seeds]):
         ours = [row for row in board.rows if hashes & row.weight_hashes]
         if ours:
             learnt = [row for row in ours if row.training_tokens] or ours
@@ -194,15 +211,15 @@ def _units(results: list[Result]) -> list[_Unit]:
     found: dict[tuple[Any, ...], dict[Any, Result]] = {}
     about: dict[tuple[Any, ...], tuple[str, str | None, str, dict[str, Any]]] = {}
     for result in results:
-        conditions = _read.conditions(result)
+        conditions = conditions_of(result)
         evaluation = conditions.pop("evaluation")
         model = str(conditions.pop("model_name", None) or "unknown model").rpartition("/")[2]
         hook_name = conditions.pop("hook_name")
-        at = (model, hook_name, evaluation, _rows.text(conditions), _rows.identity(result))
+        at = (model, hook_name, evaluation, to_sorted_json(conditions), sae_identity(result))
         about[at] = (model, hook_name, evaluation, conditions)
-        seed = _read.provenance(result).get("seed")
+        seed = provenance_of(result).get("seed")
         of_seed = found.setdefault(at, {})
-        if seed not in of_seed or _rows.when(of_seed[seed]) < _rows.when(result):
+        if seed not in of_seed or written_at(of_seed[seed]) < written_at(result):
             of_seed[seed] = result
     units = []
     for at, by_seed in found.items():
@@ -219,12 +236,12 @@ def _clusters(units: list[_Unit]) -> list[list[_Unit]]:
         units, key=lambda unit: (-sum(v is not None for v in unit.conditions.values()), unit.identity[0])
     ):
         for cluster in clusters:
-            if not any(_read.differing(member.conditions, unit.conditions) for member in cluster):
+            if not any(describe_differences(member.conditions, unit.conditions) for member in cluster):
                 cluster.append(unit)
                 break
         else:
             clusters.append([unit])
-    return sorted(clusters, key=lambda cluster: (-len(cluster), _rows.text(cluster[0].conditions)))
+    return sorted(clusters, key=lambda cluster: (-len(cluster), to_sorted_json(cluster[0].conditions)))
 
 
 def _board(model: str, hook_name: str | None, number: int, chosen: dict[str, list[_Unit]]) -> Board:
@@ -248,7 +265,7 @@ def _ordered(board: Board) -> Board:
 
 def _told_apart(rows: list[Row]) -> list[Row]:
     """Rows of one label that are different SAEs, trained by different versions of a recipe: the older ones numbered."""
-    newest_first = sorted(rows, key=lambda row: -max(map(_rows.when, row.all_results)))
+    newest_first = sorted(rows, key=lambda row: -max(map(written_at, row.all_results)))
     seen: dict[tuple[Any, ...], int] = {}
     named = []
     for row in newest_first:
@@ -275,11 +292,11 @@ def _references(chosen: dict[str, list[_Unit]]) -> list[Row]:
     numbers: dict[str, dict[str, Number]] = {}
     for evaluation, units in chosen.items():
         results = [result for unit in units for result in unit.row.all_results]
-        for metric in _rows.module(evaluation).METRICS:
+        for metric in evaluator_of_type(evaluation).METRICS:
             for what, path in metric.references:
                 as_metric = replace(metric, path=path)
-                found = [value for result in results if (value := _read.value(as_metric, result)) is not None]
+                found = [value for result in results if (value := metric_value(as_metric, result)) is not None]
                 if found:
                     mean = sum(found) / len(found)
-                    numbers.setdefault(what, {})[_rows.key((evaluation, metric))] = (mean, None)
+                    numbers.setdefault(what, {})[column_key((evaluation, metric))] = (mean, None)
     return [Row(what, None, None, numbers=found) for what, found in numbers.items()]

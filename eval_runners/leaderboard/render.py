@@ -6,14 +6,12 @@ import csv
 import io
 import json
 import math
-import sys
 from typing import Any
 
-from eval_runners.contract import contract as _contract
-from eval_runners.leaderboard import rows as _rows
+from eval_runners.contract.contract import ARROWS
 from eval_runners.leaderboard.boards import Board
-from eval_runners.leaderboard.rows import Column, Number, Row
-from eval_runners.store import read as _read
+from eval_runners.leaderboard.rows import Column, Number, Row, column_key
+from eval_runners.store.read import provenance_of
 
 BOLD, FRONT = "**", "◆"
 LEGEND = (
@@ -23,7 +21,7 @@ LEGEND = (
 )
 
 
-def number(found: Number | None) -> str:
+def format_number(found: Number | None) -> str:
     if found is None:
         return "-"
     mean, error = found
@@ -33,7 +31,7 @@ def number(found: Number | None) -> str:
     return f"{mean:.{places}f}" + (f" ± {error:.{places}f}" if error is not None else "")
 
 
-def count(value: int | None) -> str:
+def format_count(value: int | None) -> str:
     """1048576 -> 1.05M"""
     if value is None:
         return "-"
@@ -43,23 +41,23 @@ def count(value: int | None) -> str:
     return str(value)
 
 
-def head(column: Column) -> str:
-    return f"{column[1].short} {_contract.ARROWS[column[1].better]}".strip()
+def format_head(column: Column) -> str:
+    return f"{column[1].short} {ARROWS[column[1].better]}".strip()
 
 
-def cell(board: Board, row: Row, column: Column, bold: str = "") -> str:
-    shown = number(row.number(column))
+def format_cell(board: Board, row: Row, column: Column, bold: str = "") -> str:
+    shown = format_number(row.number(column))
     if bold and board.rank(row, column) == 1:
         shown = f"{bold}{shown}{bold}"
     return f"{shown} {FRONT}" if board.on_front(row, column) else shown
 
 
-def title(board: Board) -> str:
+def board_title(board: Board) -> str:
     others = f" ({board.number})" if board.number > 1 else ""
     return f"{board.model}, {board.hook_name or 'hook not said'}{others}"
 
 
-def described(conditions: dict[str, Any]) -> str:
+def describe_conditions(conditions: dict[str, Any]) -> str:
     """The text and the context that an evaluation read, in a few words."""
     datasets = conditions.get("dataset") or conditions.get("dataset_names") or ""
     text = f"{len(datasets)} datasets" if isinstance(datasets, list) else str(datasets)
@@ -68,7 +66,7 @@ def described(conditions: dict[str, Any]) -> str:
     return ", ".join(filter(None, words))
 
 
-def as_markdown(boards: list[Board], legend: bool = True) -> str:
+def to_markdown(boards: list[Board], legend: bool = True) -> str:
     return "\n".join(part for board in boards for part in _board(board)) + (
         f"\n{LEGEND}\n" if legend and boards else ""
     )
@@ -76,15 +74,15 @@ def as_markdown(boards: list[Board], legend: bool = True) -> str:
 
 def _board(board: Board) -> list[str]:
     columns = board.shown
-    about = "; ".join(f"{name}: {described(conditions)}" for name, conditions in board.conditions.items())
-    heads = ["SAE", "L0", "latents", "tokens", "seeds", *map(head, columns)]
-    lines = [f"{title(board)}. {about}.", "", _line(heads), _line(["---"] * len(heads))]
+    about = "; ".join(f"{name}: {describe_conditions(conditions)}" for name, conditions in board.conditions.items())
+    heads = ["SAE", "L0", "latents", "tokens", "seeds", *map(format_head, columns)]
+    lines = [f"{board_title(board)}. {about}.", "", _line(heads), _line(["---"] * len(heads))]
     for row in board.rows:
         name = _one_line(row.label)
         name = name if not row.results else f"*{name}* (untrained)" if row.untrained else f"`{name}`"
-        cells = [cell(board, row, column, BOLD) for column in columns]
+        cells = [format_cell(board, row, column, BOLD) for column in columns]
         l0 = f"{row.l0:.1f}" if row.l0 is not None else "-"
-        lines.append(_line([name, l0, count(row.d_sae), count(row.training_tokens), row.n_seeds, *cells]))
+        lines.append(_line([name, l0, format_count(row.d_sae), format_count(row.training_tokens), row.n_seeds, *cells]))
     reasons = [f"`{name}` is untrained: {why}." for name, why in _untrained(board)]
     absent = _absent(board)
     folded = [
@@ -105,7 +103,7 @@ def _made_by(board: Board) -> dict[tuple[str, str], dict[str, list[str]]]:
     found: dict[tuple[str, str], dict[str, list[str]]] = {}
     for row in board.rows:
         for name in board.conditions:
-            for said in map(_read.provenance, row.results.get(name, [])):
+            for said in map(provenance_of, row.results.get(name, [])):
                 if command := said.get("command"):
                     of = found.setdefault((command, said.get("commit") or "unknown"), {}).setdefault(name, [])
                     of.append(_one_line(row.label))
@@ -152,7 +150,7 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def as_records(board: Board) -> list[dict[str, Any]]:
+def to_records(board: Board) -> list[dict[str, Any]]:
     """A dict per row: what it is, where it comes from, and every metric with its error, rank and reason."""
     records = []
     for row in board.rows:
@@ -166,25 +164,25 @@ def as_records(board: Board) -> list[dict[str, Any]]:
         for column in board.columns:
             found = row.number(column)
             if found is None:
-                record["metrics"][_rows.key(column)] = {"value": None, "because": row.why_not(column)}
+                record["metrics"][column_key(column)] = {"value": None, "because": row.why_not(column)}
                 continue
             value = {"value": found[0], "error": found[1], "rank": board.rank(row, column)}
             front = {"front": board.on_front(row, column)} if column[1].against_l0 else {}
-            record["metrics"][_rows.key(column)] = {**value, **front}
+            record["metrics"][column_key(column)] = {**value, **front}
         records.append(record)
     return records
 
 
-def as_json(boards: list[Board]) -> str:
-    found = [{"conditions": board.conditions, "rows": as_records(board)} for board in boards]
+def to_json(boards: list[Board]) -> str:
+    found = [{"conditions": board.conditions, "rows": to_records(board)} for board in boards]
     return json.dumps(found, indent=1) + "\n"
 
 
-def as_csv(boards: list[Board]) -> str:
+def to_csv(boards: list[Board]) -> str:
     """A line per row; `evaluation.metric` and, beside it, its error and rank."""
     lines: list[dict[str, Any]] = []
     for number_of_board, board in enumerate(boards):
-        for record in as_records(board):
+        for record in to_records(board):
             metrics = record.pop("metrics")
             for listed in ("seeds", "commits", "commands", "untrained_because"):
                 record[listed] = "; ".join(map(str, record[listed]))
@@ -197,33 +195,6 @@ def as_csv(boards: list[Board]) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return buffer.getvalue()
-
-
-def show(boards: list[Board]) -> None:
-    """One table on the terminal for every board; untrained rows are dim."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else 240)
-    for board in boards:
-        columns = board.shown
-        table = Table(title=title(board))
-        table.add_column("SAE", overflow="fold", min_width=24)
-        for text in ("L0", "latents", "tokens", "seeds", *map(head, columns)):
-            table.add_column(text, justify="right")
-        for row in board.rows:
-            name = f"{row.label} (untrained)" if row.untrained else row.label
-            cells = [cell(board, row, column, "*") for column in columns]
-            l0 = f"{row.l0:.1f}" if row.l0 is not None else "-"
-            style = "dim" if row.untrained or not row.results else None
-            table.add_row(
-                _escaped(name), l0, count(row.d_sae), count(row.training_tokens), row.n_seeds, *cells, style=style
-            )  # fmt: skip
-        console.print(table)
-        for name, why in _untrained(board):
-            console.print(f"{_escaped(name)} is untrained: {_escaped(why)}", style="dim")
-    if boards:
-        console.print(LEGEND.replace("Bold", "*"), style="dim")
 
 
 def _escaped(text: str) -> str:

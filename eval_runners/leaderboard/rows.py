@@ -11,10 +11,9 @@ from functools import cache, cached_property
 from types import ModuleType
 from typing import Any
 
-from eval_runners.contract import contract as _contract
-from eval_runners.contract.contract import Metric
-from eval_runners.store import read as _read
-from eval_runners.store.read import Result
+from eval_runners.contract.contract import USUAL_EVALUATIONS, Metric
+from eval_runners.contract.registry import evaluator_name_of_type, evaluator_names, load_evaluator
+from eval_runners.store.read import Result, mean_and_error, provenance_of, weight_hash_of, why_missing
 
 Number = tuple[float, float | None]
 Column = tuple[str, Metric]
@@ -55,11 +54,11 @@ class Row:
         return bool({word.partition("=")[0] for word in self.fields.split(" ") if "=" in word} - MATCHED_BY)
 
     def number(self, column: Column) -> Number | None:
-        name = key(column)
+        name = column_key(column)
         if not self.results:
             return self.numbers.get(name)
         if name not in self._known:
-            self._known[name] = _read.mean_and_error(column[1], self.results.get(column[0], []))
+            self._known[name] = mean_and_error(column[1], self.results.get(column[0], []))
         return self._known[name]
 
     def why_not(self, column: Column) -> str:
@@ -68,7 +67,7 @@ class Row:
         results = self.results.get(evaluation, [])
         if not results:
             return "no SAE" if not self.results else f"{evaluation} was not run"
-        reasons = dict.fromkeys(filter(None, (_read.why_no_value(metric, result) for result in results)))
+        reasons = dict.fromkeys(filter(None, (why_missing(metric, result) for result in results)))
         return "; ".join(reasons) or "not among its numbers"
 
     @cached_property
@@ -78,20 +77,20 @@ class Row:
     @property
     def weight_hashes(self) -> set[str]:
         """Of the SAEs whose results these are, where they are ours."""
-        return {found for result in self.all_results if (found := _read.weight_hash(result))}
+        return {found for result in self.all_results if (found := weight_hash_of(result))}
 
     @cached_property
     def l0(self) -> float | None:
-        for evaluation, results in sorted(self.results.items(), key=lambda of: of[0] not in _contract.USUAL[:1]):
-            for metric in module(evaluation).METRICS:
-                if metric.name in ("l0", "all.l0") and (found := _read.mean_and_error(metric, results)):
+        for evaluation, results in sorted(self.results.items(), key=lambda of: of[0] not in USUAL_EVALUATIONS[:1]):
+            for metric in evaluator_of_type(evaluation).METRICS:
+                if metric.name in ("l0", "all.l0") and (found := mean_and_error(metric, results)):
                     return found[0]
         return None
 
     @property
     def seeds(self) -> list[int]:
         """Those of all its evaluations together."""
-        found = {_read.provenance(result).get("seed") for result in self.all_results}
+        found = {provenance_of(result).get("seed") for result in self.all_results}
         return sorted(seed for seed in found if seed is not None)
 
     @property
@@ -109,15 +108,15 @@ class Row:
                 ours = result.get("eval_result_unstructured") or {}
                 said = ours.get("not_trained_because") or []
                 reasons += said or (["its result says so"] if ours.get("trained") is False else [])
-                if hasattr(module(evaluation), "untrained"):
-                    reasons += module(evaluation).untrained(result)
+                if hasattr(evaluator_of_type(evaluation), "untrained"):
+                    reasons += evaluator_of_type(evaluation).untrained(result)
                 if result.get("training_steps") == 0:
                     reasons.append("0 training steps")
         return list(dict.fromkeys(reasons))
 
     def said(self, what: str) -> list[str]:
         """What the results say of their origin, such as their `command` and `commit`."""
-        found = (_read.provenance(result).get(what) for result in self.all_results)
+        found = (provenance_of(result).get(what) for result in self.all_results)
         return list(dict.fromkeys(str(one) for one in found if one is not None))
 
     @cached_property
@@ -127,23 +126,23 @@ class Row:
 
 
 @cache
-def module(eval_type: str) -> Any:
+def evaluator_of_type(eval_type: str) -> Any:
     """The module whose results say they are of that type; an empty one where there is none."""
-    name = _contract.of_type(eval_type)
-    if name in _contract.names():
-        return _contract.module(name)
+    name = evaluator_name_of_type(eval_type)
+    if name in evaluator_names():
+        return load_evaluator(name)
     unknown: Any = ModuleType(eval_type)
     unknown.METRICS = ()
     return unknown
 
 
-def key(column: Column) -> str:
+def column_key(column: Column) -> str:
     return f"{column[0]}.{column[1].name}"
 
 
-def identity(result: Result) -> tuple[Any, ...]:
+def sae_identity(result: Result) -> tuple[Any, ...]:
     """What two results of one kind of SAE agree on: all but seed and weights."""
-    provenance, cfg = _read.provenance(result), result.get("sae_cfg_dict") or {}
+    provenance, cfg = provenance_of(result), result.get("sae_cfg_dict") or {}
     metadata = _metadata(cfg)
     label = str(result.get("sae_lens_id") or "unnamed")
     if not provenance:
@@ -153,7 +152,7 @@ def identity(result: Result) -> tuple[Any, ...]:
         "trained_as": metadata.get("training_architecture_details"),
         "as": metadata.get("training_architecture"),
     }
-    kind = provenance.get("kind") or text(details)
+    kind = provenance.get("kind") or to_sorted_json(details)
     known_tokens = tokens if isinstance(tokens, int) and tokens >= 0 else None  # SAEBench writes -100000 for unknown
     return label, cfg.get("d_sae"), known_tokens, kind
 
@@ -163,14 +162,14 @@ def _metadata(cfg: dict[str, Any]) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def trained_with(result: Result) -> dict[str, Any]:
+def training_fields(result: Result) -> dict[str, Any]:
     """The fields of the config that the SAE of a result was trained with, where it says so."""
     return _metadata(result.get("sae_cfg_dict") or {}).get("training_architecture_details") or {}
 
 
-def text(value: Any) -> str:
+def to_sorted_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def when(result: Result) -> float:
+def written_at(result: Result) -> float:
     return result.get("datetime_epoch_millis") or 0

@@ -7,11 +7,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from eval_runners.contract import contract as _contract
-from eval_runners.leaderboard import rows as _rows
-from eval_runners.store import read as _read
-from eval_runners.store.read import Result
-from sae_variants.common.files import write_whole
+from eval_runners.contract.contract import ARROWS, Metric, value_at
+from eval_runners.leaderboard.boards import Board
+from eval_runners.leaderboard.render import (
+    LEGEND,
+    _escaped,
+    _untrained,
+    board_title,
+    format_cell,
+    format_count,
+    format_head,
+)
+from eval_runners.leaderboard.rows import column_key, evaluator_of_type
+from eval_runners.store.read import Result, mean_and_error, metric_value
+from sae_variants.common.files import write_atomically
 
 
 def _print(table: Any) -> None:
@@ -27,7 +36,7 @@ def _number(found: tuple[float, float | None] | None) -> str:
     return f"{mean:.4g}" if error is None else f"{mean:.4g} ± {error:.2g}"
 
 
-def print_metrics(metrics: Iterable[_contract.Metric], columns: dict[str, list[Result]]) -> None:
+def print_metrics(metrics: Iterable[Metric], columns: dict[str, list[Result]]) -> None:
     """Mean and, over several seeds, standard error. A metric that no SAE has is left out."""
     from rich.table import Table
 
@@ -37,13 +46,13 @@ def print_metrics(metrics: Iterable[_contract.Metric], columns: dict[str, list[R
         seeds = f", {len(results)} seeds" if len(results) > 1 else ""
         table.add_column(f"{label}{seeds}" if trained else f"{label}{seeds} (untrained)", justify="right")
     for metric in metrics:
-        if any(_contract.at(result, metric.path) is not None for results in columns.values() for result in results):
-            found = [_read.mean_and_error(metric, results) for results in columns.values()]
-            table.add_row(metric.title, _contract.ARROWS[metric.better], *map(_number, found))
+        if any(value_at(result, metric.path) is not None for results in columns.values() for result in results):
+            found = [mean_and_error(metric, results) for results in columns.values()]
+            table.add_row(metric.title, ARROWS[metric.better], *map(_number, found))
     _print(table)
 
 
-def as_frame(results: list[tuple[Any, Result]]) -> Any:
+def to_frame(results: list[tuple[Any, Result]]) -> Any:
     """One row per target, SAE and seed: what it is, the fields of its grid's cell, every metric that any of them has.
 
     Metrics are columns named `evaluation.metric`.
@@ -56,13 +65,13 @@ def as_frame(results: list[tuple[Any, Result]]) -> Any:
         new = {"sae": found.label.partition("[")[0], "label": found.label, "target": target, "seed": found.seed}
         row = rows.setdefault((target, found.label, found.seed), {**new, **found.cell})
         evaluation = result["eval_type_id"]
-        for metric in _rows.module(evaluation).METRICS:
-            row[_rows.key((evaluation, metric))] = _read.value(metric, result)
+        for metric in evaluator_of_type(evaluation).METRICS:
+            row[column_key((evaluation, metric))] = metric_value(metric, result)
     return pd.DataFrame(list(rows.values())).dropna(axis="columns", how="all")
 
 
 def write_csv(path: Path, results: list[tuple[Any, Result]]) -> None:
-    write_whole(path, as_frame(results).to_csv(index=False), "--csv")
+    write_atomically(path, to_frame(results).to_csv(index=False), "--csv")
 
 
 def print_details(title: str, rows: Iterable[dict[str, Any]]) -> None:
@@ -78,14 +87,14 @@ def print_details(title: str, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def print_differences(
-    metrics: Iterable[_contract.Metric], label: str, results: list[Result], name: str, baseline: Result
+    metrics: Iterable[Metric], label: str, results: list[Result], name: str, baseline: Result
 ) -> None:
     """Every metric that both have, the difference, and whether it is for the better."""
     from rich.table import Table
 
     table = Table("metric", label, name, "difference", "")
     for metric in metrics:
-        ours, theirs = _read.mean_and_error(metric, results), _read.value(metric, baseline)
+        ours, theirs = mean_and_error(metric, results), metric_value(metric, baseline)
         if ours is None or theirs is None:
             continue
         difference = ours[0] - theirs
@@ -93,3 +102,29 @@ def print_differences(
         word = "" if good is None or difference == 0 else "better" if good else "worse"
         table.add_row(metric.title, _number(ours), f"{theirs:.4g}", f"{difference:+.4g}", word)
     _print(table)
+
+
+def print_boards(boards: list[Board]) -> None:
+    """One table on the terminal for every board; untrained rows are dim."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 240)
+    for board in boards:
+        columns = board.shown
+        table = Table(title=board_title(board))
+        table.add_column("SAE", overflow="fold", min_width=24)
+        for text in ("L0", "latents", "tokens", "seeds", *map(format_head, columns)):
+            table.add_column(text, justify="right")
+        for row in board.rows:
+            name = f"{row.label} (untrained)" if row.untrained else row.label
+            cells = [format_cell(board, row, column, "*") for column in columns]
+            l0 = f"{row.l0:.1f}" if row.l0 is not None else "-"
+            style = "dim" if row.untrained or not row.results else None
+            sizes = format_count(row.d_sae), format_count(row.training_tokens)
+            table.add_row(_escaped(name), l0, *sizes, row.n_seeds, *cells, style=style)
+        console.print(table)
+        for name, why in _untrained(board):
+            console.print(f"{_escaped(name)} is untrained: {_escaped(why)}", style="dim")
+    if boards:
+        console.print(LEGEND.replace("Bold", "*"), style="dim")

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval_runners.saebench import shared as _saebench
-from sae_variants.language_model import load as _models
+from sae_variants.common.console import progress
+from sae_variants.language_model.hooks import hook_activations
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ def in_float32(model: Any) -> Iterator[None]:
         model.to(dtype, print_details=False)
 
 
-def share(part_PV: Tensor, whole_PV: Tensor) -> float:
+def projection_share(part_PV: Tensor, whole_PV: Tensor) -> float:
     """How much of one change of the logits is in another: its projection on it, in units of it; mean over places."""
     size = whole_PV.pow(2).sum(-1)
     found = (part_PV * whole_PV).sum(-1)[size > 0] / size[size > 0]
     return found.mean().item() if len(found) else float("nan")
 
 
-def traced(
+def trace_sampled(
     sae: Any,
     lower: Any,
     parent_L: Tensor | None,
@@ -109,12 +109,12 @@ def traced(
     candidates = often_U.nonzero().squeeze(1)
     chosen = candidates[torch.randperm(len(candidates), generator=generator)[:n_latents]].tolist()
     rows = []
-    for number, latent in enumerate(_saebench.progress(chosen, "latents")):
+    for number, latent in enumerate(progress(chosen, "latents")):
         contexts = in_context_CU[:, latent].nonzero().squeeze(1)
         contexts = contexts[torch.randperm(len(contexts), generator=generator)[:per_latent]]
         of = {"children": latent, **({"other_children": chosen[number - 1]} if len(chosen) > 1 else {})}
         rows.append(
-            trace(
+            trace_latent(
                 sae, lower, parent_L, model, hook_name, ids_CT[contexts], fires_CTU[contexts, :, latent], latent, of,
                 random_directions, generator,
             )
@@ -122,7 +122,7 @@ def traced(
     return rows
 
 
-def trace(
+def trace_latent(
     sae: Any, lower: Any, parent_L: Tensor | None, model: Any, hook_name: str, ids_CT: Tensor, places_CT: Tensor,
     latent: int, children_of: dict[str, int], random_directions: int, generator: torch.Generator,
 ) -> dict[str, Any]:  # fmt: skip
@@ -134,7 +134,7 @@ def trace(
         children_of: latents whose children are taken away, by what the row shall call that.
     """
     with torch.no_grad():
-        x_CTD = _models.hook_activations(model, hook_name)(ids_CT)
+        x_CTD = hook_activations(model, hook_name)(ids_CT)
         acts_CT = sae.encode(x_CTD)[..., latent] * places_CT.to(x_CTD.device)
         row_D = sae.W_dec[latent]
     ablation = Ablation(model, hook_name, ids_CT, places_CT)
@@ -156,7 +156,7 @@ def trace(
         for name, of in children_of.items():
             is_child_L = (parent_L == of).to(x_CTD.device)
             theirs = ablation.without((lower_CTL * is_child_L) @ lower.W_dec.detach())
-            row |= {f"{name}_share": share(theirs, change), f"kl_{name}": ablation.effect(theirs).kl}
+            row |= {f"{name}_share": projection_share(theirs, change), f"kl_{name}": ablation.effect(theirs).kl}
     return row
 
 
@@ -165,7 +165,7 @@ AVERAGED = (
 )  # fmt: skip
 
 
-def summary(rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+def summarize_traces(rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     """Means over latents, with 95 % intervals by bootstrap over them."""
     if not rows:
         return {"traced": 0.0}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval_runners.data import heldout as _heldout
+from eval_runners.data.heldout import activations_of, heldout_tokens
 from sae_variants.language_model.target import Target
 
 BEFORE, AFTER = 24, 8
@@ -87,14 +87,14 @@ class Firing:
 
 
 @torch.no_grad()
-def firing(sae: Any, target: Target, model: Any, n_contexts: int, context_size: int) -> Firing:
+def collect_firing(sae: Any, target: Target, model: Any, n_contexts: int, context_size: int) -> Firing:
     """What fires where on the first contexts of the held-out text."""
-    ids_CT = _heldout.tokens(target, model, n_contexts, context_size)
+    ids_CT = heldout_tokens(target, model, n_contexts, context_size)
     latents, places, acts, specials = [], [], [], []
     gain_S = torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
     total_D, squares, offset = torch.zeros(sae.cfg.d_in, dtype=torch.float64), 0.0, 0
     norms_S = sae.W_dec.pow(2).sum(1)
-    for x_CTD, special_CT in _heldout.activations_of(ids_CT, target, model):
+    for x_CTD, special_CT in activations_of(ids_CT, target, model):
         x_ND, own_N = x_CTD.flatten(0, 1), ~special_CT.flatten()
         acts_NS = sae.encode(x_ND) * own_N[:, None]
         error_ND = (x_ND - sae.decode(acts_NS)) * own_N[:, None]
@@ -117,6 +117,6 @@ def firing(sae: Any, target: Target, model: Any, n_contexts: int, context_size: 
     )
 
 
-def words(ids: list[int], tokenizer: Any) -> list[str]:
+def token_texts(ids: list[int], tokenizer: Any) -> list[str]:
     """Each token as text."""
     return tokenizer.batch_decode([[token] for token in ids], clean_up_tokenization_spaces=False)

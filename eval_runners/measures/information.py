@@ -47,7 +47,7 @@ def _plogp(cell: Tensor, product: Tensor, n: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Information:
+class LevelInformation:
     """Of each upper latent that counts, in bits."""
 
     best_child: Tensor
@@ -62,9 +62,9 @@ class Information:
     """With the lower latent that tells most, child or not, less the bias."""
 
 
-def information(
+def level_information(
     upper_NU: Tensor, lower_NL: Tensor, parent_L: Tensor, permutations: int, seed: int
-) -> tuple[Information, Tensor]:
+) -> tuple[LevelInformation, Tensor]:
     """Bits between levels, and which upper latents [U] count: those that fire, and have children that do.
 
     Args:
@@ -88,8 +88,8 @@ def information(
     generator = torch.Generator().manual_seed(seed)
     nulls = [of(upper_NU[torch.randperm(n, generator=generator)]) for _ in range(permutations)]
     null, null_corrected, null_total, _ = (torch.stack(found).mean(0) for found in zip(*nulls, strict=True))
-    return Information(best, null, corrected - null_corrected, total - null_total, best_of_all), counts_U
+    return LevelInformation(best, null, corrected - null_corrected, total - null_total, best_of_all), counts_U
 
 
-def mean(values: Tensor) -> Any:
+def mean_or_none(values: Tensor) -> Any:
     return values.double().mean().item() if len(values) else None

@@ -33,7 +33,9 @@ Answers = dict[str, int]
 """Item -> the excerpt that a rater took for the intruder."""
 
 
-def scores(items: dict[str, Item], raters: Sequence[Answers], sae: int, untrained: int | None) -> dict[str, float]:
+def intrusion_scores(
+    items: dict[str, Item], raters: Sequence[Answers], sae: int, untrained: int | None
+) -> dict[str, float]:
     """The numbers of one SAE; those that no answer tells are left out.
 
     Args:
@@ -52,9 +54,9 @@ def scores(items: dict[str, Item], raters: Sequence[Answers], sae: int, untraine
         if other.answers:
             found[name] = other.share
         if mine.answers and other.answers and not (name == "random_sae" and sae == untrained):
-            low, high = newcombe(mine, other)
+            low, high = newcombe_interval(mine, other)
             found |= {less: mine.share - other.share, f"{less}_low": low, f"{less}_high": high}
-    kappa = fleiss([[answers[name] for answers in raters] for name in own if all(name in a for a in raters)])
+    kappa = fleiss_kappa([[answers[name] for answers in raters] for name in own if all(name in a for a in raters)])
     return found if kappa is None else {**found, "kappa": kappa}
 
 
@@ -71,7 +73,7 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
-        return wilson(self.share, self.worth, self.quantile)
+        return wilson_interval(self.share, self.worth, self.quantile)
 
 
 def _share(items: dict[str, Item], raters: Sequence[Answers]) -> Share:
@@ -97,14 +99,14 @@ def share_of(by_item: list[list[bool]]) -> Share:
     return Share(share, answers, answers / effect, float(student.ppf(0.975, count - 1)))
 
 
-def wilson(share: float, answers: float, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson_interval(share: float, answers: float, z: float = 1.959963984540054) -> tuple[float, float]:
     """Wilson's interval of a share, at z standard errors."""
     middle = (share + z * z / (2 * answers)) / (1 + z * z / answers)
     half = z / (1 + z * z / answers) * math.sqrt(share * (1 - share) / answers + z * z / (4 * answers**2))
     return middle - half, middle + half
 
 
-def newcombe(one: Share, other: Share) -> tuple[float, float]:
+def newcombe_interval(one: Share, other: Share) -> tuple[float, float]:
     """95 % interval of the difference of two independent shares, from Wilson's intervals of both."""
     p, q = one.share, other.share
     (low, high), (other_low, other_high) = one.interval, other.interval
@@ -113,7 +115,7 @@ def newcombe(one: Share, other: Share) -> tuple[float, float]:
     return p - q - below, p - q + above
 
 
-def fleiss(choices: list[list[int]]) -> float | None:
+def fleiss_kappa(choices: list[list[int]]) -> float | None:
     """Fleiss' kappa of items x raters; None for fewer than two raters, no item, or one choice throughout."""
     if not choices or len(choices[0]) < 2:
         return None

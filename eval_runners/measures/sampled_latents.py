@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval_runners.data import heldout as _heldout
+from eval_runners.data.heldout import activations_of, heldout_tokens
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import Target
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledLatents:
     ids_CT: Tensor
     """Tokens, BOS left out."""
     latents: list[int]
@@ -27,22 +27,22 @@ class Drawn:
     """Mask of special tokens."""
 
 
-def drawn(
+def sample_latents(
     sae: Any, target: Target, model: Any, n_contexts: int, context_size: int, n_latents: int, n_min: int, seed: int,
     option: str = "--n-min",
-) -> Drawn:  # fmt: skip
+) -> SampledLatents:  # fmt: skip
     """Latents that fire in at least `n_min` contexts of each half of the text; none where no latent does.
 
     Args:
         option: what sets `n_min`, for an error.
     """
-    ids_CT = _heldout.tokens(target, model, n_contexts, context_size)
+    ids_CT = heldout_tokens(target, model, n_contexts, context_size)
     if len(ids_CT) < 2 * n_min:
         raise UsageError(
             f"{len(ids_CT)} contexts of {context_size} tokens are fewer than the {2 * n_min} needed: raise "
             f"--n-contexts, or lower {option}, or --context-size where the text has no more"
         )
-    parts = [(x.cpu(), special.cpu()) for x, special in _heldout.activations_of(ids_CT, target, model)]
+    parts = [(x.cpu(), special.cpu()) for x, special in activations_of(ids_CT, target, model)]
     counts_2S = torch.zeros(2, sae.cfg.d_sae, dtype=torch.long)
     context = 0
     for x_CTD, special_CT in parts:
@@ -54,7 +54,7 @@ def drawn(
     latents_P = candidates[order[:n_latents]].sort().values
     acts = [_encoded(sae, x_CTD, special_CT)[..., latents_P] for x_CTD, special_CT in parts]
     special_CT = torch.cat([special_CT for _, special_CT in parts])
-    return Drawn(ids_CT[:, 1:], latents_P.tolist(), torch.cat(acts), special_CT)
+    return SampledLatents(ids_CT[:, 1:], latents_P.tolist(), torch.cat(acts), special_CT)
 
 
 @torch.no_grad()

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from eval_runners.saebench import memo as _remembered
-from eval_runners.saebench import shared as _saebench
+from eval_runners.saebench.memo import reusing_model_runs
+from eval_runners.saebench.shared import OneModel, mute_loggers, serving_text
+from eval_runners.store.envelope import sae_bench_release
+from sae_variants.language_model.contexts import heldout_text_name
 from sae_variants.language_model.target import Target
 
 
@@ -103,7 +105,7 @@ def catching_errors() -> Iterator[list[BaseException]]:
         yield caught
 
 
-def score(
+def score_core(
     sae: Any, model: Any, target: Target, settings: dict[str, Any], device: str, dtype: str
 ) -> tuple[dict[str, Any], float, list[str]]:
     """SAEBench's core evaluation of one SAE.
@@ -115,13 +117,13 @@ def score(
     from sae_bench.evals.core import main as core
 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        stack.enter_context(_saebench.serving_text(target, _saebench.text_name(target)))
-        stack.enter_context(mock.patch.object(core, "HookedTransformer", _saebench.OneModel(model)))
-        stack.enter_context(_remembered.remembering(model, target.hook_name))
+        stack.enter_context(serving_text(target, heldout_text_name(target)))
+        stack.enter_context(mock.patch.object(core, "HookedTransformer", OneModel(model)))
+        stack.enter_context(reusing_model_runs(model, target.hook_name))
         variance = stack.enter_context(observing_variance())
         caught = stack.enter_context(catching_errors())
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        stack.enter_context(_saebench.hushed("sae_bench", "sae_lens"))
+        stack.enter_context(mute_loggers("sae_bench", "sae_lens"))
         stack.enter_context(mock.patch.object(core, "tqdm", partial(core.tqdm, leave=False)))
         raw = core.multiple_evals(
             selected_saes=[("sae", sae)],
@@ -132,7 +134,7 @@ def score(
             compute_featurewise_density_statistics=True,
             compute_featurewise_weight_based_metrics=True,
             exclude_special_tokens_from_reconstruction=settings["exclude_special_tokens_from_reconstruction"],
-            dataset=_saebench.text_name(target),
+            dataset=heldout_text_name(target),
             context_size=settings["context_size"],
             # an empty folder each time: SAEBench skips an existing result even if the SAE was trained anew
             output_folder=folder,
@@ -147,7 +149,7 @@ def score(
         if len(files) != 1 or len(raw) != 1:
             raise RuntimeError("SAEBench's core evaluation wrote no result and gave no reason")
         output = json.loads(files[0].read_text())
-    output["sae_bench_commit_hash"] = _saebench.release()
+    output["sae_bench_commit_hash"] = sae_bench_release()
     missing = sorted(
         f"{group}.{name}"
         for group, values in raw[0]["metrics"].items()

@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 from weakref import WeakKeyDictionary
 
-from sae_variants.training import train as _train
+from sae_variants.language_model.load import free_memory
 
 SHARE = 0.25
 """Of the memory that is free at first, what may be remembered; the rest is computed each time."""
@@ -47,12 +47,12 @@ def _tensors(made: Any) -> list[Any]:
 
 def memory_of(model: Any) -> Memory:
     if model not in _memories:
-        _memories[model] = Memory(SHARE * _train.free_memory(str(model.cfg.device)))
+        _memories[model] = Memory(SHARE * free_memory(str(model.cfg.device)))
     return _memories[model]
 
 
 @contextlib.contextmanager
-def remembering(model: Any, hook_name: str) -> Iterator[None]:
+def reusing_model_runs(model: Any, hook_name: str) -> Iterator[None]:
     """While SAEBench's core evaluation runs: the same calls on the same tokens are answered from memory."""
     memory = memory_of(model)
     forward, with_hooks, with_cache = model.forward, model.run_with_hooks, model.run_with_cache

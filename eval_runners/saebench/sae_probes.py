@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from eval_runners.data import labelled as _tasks
-from eval_runners.saebench import shared as _saebench
-from eval_runners.store import cache as _cache
+from eval_runners.data.labelled import probe_dataset_version
+from eval_runners.saebench.shared import hide_output, to_lists
+from eval_runners.store.cache import MANIFEST, cached_folder, evict_unused
+from eval_runners.store.envelope import sae_bench_release
+from sae_variants.common.console import progress
+from sae_variants.language_model.hooks import activation_key
 from sae_variants.language_model.target import Target
 
 
-def score(sae: Any, model: Any, target: Target, settings: dict[str, Any], device: str) -> dict[str, Any]:
+def score_sae_probes(sae: Any, model: Any, target: Target, settings: dict[str, Any], device: str) -> dict[str, Any]:
     """SAEBench's `sparse_probing_sae_probes` of one SAE, as SAEBench wrote it."""
     from sae_bench.evals.sparse_probing_sae_probes import main
     from sae_bench.evals.sparse_probing_sae_probes.eval_config import SparseProbingSaeProbesEvalConfig
@@ -29,7 +32,7 @@ def score(sae: Any, model: Any, target: Target, settings: dict[str, Any], device
     with contextlib.ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         config = SparseProbingSaeProbesEvalConfig(
-            **_saebench.lists(settings),
+            **to_lists(settings),
             model_name=target.model_name,
             results_path=str(temporary / "made"),
             model_cache_path=str(temporary / "made"),
@@ -37,20 +40,20 @@ def score(sae: Any, model: Any, target: Target, settings: dict[str, Any], device
         # the package sets this on the tokenizer, which other evaluations share
         for side in ("truncation_side", "padding_side"):
             stack.callback(setattr, model.tokenizer, side, getattr(model.tokenizer, side))
-        stack.enter_context(_saebench.silent(main, generate, baselines, evals))
+        stack.enter_context(hide_output(main, generate, baselines, evals))
         used: list[Path] = []
-        for name in _saebench.progress(config.dataset_names, "language model"):
+        for name in progress(config.dataset_names, "language model"):
             folder = _stored(name, config, model, target, device)
             for file in folder.rglob("*"):
-                if file.is_file() and file.name != _cache.MANIFEST:
+                if file.is_file() and file.name != MANIFEST:
                     link = temporary / "made" / file.relative_to(folder)
                     link.parent.mkdir(parents=True, exist_ok=True)
                     link.symlink_to(file)
             used.append(folder)
-        _cache.evict(keep=used)
+        evict_unused(keep=used)
 
         one_dataset = evals.run_sae_eval
-        bar = _saebench.progress(config.dataset_names, "probes")
+        bar = progress(config.dataset_names, "probes")
 
         def observed(*args: Any, **kwargs: Any) -> Any:
             next(bar)
@@ -67,7 +70,7 @@ def score(sae: Any, model: Any, target: Target, settings: dict[str, Any], device
     # SAEBench writes asdict(cfg): no architecture, and metadata as the text of an object; its own plots fail on it
     output["sae_cfg_dict"] = json.loads(json.dumps(sae.cfg.to_dict(), default=str))
     output["eval_config"] |= {"results_path": "", "model_cache_path": None}
-    output["sae_bench_commit_hash"] = _saebench.release()
+    output["sae_bench_commit_hash"] = sae_bench_release()
     return output
 
 
@@ -106,10 +109,10 @@ def _stored(name: str, config: Any, model: Any, target: Target, device: str) -> 
 
     key = {
         "evaluation": "sae_probes",
-        "dataset": [name, _tasks.package_version(name)],
+        "dataset": [name, probe_dataset_version(name)],
         "longest": longest,
         "random_seed": config.random_seed,
         "method": [config.setting, config.baseline_method],
-        **_saebench.model_key(target, model, device, "scikit-learn", "sae-probes", "sae-bench"),
+        **activation_key(target, model, device, "scikit-learn", "sae-probes", "sae-bench"),
     }
-    return _cache.stored(key, make)
+    return cached_folder(key, make)

@@ -11,18 +11,13 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator
-from importlib.metadata import version
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
-from eval_runners.contract.contract import Untrained
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model import load as _models
-from sae_variants.language_model import target as _targets
+from sae_variants.language_model.contexts import text_dataset
 from sae_variants.language_model.target import Target
-
-T = TypeVar("T")
 
 KS = (1, 2, 5, 10, 20, 50, 100)
 """The numbers of latents that SAEBench's probing results have fields for."""
@@ -38,20 +33,9 @@ class OneModel:
         return self.model
 
 
-def release() -> str:
-    """For `sae_bench_commit_hash`, where SAEBench writes the HEAD of whatever repository it is started in."""
-    return f"sae-bench {version('sae-bench')}"
-
-
-def lists(settings: dict[str, Any]) -> dict[str, Any]:
+def to_lists(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as SAEBench's configs take them."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-
-
-def progress(items: Iterable[T], what: str) -> Iterator[T]:
-    from tqdm import tqdm
-
-    return iter(tqdm(items, desc=what, leave=False))
 
 
 @contextlib.contextmanager
@@ -63,20 +47,15 @@ def serving_text(target: Target, name: str) -> Iterator[None]:
 
     def load_dataset(path: str, *args: Any, **kwargs: Any) -> Any:
         if path == name and target.is_local:
-            return _targets.text_dataset(target, "heldout")
+            return text_dataset(target, "heldout")
         return load(path, *args, **kwargs)
 
     with mock.patch.object(activations_store, "load_dataset", load_dataset):
         yield
 
 
-def text_name(target: Target) -> str:
-    """How results call the text that an evaluation reads."""
-    return f"{target.text_id}/heldout" if target.is_local else target.dataset
-
-
 @contextlib.contextmanager
-def silent(*modules: Any) -> Iterator[None]:
+def hide_output(*modules: Any) -> Iterator[None]:
     """Without SAEBench's prints, its bars within bars, and scikit-learn's notices about how it is called."""
     from sklearn.exceptions import ConvergenceWarning
     from tqdm import tqdm
@@ -96,7 +75,7 @@ def silent(*modules: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hushed(*names: str) -> Iterator[None]:
+def mute_loggers(*names: str) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -108,40 +87,9 @@ def hushed(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-AT_CHANCE = 0.02
-
-
-def require_numbers(sae: Any) -> None:
-    """Untrained if a weight is not a number: no probe can be fitted on its latents."""
-    for name, weight in sae.state_dict().items():
-        if not weight.isfinite().all():
-            raise Untrained(f"{name} holds what is not a number")
-
-
-def at_chance(accuracies: Iterable[float | None]) -> list[str]:
-    """The reason not to call an SAE trained whose every single probe, on balanced documents, only guesses."""
-    found = [accuracy for accuracy in accuracies if accuracy is not None]
-    if any(abs(accuracy - 0.5) > AT_CHANCE for accuracy in found):
-        return []
-    return [f"at chance: every SAE probe is within {AT_CHANCE} of 0.5"]
-
-
 def layer_of(hook_name: str) -> int:
     """The layer in a hook's name. UsageError for a hook that has none, which SAEBench's probing needs."""
     found = re.search(r"\d+", hook_name)
     if found is None:
         raise UsageError(f"probing needs a hook inside a layer, such as blocks.3.hook_resid_post, not {hook_name}")
     return int(found[0])
-
-
-def model_key(target: Target, model: Any, device: str, *packages: str) -> dict[str, Any]:
-    """What decides an activation, and what those packages make of it, beside an evaluation's settings."""
-    tokenizer = model.tokenizer
-    return {
-        "model": _models.revision(target.model_name),
-        "hook_name": target.hook_name,
-        "dtype": str(model.cfg.dtype),
-        "device": device.partition(":")[0],
-        "tokenizer": [tokenizer.padding_side, tokenizer.truncation_side],
-        "versions": {name: version(name) for name in ("transformer-lens", "transformers", "torch", *packages)},
-    }

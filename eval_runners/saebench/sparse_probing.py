@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from eval_runners.data import labelled as _tasks
-from eval_runners.saebench import padding as _padding
-from eval_runners.saebench import shared as _saebench
-from eval_runners.store import cache as _cache
+from eval_runners.data.labelled import dataset_version, distinct_classes, is_local_dataset, split_dataset
+from eval_runners.saebench.padding import skipped_by_model, skipped_by_sae
+from eval_runners.saebench.shared import OneModel, hide_output, layer_of, to_lists
+from eval_runners.store.cache import cached_folder, evict_unused
+from eval_runners.store.envelope import sae_bench_release
+from sae_variants.common.console import progress
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model.load import hub_errors
+from sae_variants.language_model.hooks import activation_key
+from sae_variants.language_model.hub import hub_errors
 from sae_variants.language_model.target import Target
 
 Scores = dict[str, dict[str, float]]
@@ -100,8 +103,8 @@ def serving_tasks() -> Iterator[None]:
     chosen = _OurClasses(dataset_info.chosen_classes_per_dataset)
 
     def get(name: str, train_set_size: int, test_set_size: int, random_seed: int) -> Any:
-        if _tasks.is_ours(name):
-            return _tasks.split(name, train_set_size, test_set_size, random_seed)
+        if is_local_dataset(name):
+            return split_dataset(name, train_set_size, test_set_size, random_seed)
         with hub_errors(f"the dataset {name}"):
             return load(name, train_set_size, test_set_size, random_seed)
 
@@ -114,10 +117,10 @@ def serving_tasks() -> Iterator[None]:
 
 class _OurClasses(dict[str, list[str]]):
     def __missing__(self, name: str) -> list[str]:
-        return list(_tasks.classes(name))
+        return list(distinct_classes(name))
 
 
-def score(
+def score_sparse_probing(
     sae: Any, model: Any, target: Target, settings: dict[str, Any], device: str
 ) -> tuple[dict[str, Any], dict[str, Scores]]:
     """SAEBench's sparse probing of one SAE.
@@ -133,29 +136,29 @@ def score(
     from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
     from sae_bench.sae_bench_utils import activation_collection, dataset_utils
 
-    config = SparseProbingEvalConfig(**_saebench.lists(settings), model_name=target.model_name, llm_dtype=target.dtype)
+    config = SparseProbingEvalConfig(**to_lists(settings), model_name=target.model_name, llm_dtype=target.dtype)
     f1: dict[str, Scores] = {}
     with contextlib.ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(serving_tasks())
-        stack.enter_context(mock.patch.object(main, "HookedTransformer", _saebench.OneModel(model)))
+        stack.enter_context(mock.patch.object(main, "HookedTransformer", OneModel(model)))
         recorder = stack.enter_context(_Recorder().watching())
-        stack.enter_context(_padding.skipped_by_model(model))
-        stack.enter_context(_padding.skipped_by_sae(sae))
-        stack.enter_context(_saebench.silent(main, activation_collection, dataset_utils))
+        stack.enter_context(skipped_by_model(model))
+        stack.enter_context(skipped_by_sae(sae))
+        stack.enter_context(hide_output(main, activation_collection, dataset_utils))
         artifacts = temporary / "artifacts" / main.EVAL_TYPE_ID_SPARSE_PROBING / target.model_name / target.hook_name
         artifacts.mkdir(parents=True)
         used: list[Path] = []
-        for name in _saebench.progress(config.dataset_names, "language model"):
+        for name in progress(config.dataset_names, "language model"):
             folder = _stored_probing(name, config, model, target, device, recorder)
             (file,) = folder.glob("*.pt")
             (artifacts / f"{name}_activations.pt".replace("/", "_")).symlink_to(file)
             f1[name] = json.loads((folder / LLM_F1).read_text())
             used.append(folder)
-        _cache.evict(keep=used)
+        evict_unused(keep=used)
 
         one_dataset = main.run_eval_single_dataset
-        bar = _saebench.progress(config.dataset_names, "probes")
+        bar = progress(config.dataset_names, "probes")
 
         def observed(dataset_name: str, *args: Any, **kwargs: Any) -> Any:
             next(bar)
@@ -179,7 +182,7 @@ def score(
         next(bar, None)
         (written,) = (temporary / "result").glob("*.json")
         output = json.loads(written.read_text())
-    output["sae_bench_commit_hash"] = _saebench.release()
+    output["sae_bench_commit_hash"] = sae_bench_release()
     return output, f1
 
 
@@ -193,7 +196,7 @@ def _stored_probing(name: str, config: Any, model: Any, target: Target, device: 
         random.seed(config.random_seed)
         torch.manual_seed(config.random_seed)
         no_sae: Any = None
-        layer = _saebench.layer_of(target.hook_name)
+        layer = layer_of(target.hook_name)
         with mock.patch.object(activation_collection, "get_sae_meaned_activations", side_effect=_Cached):
             try:
                 main.run_eval_single_dataset(
@@ -215,8 +218,8 @@ def _stored_probing(name: str, config: Any, model: Any, target: Target, device: 
     )  # fmt: skip
     key = {
         "evaluation": f"sparse_probing, sae-bench {version('sae-bench')}",
-        "dataset": [name, _tasks.version(name, *[getattr(config, field) for field in decisive[:3]])],
+        "dataset": [name, dataset_version(name, *[getattr(config, field) for field in decisive[:3]])],
         "settings": {field: getattr(config, field) for field in decisive},
-        **_saebench.model_key(target, model, device, "scikit-learn"),
+        **activation_key(target, model, device, "scikit-learn"),
     }
-    return _cache.stored(key, make)
+    return cached_folder(key, make)

@@ -20,18 +20,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sae_variants.common import hashing as _hash
 from sae_variants.common.errors import UsageError
+from sae_variants.common.hashing import hash_value
 
 ROOT, CAPACITY = "SAE_VARIANTS_CACHE", "SAE_VARIANTS_CACHE_GB"
 MANIFEST, PARTIAL = "key.json", ".partial"
 
 
-def root() -> Path:
+def cache_root() -> Path:
     return Path(os.environ.get(ROOT) or Path.home() / ".cache" / "sae_variants" / "made").absolute()
 
 
-def capacity() -> float:
+def cache_capacity() -> float:
     """Bytes that the cache may take. UsageError if the environment says something else than a number."""
     text = os.environ.get(CAPACITY) or "50"
     try:
@@ -43,15 +43,15 @@ def capacity() -> float:
     return found * 1e9
 
 
-def stored(key: dict[str, Any], make: Callable[[Path], None]) -> Path:
+def cached_folder(key: dict[str, Any], make: Callable[[Path], None]) -> Path:
     """The folder that `make` filled for that key, now or earlier. A folder that lacks a byte is made anew."""
-    name = _hash.of_value(key, size=10)
-    folder = root() / name
-    if folder.is_dir() and (harm := damage(folder)):
+    name = hash_value(key, size=10)
+    folder = cache_root() / name
+    if folder.is_dir() and (harm := find_damage(folder)):
         print(f"warning: {folder}: {harm}; it is made again", file=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)
     if not folder.is_dir():
-        partial = root() / f"{name}.{os.getpid()}{PARTIAL}"
+        partial = cache_root() / f"{name}.{os.getpid()}{PARTIAL}"
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
@@ -67,7 +67,7 @@ def stored(key: dict[str, Any], make: Callable[[Path], None]) -> Path:
             if not reason:
                 raise
             if not folder.is_dir():  # else another process was faster
-                message = f"cannot keep files in {root()}: {reason}; set {ROOT} to another folder"
+                message = f"cannot keep files in {cache_root()}: {reason}; set {ROOT} to another folder"
                 raise UsageError(message) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -90,7 +90,7 @@ def _sum(path: Path) -> list[int]:
     return [found.st_size, _sum_of(path.resolve(), found.st_size, found.st_mtime_ns)]
 
 
-def damage(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """What is wrong with a folder, if anything: a file that is gone, cut or changed, or no list of files."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
@@ -104,23 +104,23 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def size(folder: Path) -> int:
+def folder_size(folder: Path) -> int:
     with contextlib.suppress(OSError):
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return 0
 
 
-def evict(keep: list[Path]) -> None:
+def evict_unused(keep: list[Path]) -> None:
     """Removes what was not used for longest, but nothing of `keep`, until the rest fits; and what kills left."""
-    limit = capacity()
+    limit = cache_capacity()
     ages: dict[Path, float] = {}
-    for path in root().glob("*"):
+    for path in cache_root().glob("*"):
         with contextlib.suppress(OSError):  # another process may remove it
             if path.suffix == PARTIAL and not _is_alive(path):
                 shutil.rmtree(path, ignore_errors=True)
             elif path.suffix != PARTIAL and path.is_dir():
                 ages[path] = path.stat().st_mtime
-    sizes = {folder: size(folder) for folder in ages}
+    sizes = {folder: folder_size(folder) for folder in ages}
     for folder in sorted(ages, key=lambda path: ages[path]):
         if sum(sizes.values()) <= limit:
             return

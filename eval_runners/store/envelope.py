@@ -10,12 +10,13 @@ from importlib.metadata import version
 from types import new_class
 from typing import Any
 
-from eval_runners.saebench import shared as _saebench
 from sae_variants.language_model.target import Target
 
 
 @cache
-def envelope_class(evaluation: str, config_class: type, categories: tuple[str, ...], metrics: tuple[str, ...]) -> type:
+def make_output_class(
+    evaluation: str, config_class: type, categories: tuple[str, ...], metrics: tuple[str, ...]
+) -> type:
     """A `BaseEvalOutput` of SAEBench's with those metrics, numbers or null, in each of those categories."""
     from pydantic import Field
     from pydantic.dataclasses import dataclass
@@ -33,7 +34,7 @@ def envelope_class(evaluation: str, config_class: type, categories: tuple[str, .
     return made(f"{evaluation}_output", base.BaseEvalOutput, types, eval_type_id=Field(default=evaluation))
 
 
-def envelope(
+def make_output(
     evaluation: str, config: Any, metrics: dict[str, dict[str, float]], sae: Any, target: Target
 ) -> dict[str, Any]:
     """A result of an evaluation of ours: category -> metric -> value, in SAEBench's envelope."""
@@ -44,9 +45,14 @@ def envelope(
         "datetime_epoch_millis": int(time.time() * 1000),
         "eval_result_metrics": metrics,
         "eval_result_details": [],
-        "sae_bench_commit_hash": _saebench.release(),
+        "sae_bench_commit_hash": sae_bench_release(),
         "sae_lens_id": None,
         "sae_lens_release_id": None,
         "sae_lens_version": version("sae-lens"),
         "sae_cfg_dict": sae.cfg.to_dict(),
     }
+
+
+def sae_bench_release() -> str:
+    """For `sae_bench_commit_hash`, where SAEBench writes the HEAD of whatever repository it is started in."""
+    return f"sae-bench {version('sae-bench')}"

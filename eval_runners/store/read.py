@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from eval_runners.contract import contract as _contract
+from eval_runners.contract.contract import Metric, value_at
 from sae_variants.common.errors import UsageError
 
 Result = dict[str, Any]
@@ -35,17 +35,17 @@ SHAPES: dict[str, tuple[type, ...]] = {
 """Place in a result -> what may stand there; beside the metrics, all that the leaderboard reads."""
 
 
-def load(path: Path) -> Result:
+def load_result(path: Path) -> Result:
     """A result of SAEBench, of any version, or of ours. UsageError if the file is none."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(f"cannot read the result {path}: {reason}") from error
-    return parse(text, str(path))
+    return parse_result(text, str(path))
 
 
-def parse(text: str, path: str) -> Result:
+def parse_result(text: str, path: str) -> Result:
     """The same of the text of one result, at a place to be named in errors."""
     try:
         result = json.loads(text)
@@ -59,13 +59,13 @@ def parse(text: str, path: str) -> Result:
         if not isinstance(result.get(key) or {}, dict):
             raise UsageError(f"{path} is not a result of SAEBench: its {key} holds no names")
     for place, kinds in SHAPES.items():
-        found = _contract.at(result, place)
+        found = value_at(result, place)
         if not isinstance(found, kinds) or (isinstance(found, list) and not all(isinstance(x, str) for x in found)):
             raise UsageError(f"{path} is not a result of SAEBench: its {place} is {str(found)[:40]!r}")
     return result
 
 
-def tree(folders: list[Path]) -> tuple[list[Result], list[str]]:
+def read_results(folders: list[Path]) -> tuple[list[Result], list[str]]:
     """Every result in the folders, from .json files and the lines of .jsonl files; of those that are none, why."""
     results: list[Result] = []
     broken: list[str] = []
@@ -82,46 +82,46 @@ def tree(folders: list[Path]) -> tuple[list[Result], list[str]]:
             continue
         for place, text in texts.items():
             try:
-                results.append(load(path) if text is None else parse(text, place))
+                results.append(load_result(path) if text is None else parse_result(text, place))
             except UsageError as error:
                 broken.append(str(error))
     return results, broken
 
 
-def weight_hash(result: Result) -> str | None:
+def weight_hash_of(result: Result) -> str | None:
     """Of the SAE that a result of ours belongs to."""
-    return provenance(result).get("weight_hash")
+    return provenance_of(result).get("weight_hash")
 
 
-def value(metric: _contract.Metric, result: Result) -> float | None:
+def metric_value(metric: Metric, result: Result) -> float | None:
     """The metric's number in a result; None where it is absent or stands for "not a number"."""
-    return None if why_no_value(metric, result) else _contract.at(result, metric.path)
+    return None if why_missing(metric, result) else value_at(result, metric.path)
 
 
-def why_no_value(metric: _contract.Metric, result: Result) -> str | None:
+def why_missing(metric: Metric, result: Result) -> str | None:
     """Why a result has no number for a metric; None if it has one."""
     ours = result.get("eval_result_unstructured") or {}
-    found = _contract.at(result, metric.path)
+    found = value_at(result, metric.path)
     if any(metric.path.endswith("." + name) for name in ours.get("not_a_number", [])):
         return "not a number"
     if found is None:
         return "not among its numbers"
     if isinstance(found, bool) or not isinstance(found, int | float) or not -HUGE < found < HUGE:
         return "not a number"
-    if found == -1 and not provenance(result):
+    if found == -1 and not provenance_of(result):
         return "-1, SAEBench's sign for not a number"
     return None
 
 
-def provenance(result: Result) -> dict[str, Any]:
+def provenance_of(result: Result) -> dict[str, Any]:
     """Where a result of ours comes from; empty for those of others."""
     found = (result.get("eval_result_unstructured") or {}).get("provenance")
     return found if isinstance(found, dict) else {}
 
 
-def mean_and_error(metric: _contract.Metric, results: list[Result]) -> tuple[float, float | None] | None:
+def mean_and_error(metric: Metric, results: list[Result]) -> tuple[float, float | None] | None:
     """Mean and standard error over the seeds; no error for one seed, nothing if one has no number."""
-    values = [value(metric, result) for result in results]
+    values = [metric_value(metric, result) for result in results]
     numbers = [v for v in values if v is not None]
     if not numbers or len(numbers) < len(values):
         return None
@@ -131,14 +131,14 @@ def mean_and_error(metric: _contract.Metric, results: list[Result]) -> tuple[flo
     return mean, sqrt(sum((number - mean) ** 2 for number in numbers) / (len(numbers) - 1) / len(numbers))
 
 
-def conditions(result: Result) -> dict[str, Any]:
+def conditions_of(result: Result) -> dict[str, Any]:
     """What must be equal in two results whose numbers are subtracted or ranked."""
     found = {key: value for key, value in (result["eval_config"] or {}).items() if key not in IMMATERIAL}
     cfg = result.get("sae_cfg_dict") or {}
     metadata = cfg.get("metadata")  # SAEBench's sae-probes writes it as a text
     hook_name = cfg.get("hook_name") or (metadata.get("hook_name") if isinstance(metadata, dict) else None)
-    documents = provenance(result).get("read") or None
-    said = {name: provenance(result).get(name) for name in ("text", "text_version")}
+    documents = provenance_of(result).get("read") or None
+    said = {name: provenance_of(result).get(name) for name in ("text", "text_version")}
     return {"evaluation": result["eval_type_id"], "hook_name": hook_name, "documents": documents, **said, **found}
 
 
@@ -149,7 +149,7 @@ def _plain(key: str, value: Any) -> Any:
     return sorted(value, key=str) if isinstance(value, list | tuple) else value
 
 
-def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def describe_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """What separates two sets of conditions, in words; a condition that either does not name separates nothing."""
     return [
         f"{key} is {one[key]!r} here and {other[key]!r} there"

@@ -8,17 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eval_runners.commands import leaderboard as _leaderboard
-from eval_runners.leaderboard import boards as _boards
-from eval_runners.leaderboard import render as _render
-from eval_runners.leaderboard import rows as _rows
-from eval_runners.leaderboard.boards import Board
-from sae_variants.registry import variants as _register
+from eval_runners.leaderboard.boards import Board, select_evaluations
+from eval_runners.leaderboard.render import LEGEND, to_markdown
+from eval_runners.leaderboard.rows import evaluator_of_type
+from eval_runners.leaderboard.select import has_l0_near
+from sae_variants.registry.variants import variant_summaries
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md"
 
 
-def card(
+def render_card(
     repo: str, saes: list[dict[str, Any]], boards: list[Board], licence: str, warning: str, others: list[dict[str, Any]]
 ) -> str:
     """The model card, metadata first: of the SAEs published now, and of others that the repository holds already."""
@@ -31,7 +30,7 @@ def card(
         for sae in every:
             row = sae["row"]
             for evaluation, own in row.results.items():
-                for metric in _rows.module(evaluation).METRICS:
+                for metric in evaluator_of_type(evaluation).METRICS:
                     number = row.number((evaluation, metric))
                     if metric.short and number:
                         text = str(own[0]["eval_config"].get("dataset") or evaluation)
@@ -53,13 +52,13 @@ def card(
         eval_results=list(results()) or None,
         ignore_metadata_errors=True,
     )
-    summaries = _register.summaries()
+    summaries = variant_summaries()
     intro = " ".join(f"`{name}`: {summaries[name]}." for name in names if name in summaries)
     plain = ", ".join(sorted({sae["plain"] for sae in saes})) if all(sae["plain"] for sae in saes) else ""
     template = Environment(trim_blocks=True, keep_trailing_newline=True).from_string(TEMPLATE.read_text())
     body = template.render(
         warning=warning, title=repo.partition("/")[2], intro=intro or "Sparse autoencoders.", saes=saes, repo=repo,
-        every=every, plain=plain, table=_table(every, boards) or "None yet.", legend=_render.LEGEND,
+        every=every, plain=plain, table=_table(every, boards) or "None yet.", legend=LEGEND,
         version=version("sae-variants"), year=date.today().year,
     )  # fmt: skip
     return f"---\n{data.to_yaml()}\n---\n\n{body.strip()}\n"
@@ -75,9 +74,9 @@ def _table(saes: list[dict[str, Any]], boards: list[Board]) -> str:
         beside = [
             row
             for row in board.rows
-            if not row.results or row in ours or (_leaderboard.is_near(row, levels) and not row.changed_kind)
+            if not row.results or row in ours or (has_l0_near(row, levels) and not row.changed_kind)
         ]
         if ours:
             scored = list(dict.fromkeys(evaluation for row in ours for evaluation in row.results))
-            chosen.append(_boards.narrowed(replace(board, rows=beside), scored))
-    return _render.as_markdown(chosen, legend=False).strip()
+            chosen.append(select_evaluations(replace(board, rows=beside), scored))
+    return to_markdown(chosen, legend=False).strip()

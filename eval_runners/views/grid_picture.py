@@ -8,11 +8,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from eval_runners.leaderboard import rows as _rows
-from eval_runners.leaderboard import terminal as _table
+from eval_runners.leaderboard.rows import column_key, evaluator_of_type
+from eval_runners.leaderboard.terminal import to_frame
 from eval_runners.store.read import Result
 from sae_variants.common.errors import UsageError
-from sae_variants.common.files import write_whole
+from sae_variants.common.files import write_atomically
 
 COLUMNS = 3
 
@@ -20,7 +20,7 @@ COLUMNS = 3
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def check(path: Path, grid: list[str]) -> None:
+def check_picture(path: Path, grid: list[str]) -> None:
     """UsageError, before any work, if there will be nothing to draw, or the file's ending is none of a picture's."""
     if not grid:
         raise UsageError("--picture draws a --grid: give one")
@@ -28,15 +28,15 @@ def check(path: Path, grid: list[str]) -> None:
         raise UsageError(f"--picture ends with {', '.join(FORMATS)}, not {path.name!r}")
 
 
-def draw(path: Path, results: list[tuple[Any, Result]], axes: list[str]) -> None:
+def draw_grid(path: Path, results: list[tuple[Any, Result]], axes: list[str]) -> None:
     """Mean and standard error over seeds, a panel for each metric of the leaderboard, or each where it has none."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    table = _table.as_frame(results)
+    table = to_frame(results)
     evaluations = dict.fromkeys(result["eval_type_id"] for _, result in results)
-    every = [(evaluation, metric) for evaluation in evaluations for metric in _rows.module(evaluation).METRICS]
-    known = [column for column in every if _rows.key(column) in table]
+    every = [(evaluation, metric) for evaluation in evaluations for metric in evaluator_of_type(evaluation).METRICS]
+    known = [column for column in every if column_key(column) in table]
     panels = [column for column in known if column[1].short] or known
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *axes])))
     first, others = axes[0], axes[1:]
@@ -51,7 +51,7 @@ def draw(path: Path, results: list[tuple[Any, Result]], axes: list[str]) -> None
         grid_of_axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
         for panel, (evaluation, metric) in zip(grid_of_axes, panels, strict=False):
             for line, part in table.groupby("line", sort=False):
-                found = part.groupby(first, sort=False, dropna=False)[_rows.key((evaluation, metric))]
+                found = part.groupby(first, sort=False, dropna=False)[column_key((evaluation, metric))]
                 mean, error = found.mean(), found.sem().fillna(0.0)
                 if part[first].isna().all():
                     panel.axhline(mean.iloc[0], linestyle="--", color="0.5", label=line)
@@ -75,7 +75,7 @@ def draw(path: Path, results: list[tuple[Any, Result]], axes: list[str]) -> None
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=110, format=path.suffix.lstrip(".").lower())
-    write_whole(path, buffer.getvalue(), "--picture")
+    write_atomically(path, buffer.getvalue(), "--picture")
 
 
 def _is_stretched(places: list[Any]) -> bool:

@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 
-def law(laws: dict[str, Any], differing: list[int]) -> bytes:
+def draw_law(laws: dict[str, Any], differing: list[int]) -> bytes:
     """Loss over those of n, k and t that differ, a panel for each, with the law as lines."""
     import matplotlib
     import numpy as np
@@ -36,7 +36,7 @@ def law(laws: dict[str, Any], differing: list[int]) -> bytes:
         return _png(figure)
 
 
-def residuals(laws: dict[str, Any]) -> bytes:
+def draw_residuals(laws: dict[str, Any]) -> bytes:
     import matplotlib
     import numpy as np
     from matplotlib.figure import Figure

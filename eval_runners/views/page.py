@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eval_runners.store import result as _result
+from sae_variants.common.values import finite_or_none
 
-FOLDER = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(template: str, data: Any, **more: str) -> str:
+def render_page(template: str, data: Any, **more: str) -> str:
     """A page of this folder with its data. Text in the data is never taken for markup."""
     from jinja2 import Environment
 
-    made = Environment(autoescape=True).from_string((FOLDER / template).read_text())
-    shared = {"style": (FOLDER / "page.css").read_text(), "script": (FOLDER / "page.js").read_text()}
-    return made.render(data=_inert(_result.finite(data)), **shared, **more)
+    made = Environment(autoescape=True).from_string((TEMPLATES / template).read_text())
+    shared = {"style": (TEMPLATES / "page.css").read_text(), "script": (TEMPLATES / "page.js").read_text()}
+    return made.render(data=_inert(finite_or_none(data)), **shared, **more)
 
 
 def _inert(data: Any) -> str:

@@ -6,18 +6,12 @@ Options that were not given are absent from the result, so that a recipe's defau
 from __future__ import annotations
 
 import argparse
-import ast
-import inspect
-import sys
-import textwrap
 from collections.abc import Sequence
-from dataclasses import fields
-from itertools import pairwise
 from typing import Any, NoReturn
 
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model import target as _targets
-from sae_variants.language_model.target import Target
+from sae_variants.common.values import parse_value
+from sae_variants.language_model.target import DEFAULT_TARGET, Target, choose_target
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,99 +24,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def field_docs(config_class: type) -> dict[str, str]:
-    """The docstrings under the fields of a dataclass, inherited ones included."""
-    docs: dict[str, str] = {}
-    for cls in reversed(config_class.__mro__):
-        if cls.__module__ == "builtins":
-            continue
-        try:
-            body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-        except (OSError, TypeError):
-            continue
-        statements = body.body if isinstance(body, ast.ClassDef) else []
-        for statement, after in pairwise(statements):
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                text = after.value if isinstance(after, ast.Expr) else None
-                if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                    docs[statement.target.id] = " ".join(text.value.split())
-    return docs
-
-
-def dashed(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def parse_value(text: str) -> Any:
-    """`32` -> 32, `1e-3` -> 0.001, `true` -> True, `none` -> None, `1,2` -> [1, 2], anything else -> itself."""
-    word = {"true": True, "false": False, "none": None}
-    if text.lower() in word:
-        return word[text.lower()]
-    if "," in text:
-        return [parse_value(part) for part in text.split(",")]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _typed(annotation: str) -> Any:
-    def convert(text: str) -> Any:
-        value = parse_value(text)
-        kind = annotation.split("|")[0].strip()
-        if kind.startswith("tuple"):
-            one = _typed(kind.removeprefix("tuple[").partition(",")[0])
-            parts = [part.strip() for part in text.split(",") if part.strip()]
-            if not parts:
-                raise argparse.ArgumentTypeError("at least one value is needed")
-            return tuple(one(part) for part in parts)
-        if kind == "int" and (isinstance(value, bool) or not isinstance(value, int)):
-            if isinstance(value, float) and value.is_integer():
-                return int(value)
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-        if kind == "float" and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number")
-        if kind == "bool" and not isinstance(value, bool):
-            raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-        return text if kind == "str" else float(value) if kind == "float" else value
-
-    return convert
-
-
-def _metavar(annotation: str) -> str:
-    kind = annotation.split("|")[0].strip()
-    return "A,B,..." if kind.startswith("tuple") else kind.upper()
-
-
-def _default(value: Any) -> str:
-    if value is None:
-        return ""
-    return f" (default: {','.join(map(str, value)) if isinstance(value, tuple) else value})"
-
-
-def add_fields(parser: argparse.ArgumentParser, config_class: type, title: str) -> None:
-    """One option per field; a field that was not given is absent from the parsed namespace."""
-    group = parser.add_argument_group(title)
-    docs = field_docs(config_class)
-    for f in fields(config_class):
-        flag: dict[str, Any] = {"nargs": "?", "const": True} if str(f.type) == "bool" else {}
-        group.add_argument(
-            dashed(f.name),
-            dest=f.name,
-            **flag,
-            type=_typed(str(f.type)),
-            default=argparse.SUPPRESS,
-            metavar=_metavar(str(f.type)),
-            help=docs.get(f.name, "").replace("%", "%%") + _default(f.default),
-        )
-
-
-def given(args: argparse.Namespace, config_class: type) -> dict[str, Any]:
-    """The fields of a dataclass that stood on the command line."""
-    return {f.name: getattr(args, f.name) for f in fields(config_class) if hasattr(args, f.name)}
-
-
-def split_unknown(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_unknown_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """(words the parser knows, options that it does not, each with its value), wherever they stand."""
     known = set(parser._option_string_actions)
     ours, extra, words = [], [], list(argv)
@@ -137,7 +39,7 @@ def split_unknown(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple
     return ours, extra
 
 
-def extra_options(extra: Sequence[str], prefix: str = "") -> dict[str, Any]:
+def parse_extra_options(extra: Sequence[str], prefix: str = "") -> dict[str, Any]:
     """`--name value` and `--name=value` pairs that the parser did not know, as a dict of underscored names."""
     options: dict[str, Any] = {}
     words = list(extra)
@@ -154,7 +56,7 @@ def extra_options(extra: Sequence[str], prefix: str = "") -> dict[str, Any]:
     return options
 
 
-def add_grid(parser: argparse.ArgumentParser) -> None:
+def add_grid_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grid", action="append", default=[], metavar="FIELD=A,B,...",
         help="train one SAE for every value of a field; may be repeated, every combination is a cell",
@@ -165,11 +67,9 @@ def add_grid(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_target(parser: argparse.ArgumentParser) -> None:
+def add_target_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("target")
-    group.add_argument(
-        "--target", default=_targets.DEFAULT, help="language model, hook and text (default: %(default)s)"
-    )
+    group.add_argument("--target", default=DEFAULT_TARGET, help="language model, hook and text (default: %(default)s)")
     group.add_argument("--model", metavar="FOLDER", help="instead of --target: a local Hugging Face causal LM")
     group.add_argument("--hook-name", metavar="HOOK", help="with --model: e.g. blocks.3.hook_resid_post")
     group.add_argument("--dataset", metavar="PATH", help="with --model: a .txt, .jsonl or .parquet file, or a folder")
@@ -179,17 +79,17 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default=None, help="cpu, cuda, ... (default: cuda if there is one)")
 
 
-def target_of(args: argparse.Namespace) -> Target:
-    return _targets.choose(args.target, args.model, args.hook_name, args.dataset)
+def target_from(args: argparse.Namespace) -> Target:
+    return choose_target(args.target, args.model, args.hook_name, args.dataset)
 
 
-def targets_of(args: argparse.Namespace) -> list[Target]:
+def targets_from(args: argparse.Namespace) -> list[Target]:
     """Those of a command that takes several, parted by commas."""
     names = dict.fromkeys(name.strip() for name in args.target.split(","))
-    return [_targets.choose(name, args.model, args.hook_name, args.dataset) for name in names]
+    return [choose_target(name, args.model, args.hook_name, args.dataset) for name in names]
 
 
-def device_of(args: argparse.Namespace) -> str:
+def device_from(args: argparse.Namespace) -> str:
     """The device asked for, or the best there is. UsageError if it is not to be had."""
     import torch
 
@@ -202,7 +102,7 @@ def device_of(args: argparse.Namespace) -> str:
     return args.device
 
 
-def seeds(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
     """`0` or `0,1,2`."""
     try:
         found = [int(part) for part in text.split(",")]
@@ -215,24 +115,14 @@ def seeds(text: str) -> list[int]:
     return found
 
 
-def whole(text: str) -> int:
+def parse_whole(text: str) -> int:
     """A number that is not negative."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
-def positive(text: str) -> int:
-    if whole(text) < 1:
+def parse_positive(text: str) -> int:
+    if parse_whole(text) < 1:
         raise argparse.ArgumentTypeError("there must be at least 1")
     return int(text)
-
-
-def quiet() -> None:
-    """Notices of SAELens, TransformerLens and datasets that a user of these commands can do nothing about."""
-    import warnings
-
-    if not sys.warnoptions:
-        warnings.filterwarnings("ignore", message="Dataset is not tokenized")
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from sae_variants.language_model.load import reuse_freed_memory
 from sae_variants.sandbox import corpus
+from sae_variants.sandbox.corpus import SPLITS, documents
 
 EOT = "<|endoftext|>"
 VOCAB = 4096
@@ -44,7 +45,7 @@ def train_tokenizer(folder: Path) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB, special_tokens=[EOT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    texts = [document.text for document in corpus.documents("train")]
+    texts = [document.text for document in documents("train")]
     tokenizer.train_from_iterator(texts, trainer, length=len(texts))
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=EOT, eos_token=EOT, pad_token=EOT, unk_token=EOT, model_max_length=CONTEXT
@@ -63,7 +64,7 @@ def token_stream(folder: Path, split: str, work: Path) -> np.ndarray:
 
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         eot = tokenizer.token_to_id(EOT)
-        texts = [document.text for document in corpus.documents(split)]
+        texts = [document.text for document in documents(split)]
         ids: list[np.ndarray] = []
         for start in tqdm(range(0, len(texts), 2000), desc=f"tokenising {split}"):
             for encoding in tokenizer.encode_batch_fast(texts[start : start + 2000], add_special_tokens=False):
@@ -134,7 +135,7 @@ def train(folder: Path, work: Path, tokens: int, seed: int) -> dict[str, object]
     ]
     base_rates = [MATRIX_LR, OTHER_LR]
 
-    train_stream, heldout_stream = (token_stream(folder, split, work) for split in corpus.SPLITS)
+    train_stream, heldout_stream = (token_stream(folder, split, work) for split in SPLITS)
     data, heldout = contexts(train_stream), contexts(heldout_stream)
     data = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))]
     steps = min(tokens // (BATCH * CONTEXT), len(data) // BATCH) if tokens else len(data) // BATCH
@@ -180,8 +181,8 @@ def train(folder: Path, work: Path, tokens: int, seed: int) -> dict[str, object]
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "train_tokens": steps * BATCH * CONTEXT,
-        "train_documents": len(corpus.documents("train")),
-        "heldout_documents": len(corpus.documents("heldout")),
+        "train_documents": len(documents("train")),
+        "heldout_documents": len(documents("heldout")),
         "heldout_tokens": len(heldout_stream),
         "cross_entropy": cross_entropy(stored, measured),
         **ngram_cross_entropy(train_stream, heldout_stream),

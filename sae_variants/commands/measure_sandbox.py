@@ -18,8 +18,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from sae_variants.language_model import load as _models
+from sae_variants.language_model.folders import SANDBOX
+from sae_variants.language_model.load import load_model
 from sae_variants.sandbox import corpus
+from sae_variants.sandbox.corpus import documents
 
 SOURCES, PER_SOURCE, TOKENS, FIRST_POSITION = 20, 200, 96, 8
 
@@ -27,7 +29,7 @@ SOURCES, PER_SOURCE, TOKENS, FIRST_POSITION = 20, 200, 96, 8
 def probed_documents(tokenizer) -> list[tuple[str, list[int]]]:
     """(dataset, token ids) of `PER_SOURCE` held-out documents of each of the `SOURCES` datasets with most of them."""
     by_source: dict[str, list[list[int]]] = collections.defaultdict(list)
-    for document in corpus.documents("heldout"):
+    for document in documents("heldout"):
         if len(document.text) > 40 and len(by_source[document.source]) < PER_SOURCE:
             ids = tokenizer(document.text, add_special_tokens=False)["input_ids"]
             if len(ids) > FIRST_POSITION + 2:
@@ -51,7 +53,7 @@ def residuals(model, documents: list[tuple[str, list[int]]], hooks: list[str]) -
 
 
 def main() -> None:
-    model = _models.load_model(_models.SANDBOX, "cpu", "float32")
+    model = load_model(SANDBOX, "cpu", "float32")
     documents = probed_documents(model.tokenizer)
     hooks = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers))]
     found = residuals(model, documents, hooks)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def of_files(files: list[Path]) -> str:
+def hash_files(files: list[Path]) -> str:
     """Sixteen hex digits of the bytes of some files, in the order given."""
     digest = hashlib.blake2b(digest_size=8)
     for path in files:
@@ -18,6 +18,6 @@ def of_files(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def of_value(value: Any, size: int = 6) -> str:
+def hash_value(value: Any, size: int = 6) -> str:
     """Hex digits, two for each of `size` bytes, of what JSON can say; the order of keys counts for nothing."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=size).hexdigest()

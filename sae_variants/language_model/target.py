@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sae_variants.common import hashing as _hash
-from sae_variants.common.errors import UsageError, one_of
-from sae_variants.language_model.load import SANDBOX, hub_errors, name_folder
-from sae_variants.sandbox.corpus import CORPUS_VERSION, content_key, split_of
+from sae_variants.common.errors import UsageError, check_name
+from sae_variants.common.hashing import hash_files
+from sae_variants.language_model.folders import SANDBOX, register_model_folder
+from sae_variants.language_model.text import text_files
+from sae_variants.sandbox.corpus import CORPUS_VERSION
 
-FOLDER = Path(__file__).parents[1] / "targets"
-DEFAULT = SANDBOX
-TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
+TARGETS_FOLDER = Path(__file__).parents[1] / "targets"
+DEFAULT_TARGET = SANDBOX
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Target:
         """What results call the text: a name that holds no path of this machine."""
         if not self.is_local or self.dataset == SANDBOX:
             return self.dataset
-        return f"local-{_hash.of_files(text_files(Path(self.dataset)))}"
+        return f"local-{hash_files(text_files(Path(self.dataset)))}"
 
     @property
     def text_version(self) -> str | None:
@@ -59,23 +57,23 @@ class Target:
         return f"sae-probes {version('sae-probes')}, {CORPUS_VERSION}"
 
 
-def names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+def target_names() -> list[str]:
+    return sorted(path.stem for path in TARGETS_FOLDER.glob("*.toml"))
 
 
-def load(name: str) -> Target:
+def load_target(name: str) -> Target:
     """The target of that name. UsageError with the near names if there is none."""
-    one_of("target", name, names())
-    with (FOLDER / f"{name}.toml").open("rb") as file:
+    check_name("target", name, target_names())
+    with (TARGETS_FOLDER / f"{name}.toml").open("rb") as file:
         return Target(name=name, **tomllib.load(file))
 
 
-def local(model: str, hook_name: str, dataset: str) -> Target:
+def make_local_target(model: str, hook_name: str, dataset: str) -> Target:
     """A target made of a local model folder and local text, with the sandbox's settings."""
     path = Path(dataset)
     text_files(path)
-    name = name_folder(Path(model))
-    settings = load(SANDBOX)
+    name = register_model_folder(Path(model))
+    settings = load_target(SANDBOX)
     return Target(
         name=name,
         title=f"{Path(model).resolve().name} at {hook_name} on {path.name}",
@@ -89,92 +87,10 @@ def local(model: str, hook_name: str, dataset: str) -> Target:
     )
 
 
-def choose(target: str, model: str | None, hook_name: str | None, dataset: str | None) -> Target:
+def choose_target(target: str, model: str | None, hook_name: str | None, dataset: str | None) -> Target:
     """The target that a command's options name."""
     if model is None and hook_name is None and dataset is None:
-        return load(target)
+        return load_target(target)
     if model is None or hook_name is None or dataset is None:
         raise UsageError("--model, --hook-name and --dataset are given together, instead of --target")
-    return local(model, hook_name, dataset)
-
-
-def text_files(path: Path) -> list[Path]:
-    if not path.exists():
-        raise UsageError(f"no text at {str(path)!r}: give a {', '.join(TEXT_SUFFIXES)} file or a folder of them")
-    files = sorted(p for p in path.rglob("*") if p.suffix in TEXT_SUFFIXES) if path.is_dir() else [path]
-    if not files or any(p.suffix not in TEXT_SUFFIXES for p in files):
-        raise UsageError(f"no {', '.join(TEXT_SUFFIXES)} file at {path}")
-    return files
-
-
-def read_texts(path: Path) -> list[str]:
-    """The documents of one file: paragraphs of a .txt (blank lines part them), rows of column `text` otherwise."""
-    import pandas as pd
-
-    try:
-        if path.suffix == ".txt":
-            texts = path.read_text().split("\n\n")
-        else:
-            frame = pd.read_json(path, lines=True) if path.suffix == ".jsonl" else pd.read_parquet(path)
-            if "text" not in frame:
-                raise UsageError(f"{path} has no column 'text', only {', '.join(map(str, frame.columns)) or 'none'}")
-            texts = frame["text"].dropna().astype(str).tolist()
-    except UsageError:
-        raise
-    except (ValueError, OSError) as error:
-        raise UsageError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
-    return [text for text in texts if text.strip()]
-
-
-@cache
-def local_texts(dataset: str, split: str) -> list[str]:
-    """Documents of one split of the sandbox's or a user's text; the split is by a hash of each document."""
-    if dataset == SANDBOX:
-        from sae_variants.sandbox import corpus
-
-        return [document.text for document in corpus.documents(split)]
-    texts = dict.fromkeys(text for path in text_files(Path(dataset)) for text in read_texts(path))
-    if not texts:
-        raise UsageError(f"{dataset} holds no text")
-    found = [text for text in texts if split_of(content_key(text)) == split]
-    if not found:
-        raise UsageError(
-            f"{dataset} has {len(texts)} documents, none of which falls into the {split} split: give more documents "
-            "(in a .txt file, blank lines part them)"
-        )
-    return found
-
-
-def text_dataset(target: Target, split: str) -> Any:
-    """The text as a `datasets` dataset with a column `text`, for SAELens' and SAEBench's own stores."""
-    from datasets import Dataset, load_dataset
-
-    if target.is_local:
-        return Dataset.from_dict({"text": local_texts(target.dataset, split)}).to_iterable_dataset()
-    name = target.train_dataset if split == "train" and target.train_dataset else target.dataset
-    with hub_errors(f"the dataset {name}"):
-        return load_dataset(name, split="train", streaming=True)
-
-
-def contexts(target: Target, model: Any, context_size: int, split: str = "train") -> Iterator[Any]:
-    """One pass over the text in contexts [T] of token ids, cut as SAELens does: BOS first, BOS between documents."""
-    import itertools
-
-    import torch
-    from sae_lens.tokenization_and_batching import concat_and_batch_sequences
-
-    tokenizer = model.tokenizer
-
-    def tokenised() -> Iterator[torch.Tensor]:
-        texts = (row["text"] for row in text_dataset(target, split))
-        while group := list(itertools.islice(texts, 256)):
-            for ids in tokenizer(group, add_special_tokens=False)["input_ids"]:
-                if ids:
-                    yield torch.tensor(ids)
-
-    return concat_and_batch_sequences(
-        tokenised(),
-        context_size,
-        begin_batch_token_id=tokenizer.bos_token_id,
-        sequence_separator_token_id=tokenizer.bos_token_id,
-    )
+    return make_local_target(model, hook_name, dataset)

@@ -22,7 +22,7 @@ class BatchTopK(nn.Module):
 
     def forward(self, pre_NS: Tensor) -> Tensor:
         acts_NS = pre_NS.relu()
-        kept = largest(acts_NS.detach().flatten(), int(self.k * acts_NS.shape[:-1].numel())).view(acts_NS.shape)
+        kept = top_k_mask(acts_NS.detach().flatten(), int(self.k * acts_NS.shape[:-1].numel())).view(acts_NS.shape)
         return torch.where(kept, acts_NS, 0.0)
 
 
@@ -30,7 +30,7 @@ SAMPLED = 16
 """One entry in so many is looked at to bound the largest ones."""
 
 
-def largest(values: Tensor, n: int) -> Tensor:
+def top_k_mask(values: Tensor, n: int) -> Tensor:
     """Which of the values [M] are the n largest, as a mask."""
     kept = torch.zeros_like(values, dtype=torch.bool)
     sample = values[::SAMPLED]

@@ -35,7 +35,7 @@ DENSEST = 0.1
 _NONE = slice(0, 0)
 
 
-def dense(x_ND: Tensor, W_DS: Tensor, b_S: Tensor | None = None) -> Tensor:
+def encoder_product(x_ND: Tensor, W_DS: Tensor, b_S: Tensor | None = None) -> Tensor:
     """x W + b [N, S]. On CPUs by oneDNN, on some of which it takes half the time of what PyTorch has for float32."""
     plain = x_ND.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and x_ND.dtype == W_DS.dtype
     if ONEDNN and plain and x_ND.dtype == torch.float32 and x_ND.numel() and W_DS.numel():
@@ -44,7 +44,7 @@ def dense(x_ND: Tensor, W_DS: Tensor, b_S: Tensor | None = None) -> Tensor:
     return x_ND @ W_DS if b_S is None else torch.addmm(b_S, x_ND, W_DS)
 
 
-def largest(pre_RS: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def top_k(pre_RS: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of every row and their places [R, k], in any order.
 
     They lie in the k groups with the largest maxima, so where groups are many only those are searched.
@@ -79,10 +79,10 @@ class _Encode(torch.autograd.Function):
     ) -> Any:
         x_ND = x_ND - b_in_D  # into the bias of the latents it would go at a loss of digits
         rows = ROWS.get(x_ND.device.type, ROWS_ELSEWHERE)
-        parts = [largest(dense(x_RD, W_enc_DS, b_enc_S), k) for x_RD in x_ND.split(rows)]
+        parts = [top_k(encoder_product(x_RD, W_enc_DS, b_enc_S), k) for x_RD in x_ND.split(rows)]
         values_Nk, ids_Nk = (torch.cat(side) for side in zip(*parts, strict=True))
         values_Nk = values_Nk.relu()
-        pre_nd = dense(x_ND[tokens], W_enc_DS.T[some_d].T, b_enc_S[some_d])
+        pre_nd = encoder_product(x_ND[tokens], W_enc_DS.T[some_d].T, b_enc_S[some_d])
         ctx.save_for_backward(x_ND, W_enc_DS, values_Nk, ids_Nk, some_d)
         ctx.tokens = tokens
         ctx.mark_non_differentiable(ids_Nk)
@@ -100,9 +100,9 @@ class _Encode(torch.autograd.Function):
         grad_x_ND = None
         if ctx.needs_input_grad[0]:
             grad_x_ND = weighted_rows(ids_Nk, grad_Nk, W_enc_DS.T)
-            grad_x_ND[ctx.tokens] += dense(grad_nd, W_enc_DS.T[some_d])
+            grad_x_ND[ctx.tokens] += encoder_product(grad_nd, W_enc_DS.T[some_d])
         grad_W_SD = sums_by_latent(ids_Nk, grad_Nk, x_ND, S)
-        grad_W_SD.index_add_(0, some_d, dense(grad_nd.T, x_nD))
+        grad_W_SD.index_add_(0, some_d, encoder_product(grad_nd.T, x_nD))
         # b_in's gradient over all tokens at once: no product of N x S
         return grad_x_ND, grad_W_SD.T, grad_S, -(W_enc_DS @ grad_S), None, None, None
 
@@ -116,7 +116,7 @@ class _Decode(torch.autograd.Function):
         ctx.unit_rows = unit_rows
         ctx.save_for_backward(values_Nk, ids_Nk, W_dec_SD, acts_nd, some_d)
         out_ND = weighted_rows(ids_Nk, values_Nk, W_dec_SD) + b_dec_D
-        return out_ND, dense(acts_nd.to(W_dec_SD.dtype), W_dec_SD[some_d])
+        return out_ND, encoder_product(acts_nd.to(W_dec_SD.dtype), W_dec_SD[some_d])
 
     @staticmethod
     @once_differentiable
@@ -128,11 +128,11 @@ class _Decode(torch.autograd.Function):
             out_ND = weighted_rows(ids_Nk, weights_Nk, W_dec_SD.detach())
         (grad_Nk,) = torch.autograd.grad(out_ND, weights_Nk, grad_ND)
         grad_W_SD = sums_by_latent(ids_Nk, values_Nk, grad_ND, len(W_dec_SD))
-        grad_W_SD.index_add_(0, some_d, dense(acts_nd.to(grad_nD).T, grad_nD))
+        grad_W_SD.index_add_(0, some_d, encoder_product(acts_nd.to(grad_nD).T, grad_nD))
         if ctx.unit_rows:
             along_S = torch.einsum("sd,sd->s", grad_W_SD, W_dec_SD)
             grad_W_SD.addcmul_(along_S[:, None], W_dec_SD, value=-1)
-        return grad_Nk, None, grad_W_SD, grad_ND.sum(0), dense(grad_nD, W_dec_SD[some_d].T), None, None
+        return grad_Nk, None, grad_W_SD, grad_ND.sum(0), encoder_product(grad_nD, W_dec_SD[some_d].T), None, None
 
 
 def encode(
@@ -169,7 +169,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, W_DS: Tensor, b_S: Tensor) -> Tensor:
         ctx.save_for_backward(x_ND, W_DS)
-        return dense(x_ND, W_DS, b_S)
+        return encoder_product(x_ND, W_DS, b_S)
 
     @staticmethod
     @once_differentiable
@@ -178,8 +178,8 @@ class _Product(torch.autograd.Function):
         grad_NS = grad_NS.to(W_DS.dtype)  # under autocast it is of lower precision
         entries = _few(grad_NS)
         if entries is None:
-            grad_x_ND = dense(grad_NS, W_DS.T) if ctx.needs_input_grad[0] else None
-            return grad_x_ND, dense(x_ND.T, grad_NS), grad_NS.sum(0)
+            grad_x_ND = encoder_product(grad_NS, W_DS.T) if ctx.needs_input_grad[0] else None
+            return grad_x_ND, encoder_product(x_ND.T, grad_NS), grad_NS.sum(0)
         tokens, latents = entries
         values, (N, S) = grad_NS[entries], grad_NS.shape
         grad_x_ND = _bags(tokens, latents, values, W_DS.T.contiguous(), N) if ctx.needs_input_grad[0] else None
@@ -194,7 +194,7 @@ class _Written(torch.autograd.Function):
         entries = _few(acts_NS)
         ctx.save_for_backward(acts_NS, rows_SD, *(entries or ()))
         if entries is None:
-            return dense(acts_NS, rows_SD)
+            return encoder_product(acts_NS, rows_SD)
         return _bags(*entries, acts_NS[entries], rows_SD, len(acts_NS))
 
     @staticmethod
@@ -203,7 +203,7 @@ class _Written(torch.autograd.Function):
         acts_NS, rows_SD, *entries = ctx.saved_tensors
         acts_NS, grad_ND = acts_NS.to(rows_SD.dtype), grad_ND.to(rows_SD.dtype)
         if not entries:
-            return dense(grad_ND, rows_SD.T), dense(acts_NS.T, grad_ND)
+            return encoder_product(grad_ND, rows_SD.T), encoder_product(acts_NS.T, grad_ND)
         tokens, latents = entries
         order = latents.argsort(stable=True)
         grad_SD = _bags(latents[order], tokens[order], acts_NS[tokens, latents][order], grad_ND, len(rows_SD))
@@ -228,13 +228,13 @@ def _bags(bags: Tensor, places: Tensor, weights: Tensor, rows: Tensor, count: in
     return F.embedding_bag(places, rows, sizes.cumsum(0) - sizes, mode="sum", per_sample_weights=weights.to(rows.dtype))
 
 
-def product(x_ND: Tensor, W_DS: Tensor, b_S: Tensor) -> Tensor:
+def sparse_gradient_product(x_ND: Tensor, W_DS: Tensor, b_S: Tensor) -> Tensor:
     """x W + b [N, S], whose gradients take no product where few of the outputs have one."""
     found: Any = _Product.apply(x_ND, W_DS, b_S)
     return found
 
 
-def written(acts_NS: Tensor, rows_SD: Tensor) -> Tensor:
+def decode_sparse(acts_NS: Tensor, rows_SD: Tensor) -> Tensor:
     """What activations write [N, D], without product where few of them fire.
 
     Those that are 0 get no gradient, as activation functions let none through there.
@@ -243,7 +243,7 @@ def written(acts_NS: Tensor, rows_SD: Tensor) -> Tensor:
     return found
 
 
-def codes(values: Tensor, ids: Tensor, S: int) -> Tensor:
+def sparse_codes(values: Tensor, ids: Tensor, S: int) -> Tensor:
     """The same as a sparse tensor [..., S] without gradient."""
     flat_Nk = ids.flatten(0, -2)
     tokens = torch.arange(len(flat_Nk), device=ids.device).repeat_interleave(ids.shape[-1])

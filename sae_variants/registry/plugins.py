@@ -14,18 +14,18 @@ from sae_variants.common.errors import UsageError
 
 
 @cache
-def entries(group: str) -> tuple[EntryPoint, ...]:
+def find_entry_points(group: str) -> tuple[EntryPoint, ...]:
     return tuple(sorted(entry_points(group=group), key=lambda entry: entry.name))
 
 
-def joined(group: str, own: dict[str, str]) -> dict[str, str]:
+def merge_plugins(group: str, own: dict[str, str]) -> dict[str, str]:
     """Names with their modules, and those that installed packages give in an entry-point group.
 
     Raises:
         UsageError: a name that is taken, or one that is not its module's.
     """
     found = dict(own)
-    for entry in entries(group):
+    for entry in find_entry_points(group):
         package = entry.dist.name if entry.dist else "a package"
         if found.get(entry.name, entry.value) != entry.value:
             raise UsageError(f"{package} names {entry.name!r} in {group}, which is {found[entry.name]} already")
@@ -35,7 +35,7 @@ def joined(group: str, own: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def load(module: str) -> Any:
+def import_plugin(module: str) -> Any:
     """Imports a variant's or an evaluation's module. UsageError for one of another package that cannot be."""
     try:
         return importlib.import_module(module)
@@ -45,7 +45,7 @@ def load(module: str) -> Any:
         raise UsageError(f"the plugin {module} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def first_line(module: str) -> str:
+def read_summary(module: str) -> str:
     """First line of a module's docstring without the name that leads it; read, not imported."""
     try:
         spec = importlib.util.find_spec(module)

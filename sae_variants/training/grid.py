@@ -14,19 +14,18 @@ from typing import Any
 
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import Target
-from sae_variants.training import plan as _plan
-from sae_variants.training.plan import Plan
+from sae_variants.training.plan import Plan, applicable_overrides, check_overrides, make_plan
 
-Cell = dict[str, Any]
+GridPoint = dict[str, Any]
 
 
-def parse(options: list[str], variations: list[str] | None = None) -> list[Cell]:
+def parse_grid(options: list[str], variations: list[str] | None = None) -> list[GridPoint]:
     """Every combination of the values of `field=value,value` options; one empty cell where there is none.
 
     Args:
         variations: `field=value,field=value` options, each a set of fields that is changed in every combination.
     """
-    from sae_variants.cli.options import parse_value
+    from sae_variants.common.values import parse_value
 
     axes: dict[str, list[Any]] = {}
     for option in options:
@@ -39,15 +38,15 @@ def parse(options: list[str], variations: list[str] | None = None) -> list[Cell]
             raise UsageError(f"--grid names {field} twice: give all its values at once")
         axes[field] = list(dict.fromkeys(found))
     cells = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    changes: list[Cell] = [{}, *(_variation(option) for option in variations or [])]
-    for field in fields(changes):
+    changes: list[GridPoint] = [{}, *(_variation(option) for option in variations or [])]
+    for field in grid_fields(changes):
         if field in axes:
             raise UsageError(f"{field} is given twice: in --grid and in --vary")
     return [{**cell, **change} for cell in cells for change in changes]
 
 
-def _variation(option: str) -> Cell:
-    from sae_variants.cli.options import parse_value
+def _variation(option: str) -> GridPoint:
+    from sae_variants.common.values import parse_value
 
     parts = [part.partition("=") for part in option.split(",")]
     if not all(equals and _field(field) and value.strip() for field, equals, value in parts):
@@ -59,27 +58,27 @@ def _field(text: str) -> str:
     return text.strip().lstrip("-").replace("-", "_").replace(".", "_")
 
 
-def fields(cells: list[Cell]) -> list[str]:
+def grid_fields(cells: list[GridPoint]) -> list[str]:
     """Every field that a cell sets."""
     return list(dict.fromkeys(field for cell in cells for field in cell))
 
 
-def plans(
-    names: list[str], target: Target, overrides: Cell, cells: list[Cell], seeds: list[int], root: Any = None
+def make_plans(
+    names: list[str], target: Target, overrides: GridPoint, cells: list[GridPoint], seeds: list[int], root: Any = None
 ) -> list[Plan]:
     """One plan per name, cell and seed. An SAE that lacks a field of the grid stands once for all its values.
 
     Raises:
         UsageError: a field that no SAE has, or one both in the grid and outside it.
     """
-    _plan.check_overrides(names, {**overrides, **dict.fromkeys(fields(cells))})
-    for field in fields(cells):
+    check_overrides(names, {**overrides, **dict.fromkeys(grid_fields(cells))})
+    for field in grid_fields(cells):
         if field in overrides:
             raise UsageError(f"{field} is given twice: in --grid or --vary, and by itself")
         if field == "seed":
             raise UsageError("seeds are not part of the grid: give --seeds")
     made = [
-        _plan.plan(name, target, {**_plan.applying(name, {**overrides, **cell}), "seed": seed}, root)
+        make_plan(name, target, {**applicable_overrides(name, {**overrides, **cell}), "seed": seed}, root)
         for name in names
         for cell in cells
         for seed in seeds

@@ -5,18 +5,17 @@ A finished SAE appears in its folder at once and whole; until then only its chec
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sae_variants.common.errors import UsageError
-from sae_variants.registry import variants as _register
+from sae_variants.common.files import backup_of, new_folder, replace_folder
+from sae_variants.registry.variants import find_variant
 from sae_variants.training.plan import RECORD, TRACE, Plan
 
 STEPS_BETWEEN_REPORTS = 10
@@ -83,10 +82,10 @@ class Job:
 
     def save_checkpoint(self) -> None:
         partial = self.plan.checkpoint.with_suffix(".partial")
-        with _writing(partial):
+        with new_folder(partial):
             self.trainer.save_checkpoint("state", base_path=partial)
             self._save_trace(partial)
-        _replace(self.plan.checkpoint, partial)
+        replace_folder(self.plan.checkpoint, partial)
 
     def _save_trace(self, folder: Path) -> None:
         import numpy as np
@@ -96,7 +95,7 @@ class Job:
 
     def resume(self) -> None:
         """Goes on from the last whole checkpoint, if there is one."""
-        old = old_of(self.plan.checkpoint)
+        old = backup_of(self.plan.checkpoint)
         if not self.plan.checkpoint.exists() and old.exists():
             old.rename(self.plan.checkpoint)
         state = self.plan.checkpoint / "state"
@@ -118,9 +117,9 @@ class Job:
             sae.fold_activation_norm_scaling_factor(self.trainer.activation_scaler.scaling_factor)
         folder = replace(self.plan, part="").snapshot(self.at / self.plan.settings.steps)
         partial = folder.with_name(folder.name + ".partial")
-        with _writing(partial):
+        with new_folder(partial):
             _save(sae, partial)
-        _replace(folder, partial)
+        replace_folder(folder, partial)
 
     def finish(self) -> None:
         """Folds the input scale into the weights, saves in SAELens' layout, removes the checkpoint."""
@@ -140,14 +139,14 @@ class Job:
             "last_report": self.shown,
             "versions": {package: version(package) for package in ("sae-lens", "transformer-lens", "torch")},
         }
-        with _writing(partial):
+        with new_folder(partial):
             _save(trainer.sae, partial)
             save_file({"sparsity": trainer.log_feature_sparsity}, partial / "sparsity.safetensors")
             self._save_trace(partial)
-            for part in ("", *_register.resolve(made.name).parts):
+            for part in ("", *find_variant(made.name).parts):
                 own = {**record, "part": part} if part else record
                 (partial / part / RECORD).write_text(json.dumps(own, indent=2) + "\n")
-        _replace(made.folder, partial)
+        replace_folder(made.folder, partial)
         shutil.rmtree(made.checkpoint, ignore_errors=True)
 
 
@@ -156,116 +155,3 @@ def _save(sae: Any, folder: Path) -> None:
     sae.save_inference_model(folder)
     for config in folder.rglob("cfg.json"):
         config.write_text(json.dumps(json.loads(config.read_text()), sort_keys=True))
-
-
-def trainer(made: Plan, d_in: int, device: str) -> Any:
-    """SAELens' trainer around a fresh SAE."""
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-
-    settings = made.settings
-    dead_after_steps = max(1, settings.dead_after_tokens // settings.batch_tokens)
-    filled_in = {
-        "total_steps": settings.steps,
-        "dead_after_steps": dead_after_steps,
-        "dead_after_tokens": settings.dead_after_tokens,
-    }
-    sae = _register.build(
-        made.name,
-        d_in=d_in,
-        seed=settings.seed,
-        device=device,
-        dtype=settings.dtype,
-        normalize_activations=settings.normalize_activations,
-        **{name: filled_in[name] for name in _register.resolve(made.name).from_settings},
-        **made.sized,
-    )
-    sae.cfg.metadata.model_name = made.target.model_name
-    sae.cfg.metadata.hook_name = made.target.hook_name
-    sae.cfg.metadata.context_size = settings.context_size
-    sae.cfg.metadata.prepend_bos = True
-    sae.cfg.metadata.dataset_path = made.key["text"]
-    sae.cfg.metadata.training_tokens = (
-        0 if not getattr(sae.cfg, "learns", True) else settings.steps * settings.batch_tokens
-    )
-    sae.cfg.metadata.seed = settings.seed
-    cfg = SAETrainerConfig(
-        total_training_samples=settings.steps * settings.batch_tokens,
-        train_batch_size_samples=settings.batch_tokens,
-        lr=settings.learning_rate,
-        lr_end=settings.learning_rate / 10,
-        lr_warm_up_steps=round(settings.warm_up_share * settings.steps),
-        lr_decay_steps=round(settings.decay_share * settings.steps),
-        device=device,
-        autocast=settings.autocast,
-        dead_feature_window=dead_after_steps,
-        feature_sampling_window=max(2, settings.steps // 4),
-        logger=LoggingConfig(log_to_wandb=False),
-    )
-    found = SAETrainer(cfg, sae.to(device), iter(()))
-    for group in found.optimizer.param_groups:
-        group.update(getattr(sae, "adam_options", {}))
-    _turn_transposed(found.optimizer)
-    if hasattr(sae, "learning_rate_scale"):
-        _scale_learning_rate(found)
-    return found
-
-
-def _turn_transposed(optimizer: Any) -> None:
-    """Gives the optimiser the transpose of weights that are stored so: of others its gradients would be copied."""
-    import torch
-
-    params = optimizer.param_groups[0]["params"]
-    stored = {at: p for at, p in enumerate(params) if not p.is_contiguous() and p.mT.is_contiguous()}
-    for at, p in stored.items():
-        params[at] = torch.nn.Parameter(p.data.mT)  # the same memory
-
-    def before(*_: Any) -> None:
-        for at, p in stored.items():
-            params[at].grad, p.grad = None if p.grad is None else p.grad.mT, None
-
-    if stored:
-        optimizer.register_step_pre_hook(before)
-
-
-def _scale_learning_rate(trainer: Any) -> None:
-    """Lets the SAE scale the learning rate of each step; the schedule, which goes on from the last, never sees it."""
-
-    def before(optimizer: Any, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            group["scheduled_lr"] = group["lr"]
-            group["lr"] *= trainer.sae.learning_rate_scale(trainer.n_training_steps)
-
-    def after(optimizer: Any, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = group.pop("scheduled_lr")
-
-    trainer.optimizer.register_step_pre_hook(before)
-    trainer.optimizer.register_step_post_hook(after)
-
-
-@contextlib.contextmanager
-def _writing(partial: Path) -> Iterator[None]:
-    """A fresh folder to write to; if that fails (a full disk, no permission) it is removed and the place is named."""
-    from safetensors import SafetensorError
-
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UsageError(f"cannot write the SAE to {partial.parent}: {error}; give another --trained") from error
-
-
-def old_of(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".old")
-
-
-def _replace(folder: Path, new: Path) -> None:
-    """Puts the new folder in the place of the old one, which stands beside it meanwhile."""
-    shutil.rmtree(old_of(folder), ignore_errors=True)
-    if folder.exists():
-        folder.rename(old_of(folder))
-    new.rename(folder)
-    shutil.rmtree(old_of(folder), ignore_errors=True)

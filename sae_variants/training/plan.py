@@ -16,11 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sae_variants.common import hashing as _hash
-from sae_variants.common.errors import UsageError, one_of
-from sae_variants.language_model import load as _models
+from sae_variants.common.errors import UsageError, check_name
+from sae_variants.common.hashing import hash_value
+from sae_variants.common.values import check_type
+from sae_variants.language_model.folders import model_id
 from sae_variants.language_model.target import Target
-from sae_variants.registry import variants as _register
+from sae_variants.registry.build import make_config
+from sae_variants.registry.variants import find_variant, split_part
 
 CHECKPOINT_SUFFIX = ".checkpoint"
 SNAPSHOTS_SUFFIX = ".snapshots"
@@ -120,7 +122,7 @@ class Plan:
     @cached_property
     def label(self) -> str:
         """The name and what differs from the target's recipe, but for the seed: `temporal[k=16 window=4]`."""
-        recipe = plan(self.name, self.target).values
+        recipe = make_plan(self.name, self.target).values
         changed = {f: self.values[f] for f in sorted(self.given) if f != "seed" and self.values[f] != recipe[f]}
         shown = " ".join(f"{f}={v:g}" if isinstance(v, float) else f"{f}={v}" for f, v in changed.items())
         return f"{self.full_name}[{shown}]" if changed else self.full_name
@@ -135,7 +137,7 @@ class Plan:
         """What decides the weights."""
         return {
             "name": self.name,
-            "model": _models.model_id(self.target.model_name),
+            "model": model_id(self.target.model_name),
             "hook_name": self.target.hook_name,
             "text": self.target.train_dataset or self.target.text_id,
             "text_version": self.target.text_version,
@@ -147,17 +149,17 @@ class Plan:
     @cached_property
     def kind(self) -> str:
         """Hash of all that decides the weights but the seed."""
-        return kind_of(self.key)
+        return hash_kind(self.key)
 
     @property
     def resolved(self) -> dict[str, Any]:
         """Every field of the variant's config, defaults included: a changed default is another SAE."""
-        cfg = _register.config(self.name, d_in=1, **self.sized)
-        return {f: getattr(cfg, f) for f in sorted(_register.resolve(self.name).field_names - SETTING_NAMES)}
+        cfg = make_config(self.name, d_in=1, **self.sized)
+        return {f: getattr(cfg, f) for f in sorted(find_variant(self.name).field_names - SETTING_NAMES)}
 
     @cached_property
     def folder(self) -> Path:
-        return self.root / self.target.name / self.name.replace(":", "_") / _hash.of_value(self.key)
+        return self.root / self.target.name / self.name.replace(":", "_") / hash_value(self.key)
 
     @property
     def sae_folder(self) -> Path:
@@ -191,10 +193,10 @@ class Plan:
         return [self.snapshot_step(share) for share in snapshots if not self.snapshot(share).is_dir()]
 
 
-def kind_of(key: dict[str, Any]) -> str:
+def hash_kind(key: dict[str, Any]) -> str:
     """The same of a `key`, as it stands in a trained SAE's record."""
     settings = {name: value for name, value in key["settings"].items() if name != "seed"}
-    return _hash.of_value({**{name: key[name] for name in KEY}, "settings": settings})
+    return hash_value({**{name: key[name] for name in KEY}, "settings": settings})
 
 
 def _typed(name: str, value: Any) -> Any:
@@ -203,26 +205,28 @@ def _typed(name: str, value: Any) -> Any:
     kind = {"int": int, "float": float, "bool": bool, "str": str}[str(hint)]
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    _register.check_type(name, value, kind)
+    check_type(name, value, kind)
     return float(value) if kind is float else value
 
 
-def plan(name: str, target: Target, overrides: dict[str, Any] | None = None, root: str | Path | None = None) -> Plan:
+def make_plan(
+    name: str, target: Target, overrides: dict[str, Any] | None = None, root: str | Path | None = None
+) -> Plan:
     """The plan for one SAE: the target's recipe, the target's recipe for this name, then the overrides.
 
     Overrides may name fields of `TrainSettings` or of the variant's config. Fields that the variant does not have are
     left out when they come from the recipe and refused when they are overrides; see `check_overrides` for several SAEs.
     """
     overrides = overrides or {}
-    variant = _register.resolve(name)
-    name, part = _register.split(name)
+    variant = find_variant(name)
+    name, part = split_part(name)
     known = variant.field_names
     adapted = getattr(variant.config_class, "recipe", dict)(target.train)
     wanted = {**target.train, **adapted, **target.variants.get(name, {}), **overrides}
     settings = TrainSettings(**{k: _typed(k, v) for k, v in wanted.items() if k in SETTING_NAMES})
     chosen = {k: v for k, v in wanted.items() if k in known and k not in SETTING_NAMES}
     made = Plan(name, target, settings, chosen, trained_root(root), tuple(overrides), part)
-    window = getattr(_register.config(name, d_in=1, **made.sized), "window", 1)
+    window = getattr(make_config(name, d_in=1, **made.sized), "window", 1)
     if settings.stream_window % window == 0:
         return made
     if "stream_window" in overrides:
@@ -232,16 +236,16 @@ def plan(name: str, target: Target, overrides: dict[str, Any] | None = None, roo
     return replace(made, settings=fitting)
 
 
-def applying(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
+def applicable_overrides(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """Those of the overrides that the SAE of that name has: one command may set fields of several SAEs."""
-    own = _register.resolve(name).field_names | SETTING_NAMES
+    own = find_variant(name).field_names | SETTING_NAMES
     return {field: value for field, value in overrides.items() if field in own}
 
 
 def check_overrides(names: list[str], overrides: dict[str, Any]) -> None:
     """UsageError for an override that is no training setting and no field of any of the SAEs."""
-    known = SETTING_NAMES.union(*(_register.resolve(name).field_names for name in names))
+    known = SETTING_NAMES.union(*(find_variant(name).field_names for name in names))
     for override in overrides:
         if override == "k" and "k" not in known:
             raise UsageError(f"{', '.join(names)} has no k: its L0 follows from other fields, e.g. --l1-coefficient")
-        one_of("option", override, known)
+        check_name("option", override, known)

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model import load as _models
-from sae_variants.language_model import target as _targets
-from sae_variants.registry import variants as _register
-from sae_variants.training.job import STEPS_BETWEEN_REPORTS, Job, old_of, trainer
+from sae_variants.common.files import backup_of
+from sae_variants.language_model.contexts import read_contexts
+from sae_variants.language_model.hooks import hook_activations, hook_width
+from sae_variants.language_model.load import free_memory, load_model
+from sae_variants.registry.build import make_config
+from sae_variants.training.job import STEPS_BETWEEN_REPORTS, Job
 from sae_variants.training.plan import Plan
+from sae_variants.training.trainer import make_trainer
 
 MOST_SHOWN = 3
 """SAEs whose loss the progress bar shows."""
@@ -32,7 +35,7 @@ class TrainingFailed(UsageError):
         """Folder of the plan -> what happened."""
 
 
-def train(
+def train_plans(
     plans: list[Plan],
     device: str = "cpu",
     force: bool = False,
@@ -50,7 +53,7 @@ def train(
     """
     for made in plans:
         if force:
-            for folder in (made.checkpoint, old_of(made.checkpoint)):  # a finished SAE stays until it is replaced
+            for folder in (made.checkpoint, backup_of(made.checkpoint)):  # a finished SAE stays until it is replaced
                 shutil.rmtree(folder, ignore_errors=True)
     distinct = {made.folder: made for made in plans}.values()
     missing = [made for made in distinct if force or not made.is_trained or made.lacks(snapshots)]
@@ -70,8 +73,8 @@ def _train_group(
 ) -> dict[Path, str]:
     """Trains plans that agree on the stream, as many at once as fit in memory; what went wrong with which."""
     target, settings = plans[0].target, plans[0].settings
-    model = _models.load_model(target.model_name, device, target.dtype)
-    d_in = _models.hook_width(model, target.hook_name)
+    model = load_model(target.model_name, device, target.dtype)
+    d_in = hook_width(model, target.hook_name)
     if settings.context_size > model.cfg.n_ctx:
         raise UsageError(f"context_size = {settings.context_size} exceeds the model's {model.cfg.n_ctx} positions")
     failures: dict[Path, str] = {}
@@ -110,7 +113,7 @@ def _fitting(plans: list[Plan], d_in: int, device: str) -> list[list[Plan]]:
     taken = 0
     for made in plans:
         size = 4 if made.settings.dtype == "float32" else 8 if made.settings.dtype == "float64" else 2
-        cfg = _register.config(made.name, d_in=d_in, **made.sized)
+        cfg = make_config(made.name, d_in=d_in, **made.sized)
         weights = getattr(cfg, "n_weights", 2 * d_in * made.settings.d_sae)
         needed = 4 * weights * size  # weights, gradients and Adam's two moments
         if parts[-1] and taken + needed > room:
@@ -119,14 +122,6 @@ def _fitting(plans: list[Plan], d_in: int, device: str) -> list[list[Plan]]:
         parts[-1].append(made)
         taken += needed
     return parts
-
-
-def free_memory(device: str) -> float:
-    """Bytes."""
-    import psutil
-    import torch
-
-    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
 
 
 def _train_together(
@@ -139,8 +134,8 @@ def _train_together(
 
     target, settings = plans[0].target, plans[0].settings
     stream = WindowStream(
-        contexts=lambda: _targets.contexts(target, model, settings.context_size),
-        activations=_models.hook_activations(model, target.hook_name, settings.dtype),
+        contexts=lambda: read_contexts(target, model, settings.context_size),
+        activations=hook_activations(model, target.hook_name, settings.dtype),
         special_ids=tuple(get_special_token_ids(model.tokenizer)),
         context_size=settings.context_size,
         window=settings.stream_window,
@@ -152,10 +147,10 @@ def _train_together(
     jobs: list[Job] = []
     for made in plans:
         try:
-            job = Job(made, trainer(made, d_in, device))
+            job = Job(made, make_trainer(made, d_in, device))
             job.resume()
             if any(step <= job.at for step in made.lacks(snapshots)):  # the checkpoint is past it
-                job = Job(made, trainer(made, d_in, device))
+                job = Job(made, make_trainer(made, d_in, device))
             jobs.append(job)
         except UsageError as error:
             failures[made.folder] = f"{made.label} (seed {made.settings.seed}): {error}"

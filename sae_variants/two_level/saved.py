@@ -117,7 +117,7 @@ def _jump(pre: Tensor, threshold: Tensor) -> Tensor:
     return pre.relu() * (pre > threshold).to(pre.dtype)
 
 
-def lower_of(sae: TwoLevelSAE) -> JumpReLUSAE:
+def lower_level_of(sae: TwoLevelSAE) -> JumpReLUSAE:
     """The lower level of a trained two-level SAE as a stock one."""
     cfg = JumpReLUSAEConfig(
         d_in=sae.cfg.d_in, d_sae=sae.cfg.d_lower, dtype=sae.cfg.dtype, device=sae.cfg.device,

@@ -38,8 +38,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_variants.ops import sparse as _sparse
 from sae_variants.ops.batch_topk import BatchTopK
+from sae_variants.ops.sparse import decode_sparse, sparse_gradient_product
 from sae_variants.two_level.config import TwoLevelTrainingSAEConfig
 from sae_variants.two_level.saved import DIGITS, LOWER, NO_PARENT
 
@@ -62,7 +62,7 @@ class Level:
     @cached_property
     def out(self) -> Tensor:
         """Reconstruction [N, D]."""
-        return _sparse.written(self.acts, self.rows) + self.bias
+        return decode_sparse(self.acts, self.rows) + self.bias
 
     def detached(self) -> Level:
         return Level(self.acts.detach(), self.pre.detach(), self.rows.detach(), self.bias.detach())
@@ -127,7 +127,7 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
         norm_L = self.W_dec_lower.norm(dim=-1)
         sae_in = self.run_time_activation_norm_fn_in(self.hook_sae_input(self.reshape_fn_in(x.to(self.dtype))))
         # norms and the input bias go into the weights: a matrix of weights is far smaller than one of latents
-        flat = _sparse.product(sae_in.flatten(0, -2), self.W_enc_lower * norm_L, self._lower_bias_L() * norm_L)
+        flat = sparse_gradient_product(sae_in.flatten(0, -2), self.W_enc_lower * norm_L, self._lower_bias_L() * norm_L)
         pre = flat.unflatten(0, sae_in.shape[:-1])
         return Level(self.lower_activation(pre), pre, self.W_dec_lower / norm_L[:, None], self.b_dec)
 

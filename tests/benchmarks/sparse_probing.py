@@ -32,16 +32,17 @@ def main() -> None:
 
     import sae_variants
     from eval_runners import sparse_probing
-    from eval_runners.saebench import shared as _saebench
-    from eval_runners.saebench import sparse_probing as _sparse_probing
-    from sae_variants.language_model import load as _models
-    from sae_variants.language_model import target as _targets
+    from eval_runners.saebench.shared import OneModel, hide_output
+    from eval_runners.saebench.sparse_probing import serving_tasks
+    from eval_runners.sparse_probing import EvalConfig, prepare
+    from sae_variants.language_model.load import load_model
+    from sae_variants.language_model.target import load_target
 
-    target = _targets.load("sandbox")
-    model = _models.load_model(target.model_name, "cpu", target.dtype)
+    target = load_target("sandbox")
+    model = load_model(target.model_name, "cpu", target.dtype)
     settings = {**target.evaluations["sparse_probing"]}
     settings["dataset_names"] = tuple(args.datasets.split(","))
-    config, _ = sparse_probing.prepare(target, sparse_probing.EvalConfig(**settings))
+    config, _ = prepare(target, EvalConfig(**settings))
     own = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items() if k != "tasks"}
     theirs = SparseProbingEvalConfig(**own, model_name=target.model_name, llm_dtype=target.dtype)
 
@@ -54,9 +55,9 @@ def main() -> None:
         body = probe_training.train_sklearn_probe.__wrapped__
         with (
             mock.patch.object(probe_training, "train_sklearn_probe", body),
-            mock.patch.object(saebench, "HookedTransformer", _saebench.OneModel(model)),
-            _sparse_probing.serving_tasks(),
-            _saebench.silent(),
+            mock.patch.object(saebench, "HookedTransformer", OneModel(model)),
+            serving_tasks(),
+            hide_output(),
         ):
             listed = [(f"sae{i}", sae()) for i in range(saes)]
             out = tempfile.mkdtemp(dir=folder)

@@ -46,9 +46,10 @@ def contender(name: str, args: argparse.Namespace) -> Callable[[Any], Any] | Non
         return lambda x: x @ W_enc
     if name == ONEDNN:
         from sae_variants.ops import sparse as _sparse
+        from sae_variants.ops.sparse import encoder_product
 
         W_enc = torch.randn(args.d_sae, args.d_in).T
-        return (lambda x: _sparse.dense(x, W_enc)) if _sparse.ONEDNN else None
+        return (lambda x: encoder_product(x, W_enc)) if _sparse.ONEDNN else None
     if name in (OURS, DEAD, ALL_DEAD):
         return own_step(args, 0.0 if name == OURS else 0.2, {"aux_every": 1} if name == ALL_DEAD else {})
     if name == SAE_LENS:
@@ -64,13 +65,13 @@ def contender(name: str, args: argparse.Namespace) -> Callable[[Any], Any] | Non
 def trainer_of(name: str, args: argparse.Namespace, more: dict[str, Any] | None = None) -> Any:
     import sae_lens  # noqa: F401  registers
 
-    from sae_variants.language_model import target as _targets
-    from sae_variants.training import job as _job
-    from sae_variants.training import plan as _plan
+    from sae_variants.language_model.target import load_target
+    from sae_variants.training.plan import make_plan
+    from sae_variants.training.trainer import make_trainer
 
     fields = {"k": args.k, "d_sae": args.d_sae, "batch_tokens": args.tokens, "training_tokens": 10_000 * args.tokens}
     fields |= more or {}
-    return _job.trainer(_plan.plan(name, _targets.load("sandbox"), fields), args.d_in, "cpu")
+    return make_trainer(make_plan(name, load_target("sandbox"), fields), args.d_in, "cpu")
 
 
 def own_step(args: argparse.Namespace, dead: float, more: dict[str, Any]) -> Callable[[Any], Any]:
@@ -136,10 +137,10 @@ def memory(name: str, args: argparse.Namespace) -> float:
 def steps(args: argparse.Namespace) -> None:
     import torch
 
-    from sae_variants.language_model import load as _models
+    from sae_variants.language_model.load import reuse_freed_memory
 
     if args.keep_memory:
-        _models.reuse_freed_memory()
+        reuse_freed_memory()
     made = {name: contender(name, args) for name in (PRODUCT, ONEDNN, OURS, DEAD, ALL_DEAD, SAE_LENS, *OTHERS)}
     for name in [name for name, step in made.items() if step is None]:
         print(f"{name}: not on this machine, left out")
@@ -183,17 +184,17 @@ def spread(values: list[float]) -> str:
 
 def loop(args: argparse.Namespace) -> None:
     """Tokens per second of whole trainings, the language model's part included."""
-    from sae_variants.language_model import load as _models
-    from sae_variants.language_model import target as _targets
-    from sae_variants.training import plan as _plan
-    from sae_variants.training import train as _train
+    from sae_variants.language_model.load import load_model
+    from sae_variants.language_model.target import load_target
+    from sae_variants.training.plan import make_plan
+    from sae_variants.training.train import train_plans
 
-    target = _targets.load("sandbox")
+    target = load_target("sandbox")
     tokens = 32 * 2048
-    model = _models.load_model(target.model_name, "cpu", target.dtype)
+    model = load_model(target.model_name, "cpu", target.dtype)
     fields = {"k": args.k, "d_sae": args.d_sae, "training_tokens": tokens, "buffer_contexts": 256}
     trainings = {
-        OURS: lambda folder: _train.train([_plan.plan("topk", target, fields, folder)]),
+        OURS: lambda folder: train_plans([make_plan("topk", target, fields, folder)]),
         SAE_LENS: lambda folder: by_sae_lens(args, target, model, tokens, folder),
     }
     ratios = []
@@ -220,7 +221,7 @@ def by_sae_lens(args: argparse.Namespace, target: Any, model: Any, tokens: int, 
         TopKTrainingSAEConfig,
     )
 
-    from sae_variants.sandbox import corpus
+    from sae_variants.sandbox.corpus import documents
 
     config = LanguageModelSAERunnerConfig(
         sae=TopKTrainingSAEConfig(
@@ -230,22 +231,22 @@ def by_sae_lens(args: argparse.Namespace, target: Any, model: Any, tokens: int, 
         context_size=128, n_batches_in_buffer=16, store_batch_size_prompts=32, n_checkpoints=0, checkpoint_path=None,
         output_path=f"{folder}/out", save_final_checkpoint=False, logger=LoggingConfig(log_to_wandb=False),
     )  # fmt: skip
-    dataset = Dataset.from_dict({"text": [document.text for document in corpus.documents("train")]})
+    dataset = Dataset.from_dict({"text": [document.text for document in documents("train")]})
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         LanguageModelSAETrainingRunner(config, override_dataset=dataset, override_model=model).run()
 
 
 def main() -> None:
-    from sae_variants.cli import options as _cli
+    from sae_variants.cli.options import parse_positive
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=_cli.positive, default=7)
+    parser.add_argument("--rounds", type=parse_positive, default=7)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--tokens", type=_cli.positive, default=4096)
-    parser.add_argument("--d-in", type=_cli.positive, default=512)
-    parser.add_argument("--d-sae", type=_cli.positive, default=16384)
-    parser.add_argument("-k", type=_cli.positive, default=32)
+    parser.add_argument("--tokens", type=parse_positive, default=4096)
+    parser.add_argument("--d-in", type=parse_positive, default=512)
+    parser.add_argument("--d-sae", type=parse_positive, default=16384)
+    parser.add_argument("-k", type=parse_positive, default=32)
     parser.add_argument("--keep-memory", action="store_true")
     parser.add_argument("--loop", action="store_true")
     parser.add_argument("--memory", help=argparse.SUPPRESS)

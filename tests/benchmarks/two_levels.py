@@ -16,10 +16,12 @@ import time
 import sae_lens  # noqa: F401  registers
 import torch
 
-from sae_variants.language_model import load as _models
-from sae_variants.language_model import target as _targets
-from sae_variants.training import job as _job
-from sae_variants.training import plan as _plan
+from sae_variants.language_model.contexts import read_contexts
+from sae_variants.language_model.hooks import hook_activations, hook_width
+from sae_variants.language_model.load import load_model
+from sae_variants.language_model.target import load_target
+from sae_variants.training.plan import make_plan
+from sae_variants.training.trainer import make_trainer
 
 
 def main() -> None:
@@ -27,28 +29,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4)
     args = parser.parse_args()
-    target = _targets.load("sandbox")
-    model = _models.load_model(target.model_name, "cpu", target.dtype)
+    target = load_target("sandbox")
+    model = load_model(target.model_name, "cpu", target.dtype)
     with tempfile.TemporaryDirectory() as folder:
-        plans = {name: _plan.plan(name, target, {}, folder) for name in ("stock:standard", "hierarchical")}
-        d_in = _models.hook_width(model, target.hook_name)
-        trainers = {"stock:standard": _job.trainer(plans["stock:standard"], d_in, "cpu")}
+        plans = {name: make_plan(name, target, {}, folder) for name in ("stock:standard", "hierarchical")}
+        d_in = hook_width(model, target.hook_name)
+        trainers = {"stock:standard": make_trainer(plans["stock:standard"], d_in, "cpu")}
         settings = plans["hierarchical"].settings
         cfg = trainers["stock:standard"].sae.cfg
         shares = {}
         for phase in (1, 2, 3):
-            trainers[f"phase {phase}"] = _job.trainer(plans["hierarchical"], d_in, "cpu")
+            trainers[f"phase {phase}"] = make_trainer(plans["hierarchical"], d_in, "cpu")
             sae = trainers[f"phase {phase}"].sae
             starts = [step for step in range(settings.steps) if sae.cfg.phase(step) == phase]
             trainers[f"phase {phase}"].n_training_steps = starts[0]
             shares[phase] = len(starts) / settings.steps
-        made = _plan.plan("learnable_dual", target, {"curriculum": False}, folder)
-        trainers["learnable_dual"] = _job.trainer(made, d_in, "cpu")
+        made = make_plan("learnable_dual", target, {"curriculum": False}, folder)
+        trainers["learnable_dual"] = make_trainer(made, d_in, "cpu")
         traced = _timed(trainers["learnable_dual"].sae, "note", "note_step")
         assert sae.cfg.d_lower == cfg.d_sae, "not of one size"
-        contexts = _targets.contexts(target, model, settings.context_size)
+        contexts = read_contexts(target, model, settings.context_size)
         per_batch = settings.batch_tokens // (settings.context_size - 1) + 1
-        activations = _models.hook_activations(model, target.hook_name)
+        activations = hook_activations(model, target.hook_name)
         times: dict[str, list[float]] = {name: [] for name in (*trainers, "language model", "trace")}
         for number in range(args.rounds + 1):  # the first round warms up
             started = time.perf_counter()

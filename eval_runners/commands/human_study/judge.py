@@ -12,11 +12,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from eval_runners.commands.human_study import files as _answers
+from eval_runners.commands.human_study.files import read_answers, read_key
 from eval_runners.measures.intrusion import CHOICES
-from sae_variants.cli import options as _cli
+from sae_variants.cli.options import Parser
 from sae_variants.common.errors import UsageError
-from sae_variants.common.files import writable, write_whole
+from sae_variants.common.files import check_file_writable, write_atomically
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 TRIES, TIMEOUT = 3, 120
@@ -29,13 +29,13 @@ class Refused(Exception):
 
 
 def main(argv: list[str]) -> int:
-    parser = _cli.Parser(prog="python -m eval_runners human-study judge", description=__doc__)
+    parser = Parser(prog="python -m eval_runners human-study judge", description=__doc__)
     parser.add_argument("key", metavar="KEY", help="what `make` wrote beside the page")
     parser.add_argument("--url", required=True, help="an OpenAI-compatible endpoint, such as http://localhost:8000/v1")
     parser.add_argument("--model", required=True, metavar="NAME", help="what the endpoint calls the model")
     parser.add_argument("--output", metavar="FILE", help="its answers (default: beside the key)")
     args = parser.parse_args(argv)
-    key = _answers.read_key(Path(args.key))
+    key = read_key(Path(args.key))
     if not re.match(r"https?://[^/\s]+", args.url):
         raise UsageError(f"--url must begin with http:// or https://, not {args.url!r}")
     if "@" in args.url:
@@ -44,10 +44,10 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"{KEY_VARIABLE} holds what no key does: a blank, a line's end, or letters that are not ASCII")
     name = re.sub(r"[^\w.-]+", "_", args.model)
     output = Path(args.output) if args.output else Path(args.key).with_name(f"{name}.answers.json")
-    writable(output, "--output")
+    check_file_writable(output, "--output")
     said: dict[str, Any] = {"study": key["study"], "rater": args.model, "kind": "model", "answers": {}}
     if output.exists():
-        there = _answers.read_answers(output)
+        there = read_answers(output)
         if (there["study"], there["rater"], there["kind"]) != (said["study"], said["rater"], "model"):
             raise UsageError(f"{output} holds other answers; give another --output")
         said = there
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     unclear, refused = 0, []
     for name in tqdm(left, desc="questions"):
         try:
-            choice = _choice(_ask(args.url, args.model, prompt(key["items"][name])))
+            choice = _choice(_ask(args.url, args.model, make_prompt(key["items"][name])))
         except Refused as error:
             refused.append(str(error))
             if len(refused) == TRIES and not said["answers"]:
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
             unclear += 1
             continue
         said["answers"][name] = choice
-        write_whole(output, json.dumps(said), "--output")
+        write_atomically(output, json.dumps(said), "--output")
     print(f"{output}: {len(said['answers'])} of {len(key['items'])} answers")
     if unclear:
         print(f"{unclear} replies did not name one number from 1 to {CHOICES}; the same command asks those again")
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     return 0 if said["answers"] else 1
 
 
-def prompt(excerpts: list[dict[str, Any]]) -> str:
+def make_prompt(excerpts: list[dict[str, Any]]) -> str:
     """One question in words; the token on which a feature is strongest in double brackets."""
     lines = [
         f"{number}. " + "".join(f"[[{t}]]" if i == one["at"] else t for i, t in enumerate(one["tokens"]))

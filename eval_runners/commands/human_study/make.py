@@ -8,13 +8,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval_runners.commands import evaluate as _run
+from eval_runners.harness.options import TRAIN_PREFIX
+from eval_runners.harness.score import check_context, check_fits, model_loader
 from eval_runners.measures.intrusion import CHOICES, Item
-from eval_runners.views import page as _page
-from sae_variants.cli import options as _cli
-from sae_variants.common import hashing as _hash
+from eval_runners.views.page import render_page
+from sae_variants.cli.fields import add_fields, given_fields, to_option
+from sae_variants.cli.options import (
+    Parser,
+    add_target_options,
+    device_from,
+    parse_extra_options,
+    parse_seeds,
+    split_unknown_options,
+    target_from,
+)
+from sae_variants.common.console import hide_host_warnings
 from sae_variants.common.errors import UsageError
-from sae_variants.common.files import writable, write_whole
+from sae_variants.common.files import check_file_writable, write_atomically
+from sae_variants.common.hashing import hash_value
 
 if TYPE_CHECKING:
     from eval_runners.measures.firing import Excerpt, Firing
@@ -28,49 +39,49 @@ DENSEST = 0.2
 
 
 def main(argv: list[str]) -> int:
-    from eval_runners.commands.human_study import files as _answers
-    from eval_runners.contract import contract as _contract
+    from eval_runners.commands.human_study.files import read_key
     from eval_runners.contract.contract import Evaluation
-    from eval_runners.harness import find_sae as _saes
-    from eval_runners.measures import firing as _examples
-    from eval_runners.store import result as _result
-    from eval_runners.store.envelope import envelope
+    from eval_runners.contract.registry import load_evaluator
+    from eval_runners.harness.find_sae import resolve_requests, train_missing
+    from eval_runners.measures.firing import collect_firing
+    from eval_runners.store.envelope import make_output
+    from eval_runners.store.result import ResultLocation
 
-    human_study = _contract.module("human_study")
+    human_study = load_evaluator("human_study")
     EvalConfig = human_study.EvalConfig
-    parser = _cli.Parser(prog="python -m eval_runners human-study make", description=__doc__)
+    parser = Parser(prog="python -m eval_runners human-study make", description=__doc__)
     parser.add_argument("--sae", action="append", required=True, metavar="NAME", dest="saes", help="may be repeated")
     parser.add_argument("--output", default="study.html", metavar="FILE", help="the page (default: %(default)s)")
-    parser.add_argument("--seeds", type=_cli.seeds, default=[0], metavar="0,1,2", help="of variants (default: 0)")
-    _cli.add_target(parser)
-    _cli.add_fields(parser, EvalConfig, "study")
-    words, extra = _cli.split_unknown(parser, argv)
+    parser.add_argument("--seeds", type=parse_seeds, default=[0], metavar="0,1,2", help="of variants (default: 0)")
+    add_target_options(parser)
+    add_fields(parser, EvalConfig, "study")
+    words, extra = split_unknown_options(parser, argv)
     args = parser.parse_args(words)
-    overrides = _cli.extra_options(extra, prefix=_run.TRAIN_PREFIX)
+    overrides = parse_extra_options(extra, prefix=TRAIN_PREFIX)
     page, key_file = Path(args.output), Path(args.output).with_suffix(".key.json")
     for file in (page, key_file):
-        writable(file, "--output")
-    _cli.quiet()
-    target, device = _cli.target_of(args), _cli.device_of(args)
-    config = EvalConfig(**_cli.given(args, EvalConfig))
+        check_file_writable(file, "--output")
+    hide_host_warnings()
+    target, device = target_from(args), device_from(args)
+    config = EvalConfig(**given_fields(args, EvalConfig))
     for name, least in (("items", 1), ("n_contexts", 1), ("strongest", CHOICES), ("controls", 0)):
         if getattr(config, name) < least:
-            raise UsageError(f"{_cli.dashed(name)} must be at least {least}, not {getattr(config, name)}")
+            raise UsageError(f"{to_option(name)} must be at least {least}, not {getattr(config, name)}")
     names = list(dict.fromkeys([*args.saes, "random"]))
-    wanted = _saes.asked(names, target, overrides, [{}], args.seeds, args.trained)
-    found, failures = _saes.ready(wanted, [], device)
+    wanted = resolve_requests(names, target, overrides, [{}], args.seeds, args.trained)
+    found, failures = train_missing(wanted, [], device)
     if failures:
         raise UsageError(failures[0])
-    model = _run.loader(target, device)()
-    _run.check_text(config.context_size, target, model)
-    place = _result.Place(Path(), human_study.NAME, target, asdict(config), {}, device, _command("make", argv))
+    model = model_loader(target, device)()
+    check_context(config.context_size, target, model)
+    place = ResultLocation(Path(), human_study.NAME, target, asdict(config), {}, device, _command("make", argv))
     saes, questions = [], []
     for number, one in enumerate(found):
         sae = one.load(device)
-        _run.check_fits(sae, one.label, target, model)
-        firing = _examples.firing(sae, target, model, config.n_contexts, config.context_size)
+        check_fits(sae, one.label, target, model)
+        firing = collect_firing(sae, target, model, config.n_contexts, config.context_size)
         questions += _questions(firing, config, number, one.label)
-        empty = envelope(human_study.NAME, config, {name: {} for name in human_study.CATEGORIES}, sae, target)
+        empty = make_output(human_study.NAME, config, {name: {} for name in human_study.CATEGORIES}, sae, target)
         saes.append({
             "path": str(place.path(one.path_name, one.weight_hash)), "learns": one.learns,
             "result": place.envelope(Evaluation(empty), one, one.weight_hash, 0.0),
@@ -81,15 +92,15 @@ def main(argv: list[str]) -> int:
     known = {
         str(at): asdict(q["item"]) | {"latents": q["latents"]} for at, q in enumerate(questions, start=1)
     }  # fmt: skip
-    study = _hash.of_value({"items": items, "known": known, "weights": weights})
-    if key_file.exists() and _answers.read_key(key_file)["study"] != study:
+    study = hash_value({"items": items, "known": known, "weights": weights})
+    if key_file.exists() and read_key(key_file)["study"] != study:
         raise UsageError(f"{key_file} is the key of another study, whose answers need it: give another --output")
     for one in saes:  # of another study of the same SAE there is another result
         one["path"] = str(Path(one["path"]).with_suffix(f".{study}.json"))
     key = {"study": study, "items": items, "known": known, "saes": saes}
-    write_whole(key_file, json.dumps(key), "--output")
-    text = _page.render("human_study.html", {"study": study, "items": items})
-    write_whole(page, text, "--output")
+    write_atomically(key_file, json.dumps(key), "--output")
+    text = render_page("human_study.html", {"study": study, "items": items})
+    write_atomically(page, text, "--output")
     labels = ", ".join(dict.fromkeys(one.label for one in found))
     print(f"{page}: {len(items)} questions on {labels}, {len(text.encode()) / 2**20:.1f} MiB")
     print(f"{key_file}: which is which; keep it from whoever answers, and beside the answers when they are scored")
@@ -155,11 +166,11 @@ def _mixed(lot: Any, sae: int, has_latent: bool, drawn: list[tuple[int, Excerpt]
 
 def _shown(question: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
     """Excerpts as the page has them: activations as shares of the excerpt's largest, so that they do not tell."""
-    from eval_runners.measures import firing as _examples
+    from eval_runners.measures.firing import token_texts
 
     return [
         {
-            "tokens": _examples.words(one.ids, tokenizer), "at": one.at,
+            "tokens": token_texts(one.ids, tokenizer), "at": one.at,
             "acts": [round(act / max(one.acts), 2) for act in one.acts],
         }
         for one in question["excerpts"]

@@ -10,23 +10,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eval_runners.commands import evaluate as _run
 from eval_runners.commands.human_study.files import key_of, read_answers, read_key
-from eval_runners.measures.intrusion import Item, scores
-from sae_variants.cli import options as _cli
+from eval_runners.harness.options import add_output_option
+from eval_runners.measures.intrusion import Item, intrusion_scores
+from sae_variants.cli.options import Parser
 from sae_variants.common.errors import UsageError
 
 
 def main(argv: list[str]) -> int:
-    from eval_runners.contract import contract as _contract
-    from eval_runners.leaderboard import boards as _boards
-    from eval_runners.leaderboard import render as _render
-    from eval_runners.store import result as _result
+    from eval_runners.contract.registry import load_evaluator
+    from eval_runners.leaderboard.boards import make_boards
+    from eval_runners.leaderboard.terminal import print_boards
+    from eval_runners.store.result import validate_result, write_result
+    from sae_variants.common.files import check_folder_writable
 
-    parser = _cli.Parser(prog="python -m eval_runners human-study score", description=__doc__)
+    parser = Parser(prog="python -m eval_runners human-study score", description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help="answers of raters, as the page and `judge` save them")
     parser.add_argument("--key", metavar="FILE", help="the key (default: the one of that study beside the answers)")
-    _run.add_output(parser)
+    add_output_option(parser)
     args = parser.parse_args(argv)
     files = [Path(file) for file in args.files]
     said = [read_answers(file) for file in files]
@@ -43,14 +44,16 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"{empty[0]} holds no answer")
     if doubled := next((rater for rater in raters if raters.count(rater) > 1), None):
         raise UsageError(f"two files are of the rater {doubled[1]!r}: give one of them, or change its name")
-    _result.writable(Path(args.output))
-    results = scored(key, said, ["python", "-m", "eval_runners", "human-study", "score", "FILE..."])  # raters' names
+    check_folder_writable(Path(args.output))
+    results = score_study(
+        key, said, ["python", "-m", "eval_runners", "human-study", "score", "FILE..."]
+    )  # raters' names
     for one, result in zip(key["saes"], results, strict=True):
-        _result.validate(_contract.module("human_study").output_class(), result)
-        _result.write(Path(args.output) / one["path"], result, {})
-    _render.show(_boards.boards(results))
+        validate_result(load_evaluator("human_study").output_class(), result)
+        write_result(Path(args.output) / one["path"], result, {})
+    print_boards(make_boards(results))
     for one, result in zip(key["saes"], results, strict=True):
-        for line in lines(result):
+        for line in describe_result(result):
             print(f"{result['sae_lens_id']}: {line}")
         print(Path(args.output) / one["path"])
     open_questions = [f"{one['rater']}: {len(key['items']) - len(one['answers'])}" for one in said]
@@ -59,11 +62,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def scored(key: dict[str, Any], said: list[dict[str, Any]], command: list[str]) -> list[dict[str, Any]]:
+def score_study(key: dict[str, Any], said: list[dict[str, Any]], command: list[str]) -> list[dict[str, Any]]:
     """A result for every SAE of the study."""
     import shlex
 
-    from eval_runners.store.result import without_paths
+    from eval_runners.store.paths import without_paths
 
     items = {name: Item(known["sae"], known["has_latent"], known["intruder"]) for name, known in key["known"].items()}
     untrained = next((number for number, one in enumerate(key["saes"]) if not one["learns"]), None)
@@ -74,7 +77,7 @@ def scored(key: dict[str, Any], said: list[dict[str, Any]], command: list[str]) 
         for category, kind in of_kind.items():
             raters = [answers["answers"] for answers in said if answers["kind"] == kind]
             if raters:
-                result["eval_result_metrics"][category] = scores(items, raters, number, untrained)
+                result["eval_result_metrics"][category] = intrusion_scores(items, raters, number, untrained)
         ours = result["eval_result_unstructured"]
         ours["raters"] = [{"kind": answers["kind"], "answers": len(answers["answers"])} for answers in said]
         ours["study"] = key["study"]
@@ -83,7 +86,7 @@ def scored(key: dict[str, Any], said: list[dict[str, Any]], command: list[str]) 
     return results
 
 
-def lines(result: dict[str, Any]) -> list[str]:
+def describe_result(result: dict[str, Any]) -> list[str]:
     """What a result says, in words."""
     found = []
     for category, who in (("people", "people"), ("models", "language models")):

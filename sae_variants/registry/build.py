@@ -1,0 +1,115 @@
+"""Build a variant's config or SAE from its name, and load a saved SAE from its folder."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from sae_variants.common.errors import UsageError, check_name
+from sae_variants.common.values import check_type
+from sae_variants.registry.variants import find_variant, import_variants
+
+
+def matryoshka_widths(d_sae: int) -> list[int]:
+    """Nested widths d_sae/8, /4, /2, /1: SAELens gives none, and refuses to build without."""
+    return sorted({max(1, d_sae // 8), max(1, d_sae // 4), max(1, d_sae // 2), d_sae})
+
+
+def make_config(name: str, *, d_in: int, d_sae: int, **overrides: Any) -> Any:
+    """The config of a variant. UsageError for a field it does not have or a value that it refuses."""
+    variant = find_variant(name)
+    for field in overrides:
+        check_name(f"option of {name}", field, variant.field_names | variant.from_settings | {"device"})
+    for what, size in (("d_in", d_in), ("d_sae", d_sae)):
+        check_type(what, size, int)
+    if d_in < 1 or d_sae < 1:
+        raise UsageError(f"d_in and d_sae must be at least 1, not {d_in} and {d_sae}")
+    hints = get_type_hints(variant.config_class)
+    for field, value in overrides.items():
+        hint = hints.get(field, Any)
+        check_type(f"{field} of {name}", value, hint)
+        if type(value) is int and float in (hint, *get_args(hint)) and int not in get_args(hint):
+            overrides[field] = float(value)  # 3 and 3.0 are one SAE
+    if (k := overrides.get("k")) is not None and not 0 < k <= d_sae:
+        raise UsageError(f"k must be above 0 and at most d_sae = {d_sae}, not {k}")
+    if "matryoshka_widths" in variant.field_names:
+        overrides.setdefault("matryoshka_widths", matryoshka_widths(d_sae))
+    try:
+        return variant.config_class(d_in=d_in, d_sae=d_sae, **overrides)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{name}: {error}") from error
+
+
+def build(name: str, *, d_in: int, d_sae: int, seed: int | None = None, **overrides: Any) -> Any:
+    """A fresh training SAE.
+
+    Args:
+        name: one of `names()`.
+        d_in, d_sae: widths of the activation and of the latents.
+        seed: seeds torch before the weights are drawn; None leaves torch's generator alone.
+        overrides: any field of the variant's config, e.g. `k=32`.
+
+    Raises:
+        UsageError: unknown name or field, or a value that the config refuses.
+    """
+    import torch
+    from sae_lens.saes.batchtopk_sae import BatchTopK as SlowBatchTopK
+
+    from sae_variants.ops.batch_topk import BatchTopK
+
+    cfg = make_config(name, d_in=d_in, d_sae=d_sae, **overrides)
+    if seed is not None:
+        torch.manual_seed(seed)
+    try:
+        sae = find_variant(name).sae_class(cfg)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise UsageError(
+            f"cannot build {name} with d_in = {d_in}, d_sae = {d_sae}: {str(error).splitlines()[0]}"
+        ) from error
+    if type(sae.activation_fn) is SlowBatchTopK:
+        sae.activation_fn = BatchTopK(sae.activation_fn.k)  # equal to the bit, and several times faster on CPU
+    return sae
+
+
+def load(path: str | Path, device: str = "cpu") -> Any:
+    """A saved SAE in inference form, from a folder in SAELens' layout.
+
+    Raises:
+        UsageError: no such folder, no config in it, or weights that cannot be read.
+    """
+    from sae_lens import SAE
+    from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
+    from safetensors import SafetensorError
+
+    import_variants()
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UsageError(
+            f"no folder {str(folder)!r}: give a variant's name, a folder with {SAE_CFG_FILENAME}, or a Hub id"
+        )
+    for file in (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME):
+        if not (folder / file).is_file():
+            raise UsageError(f"{folder} is not a saved SAE: it has no {file}")
+    try:
+        return SAE.load_from_disk(folder, device=device)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise UsageError(f"cannot load the SAE in {folder}: {str(error).splitlines()[0]}") from error
+
+
+def latent_groups(sae: Any) -> dict[str, slice]:
+    """Parts of the latents that its training told apart, such as slow and fast; empty where there are none.
+
+    A trained SAE is a stock one; what it was trained as, and with which settings, stands in its metadata.
+    """
+    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+    metadata = sae.cfg.metadata
+    trained_as = getattr(metadata, "training_architecture", None) or ""
+    config_class: Any = SAE_TRAINING_CLASS_REGISTRY.get(trained_as, (None, None))[1]
+    if not hasattr(config_class, "latent_groups"):
+        return {}
+    details = metadata.training_architecture_details
+    known = {f.name for f in fields(config_class)}
+    config = config_class(d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, **{k: v for k, v in details.items() if k in known})
+    return config.latent_groups
