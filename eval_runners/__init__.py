@@ -1,12 +1,10 @@
 """Evaluations of sparse autoencoders: SAEBench's, unchanged, and ours beside them: `python -m eval_runners.core`.
 
-What an evaluation of another package is made with: `Metric` and `Evaluation`; `envelope_class` and `envelope`, which
-give its results SAEBench's form; `heldout_activations`.
+An evaluation of another package is a subclass of `Evaluator` that declares its `Metric`s; its `evaluate` is given a
+`Context`, may read `heldout_activations`, and returns numbers or an `Evaluation`.
 """
 
-from eval_runners.contract.contract import Evaluation, Metric
+from eval_runners.contract.contract import Context, Curve, Evaluation, Evaluator, Metric, Untrained
 from eval_runners.data.heldout import heldout_activations
-from eval_runners.store.envelope import make_output as envelope
-from eval_runners.store.envelope import make_output_class as envelope_class
 
-__all__ = ["Evaluation", "Metric", "envelope", "envelope_class", "heldout_activations"]
+__all__ = ["Context", "Curve", "Evaluation", "Evaluator", "Metric", "Untrained", "heldout_activations"]

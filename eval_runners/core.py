@@ -1,32 +1,40 @@
-"""core: SAEBench's core evaluation, unchanged: KL, CE, explained variance, L0, shrinkage, density, on held-out text.
+"""SAEBench's core evaluation, unchanged: KL, CE, explained variance, L0, shrinkage and density on held-out text.
 
 Beside SAEBench's own fields stands `explained_variance_corrected`, because SAEBench's `explained_variance` is wrong
-(see `_core._Variance`). Scores of KL and CE are 1 for the SAE that changes nothing and 0 for the one that is as
-bad as zeroing the activations.
+(`saebench.core` says how). KL and CE scores are 1 for an SAE that changes nothing, and 0 for one that is as bad as
+setting the activations to zero.
+
+Source: Karvonen et al., SAEBench, arXiv 2503.09532.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eval_runners.contract.contract import Evaluation, Metric
+from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, Evaluator, Metric, Result
 
-_R = "eval_result_metrics."
-_QUALITY = _R + "reconstruction_quality."
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from sae_variants.language_model.target import Target
+
 CORRECTED = "explained_variance_corrected"
 DENSITY_DECADES, BINS_PER_DECADE = 6, 6
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class Settings:
+    """Settings of SAEBench's core evaluation."""
+
     batch_size_prompts: int = 16
     """Contexts in a batch."""
     n_eval_reconstruction_batches: int = 200
     """Batches for KL and CE."""
     n_eval_sparsity_variance_batches: int = 2000
-    """Batches for L0, explained variance, shrinkage, density."""
+    """Batches for L0, explained variance, shrinkage and density."""
     context_size: int = 128
     """Tokens in a context, BOS included."""
     exclude_special_tokens_from_reconstruction: bool = True
@@ -34,68 +42,78 @@ class EvalConfig:
 
 
 METRICS = (
-    Metric("ce_loss_score", "CE loss score", "higher", _R + "model_performance_preservation.ce_loss_score",
-           "CE score", against_l0=True),
-    Metric("kl_div_score", "KL score", "higher", _R + "model_behavior_preservation.kl_div_score"),
-    Metric(CORRECTED, "explained variance, corrected", "higher", f"eval_result_unstructured.{CORRECTED}",
-           "explained variance", against_l0=True),
-    Metric("explained_variance", "explained variance, SAEBench's", "higher", _QUALITY + "explained_variance"),
-    Metric("explained_variance_legacy", "explained variance, legacy", "higher", _QUALITY + "explained_variance_legacy"),
-    Metric("cossim", "cosine similarity", "higher", _QUALITY + "cossim"),
-    Metric("mse", "mean squared error", "lower", _QUALITY + "mse"),
-    Metric("l0", "L0", "neither", _R + "sparsity.l0"),
-    Metric("l2_ratio", "norm out / norm in", "neither", _R + "shrinkage.l2_ratio"),
-    Metric("frac_alive", "alive latents", "higher", _R + "misc_metrics.frac_alive", "alive"),
-    Metric("freq_over_10_percent", "share of latents that fire on > 10 % of tokens", "neither",
-           _R + "misc_metrics.freq_over_10_percent"),
-)  # fmt: skip
+    Metric(
+        "model_performance_preservation", "ce_loss_score", "CE loss score", "higher", short="CE score", against_l0=True
+    ),
+    Metric("model_behavior_preservation", "kl_div_score", "KL score", "higher"),
+    Metric(
+        "",
+        CORRECTED,
+        "explained variance, corrected",
+        "higher",
+        short="explained variance",
+        against_l0=True,
+        section=UNSTRUCTURED,
+    ),
+    Metric("reconstruction_quality", "explained_variance", "explained variance, SAEBench's", "higher"),
+    Metric("reconstruction_quality", "explained_variance_legacy", "explained variance, legacy", "higher"),
+    Metric("reconstruction_quality", "cossim", "cosine similarity", "higher"),
+    Metric("reconstruction_quality", "mse", "mean squared error", "lower"),
+    Metric("sparsity", "l0", "L0", "neither"),
+    Metric("shrinkage", "l2_ratio", "norm out / norm in", "neither"),
+    Metric("misc_metrics", "frac_alive", "alive latents", "higher", short="alive"),
+    Metric("misc_metrics", "freq_over_10_percent", "share of latents that fire on > 10 % of tokens", "neither"),
+)
 
 
-def output_class() -> type:
-    from sae_bench.evals.core.eval_output import CoreEvalOutput
+class Core(Evaluator[Settings]):
+    """SAEBench's core evaluation."""
 
-    return CoreEvalOutput
+    settings_class = Settings
+    metrics = METRICS
+
+    def host_output_class(self) -> type:
+        """SAEBench's class of core results."""
+        from sae_bench.evals.core.eval_output import CoreEvalOutput
+
+        return CoreEvalOutput
+
+    def evaluate(self, sae: SAE[Any], target: Target, settings: Settings, context: Context) -> Evaluation:
+        """Run SAEBench's core evaluation of one SAE, and add the corrected explained variance and the verdict."""
+        from eval_runners.saebench.core import score_core
+
+        output, corrected, not_a_number = score_core(sae, target, asdict(settings), context)
+        failures = [f"{name} is not a number" for name in not_a_number] + self.untrained_reasons(output)
+        if not math.isfinite(corrected) or corrected < 0:
+            failures.append(f"explained variance is {corrected:.3f}: worse than the mean activation")
+        if not math.isfinite(corrected):
+            not_a_number.append(CORRECTED)
+        densities = _densities([latent["feature_density"] for latent in output["eval_result_details"]])
+        unstructured = {CORRECTED: corrected, "not_a_number": not_a_number, "densities": densities}
+        return Evaluation(unstructured=unstructured, failures=failures, host_output=output)
+
+    def untrained_reasons(self, result: Result) -> list[str]:
+        """L0 is 0."""
+        sparsity = (result["eval_result_metrics"] or {}).get("sparsity") or {}
+        return ["L0 is 0: no latent ever fires"] if sparsity.get("l0") == 0 else []
 
 
-def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
-    """SAEBench's output of one SAE, the corrected explained variance, and what speaks against the SAE being trained."""
-    from eval_runners.saebench.core import score_core
-
-    output, corrected, missing = score_core(sae, model, target, asdict(config), device, target.dtype)
-    failures = [f"{name} is not a number" for name in missing] + untrained(output)
-    if not math.isfinite(corrected) or corrected < 0:
-        failures.append(f"explained variance is {corrected:.3f}: worse than the mean activation")
-    if not math.isfinite(corrected):
-        missing.append(CORRECTED)
-    ours = {CORRECTED: corrected, "not_a_number": missing, "densities": _densities(output["eval_result_details"])}
-    return Evaluation(output, ours, failures)
-
-
-def untrained(result: dict[str, Any]) -> list[str]:
-    """What in a core result says that the SAE is not trained."""
-    sparsity = (result["eval_result_metrics"] or {}).get("sparsity") or {}
-    return ["L0 is 0: no latent ever fires"] if sparsity.get("l0") == 0 else []
-
-
-def _densities(latents: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many latents fire how often: counts over equal steps of log10 of the share of tokens, and those never."""
-    fire = [latent["feature_density"] for latent in latents]
+def _densities(shares: Sequence[float]) -> dict[str, Any]:
+    """Histogram of firing rates over equal steps of log10(share of tokens), and the number of silent latents."""
     counts = [0] * (DENSITY_DECADES * BINS_PER_DECADE)
-    for density in fire:
-        if density > 0:
-            at = math.floor((math.log10(density) + DENSITY_DECADES) * BINS_PER_DECADE)
-            counts[min(max(at, 0), len(counts) - 1)] += 1
+    for share in shares:
+        if share > 0:
+            position = math.floor((math.log10(share) + DENSITY_DECADES) * BINS_PER_DECADE)
+            counts[min(max(position, 0), len(counts) - 1)] += 1
     return {
         "log10_from": -DENSITY_DECADES,
         "bins_per_decade": BINS_PER_DECADE,
         "counts": counts,
-        "never": fire.count(0),
+        "never": list(shares).count(0),
     }
 
 
 if __name__ == "__main__":
-    from pathlib import Path
-
     from eval_runners.commands.evaluate import run_evaluator
 
-    run_evaluator(Path(__file__).stem)
+    run_evaluator(__file__)

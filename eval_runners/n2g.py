@@ -1,125 +1,137 @@
-"""n2g: is a latent told by patterns of tokens?
+"""Do patterns of tokens predict where a latent fires?
 
-From contexts in which a latent fires most, a pattern of each: the shortest run of tokens, up to the one on which it
-fires, that keeps half of the activation; in it, tokens that others can replace without losing half are wildcards.
-Patterns, read backwards, make a trie, which says of any token of other text whether the latent should fire on it.
-Precision and recall of what it says, on held-out contexts that no pattern is from: of all tokens on which the latent
-fires, and of those on which it has at least half of its largest activation. Means over latents drawn at random;
-precision over those whose patterns are found at all.
-Foote et al., arXiv 2305.19911; used by Gao et al., arXiv 2406.04093, 4.3.
+From each of the contexts in which a latent fires most, one pattern is taken: the shortest run of tokens, ending where
+the latent fires, that keeps half of the activation. Tokens of the run that others can replace without losing half are
+wildcards. The patterns of a latent, read backwards, form a trie that predicts for any token whether the latent fires
+there. Precision and recall of the prediction are measured on held-out contexts that no pattern comes from, for all
+tokens on which the latent fires and for those on which it has at least half of its largest activation. All numbers are
+means over sampled latents; precision leaves out latents whose patterns never match.
 
-Shapes: C contexts, T tokens, n tokens of a run.
+Source: Foote et al., arXiv 2305.19911; used by Gao et al., arXiv 2406.04093, section 4.3.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eval_runners.contract.contract import Direction, Evaluation, Metric
-from eval_runners.measures.token_patterns import describe_by_patterns, sample_replacements
+from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, Evaluator, Metric, Result
+from sae_variants.common.console import progress
 from sae_variants.common.errors import UsageError
 
-NAME = "n2g"
-CATEGORIES = ("firing", "strong")
-_NAMES = ("precision", "recall", "f1", "latents", "length")
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from sae_variants.language_model.target import Target
+
+SCORES = ("precision", "recall", "f1")
+TOKENS = {"firing": "all tokens on which it fires", "strong": "tokens of at least half of its largest activation"}
+"""Category -> the tokens that patterns are to predict."""
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class Settings:
+    """Settings of the token patterns."""
+
     n_contexts: int = 512
-    """Held-out contexts, of whose first half patterns are made and on whose second half they are tested."""
+    """Held-out contexts: patterns come from the first half and are tested on the second."""
     context_size: int = 128
     """Tokens in a context, BOS included."""
     n_latents: int = 40
-    """Latents that are looked at, drawn at random."""
+    """Latents to sample."""
     n_min: int = 5
-    """A latent counts if it fires in at least so many contexts of each half."""
+    """Contexts of each half in which a latent must fire to be sampled."""
     examples: int = 10
-    """Contexts from which patterns of a latent are made, those where it fires most."""
+    """Contexts that patterns of a latent come from: those in which it fires most."""
     longest: int = 12
-    """Tokens in a pattern, at most."""
+    """Largest number of tokens in a pattern."""
     replacements: int = 5
     """Tokens of the text that are tried in place of each token of a pattern."""
     seed: int = 0
-    """Seed of latents and replacements."""
+    """Seed of the sampled latents and of the replacements."""
 
 
-_TITLES = {"firing": "all tokens on which it fires", "strong": "tokens of at least half of its largest activation"}
-_BETTER: dict[str, Direction] = {"precision": "higher", "recall": "higher", "f1": "higher"}
 METRICS = (
     *(
         Metric(
-            f"{category}.{name}", f"{name}, {title}", _BETTER[name], f"eval_result_metrics.{category}.{name}",
-            short=f"N2G {name}" if category == "firing" else "",
+            category,
+            score,
+            f"{score}, {tokens}",
+            "higher",
+            short=f"N2G {score}" if category == "firing" else "",
+            column=f"{category}.{score}",
         )
-        for category, title in _TITLES.items()
-        for name in _BETTER
+        for category, tokens in TOKENS.items()
+        for score in SCORES
     ),
-    Metric("latents", "latents looked at", "neither", "eval_result_metrics.firing.latents"),
-    Metric("length", "tokens in a pattern", "neither", "eval_result_metrics.firing.length"),
-)  # fmt: skip
+    Metric("firing", "latents", "latents looked at", "neither"),
+    Metric("firing", "length", "tokens in a pattern", "neither"),
+)
 
 
-def output_class() -> type:
-    from eval_runners.store.envelope import make_output_class
+class N2G(Evaluator[Settings]):
+    """Precision and recall of token patterns."""
 
-    return make_output_class(NAME, EvalConfig, CATEGORIES, _NAMES)
+    settings_class = Settings
+    metrics = METRICS
+    detail = "latent"
 
+    def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
+        """Refuse too few contexts."""
+        if settings.n_contexts < 2 * settings.n_min:
+            raise UsageError(f"--n-contexts {settings.n_contexts} must be at least twice --n-min {settings.n_min}")
+        return settings, {}
 
-def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
-    """The settings. UsageError for those that cannot be."""
-    if config.n_contexts < 2 * config.n_min:
-        raise UsageError(f"--n-contexts {config.n_contexts} must be at least twice --n-min {config.n_min}")
-    return config, {}
+    def evaluate(self, sae: SAE[Any], target: Target, settings: Settings, context: Context) -> Evaluation:
+        """Describe sampled latents by patterns, and average the scores of the patterns."""
+        from eval_runners.measures.checks import require_finite_weights
+        from eval_runners.measures.sampled_latents import sample_latents
+        from eval_runners.measures.token_patterns import describe_by_patterns, sample_replacements
 
-
-def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
-    """Means over latents; a row per latent with its patterns as text."""
-    from eval_runners.measures.checks import require_finite_weights
-    from eval_runners.measures.sampled_latents import sample_latents
-    from eval_runners.store.envelope import make_output
-    from sae_variants.common.console import progress
-    from sae_variants.common.values import finite_or_none
-
-    require_finite_weights(sae)
-    found = sample_latents(
-        sae, target, model, config.n_contexts, config.context_size, config.n_latents, config.n_min, config.seed
-    )
-    replacements = sample_replacements(found.ids_CT, model, config.replacements, config.seed)
-    rows = [
-        describe_by_patterns(
+        require_finite_weights(sae)
+        sampled = sample_latents(
             sae,
             target,
-            model,
-            latent,
-            found.ids_CT,
-            found.acts_CTP[..., number],
-            replacements,
-            config.examples,
-            config.longest,
+            context.model,
+            settings.n_contexts,
+            settings.context_size,
+            settings.n_latents,
+            settings.n_min,
+            settings.seed,
         )
-        for number, latent in enumerate(progress(found.latents, "latents"))
-    ]
-    values: dict[str, dict[str, Any]] = {category: dict.fromkeys(_NAMES) for category in CATEGORIES}
-    for category in CATEGORIES:
-        for name in _BETTER:
-            known = [row[f"{category} {name}"] for row in rows if row[f"{category} {name}"] is not None]
-            values[category][name] = sum(known) / len(known) if known else None
-        values[category]["latents"] = float(len(rows))
-        values[category]["length"] = sum(row["length"] for row in rows) / len(rows) if rows else None
-    failures = [] if rows else ["no latent fires often enough"]
-    return Evaluation(make_output(NAME, config, finite_or_none(values), sae, target), {"by_latent": rows}, failures)
+        replacements = sample_replacements(sampled.ids_CT, context.model, settings.replacements, settings.seed)
+        rows = [
+            describe_by_patterns(
+                sae,
+                target,
+                context.model,
+                latent,
+                sampled.ids_CT,
+                sampled.acts_CTP[..., number],
+                replacements,
+                settings.examples,
+                settings.longest,
+            )
+            for number, latent in enumerate(progress(sampled.latents, "latents"))
+        ]
+        values = {f"{category}.{score}": _mean(rows, f"{category} {score}") for category in TOKENS for score in SCORES}
+        values |= {"firing.latents": float(len(rows)), "firing.length": _mean(rows, "length")}
+        return Evaluation(values, {"by_latent": rows}, [] if rows else ["no latent fires often enough"])
+
+    def detail_rows(self, result: Result) -> list[dict[str, Any]]:
+        """One row per latent."""
+        rows = result[UNSTRUCTURED]["by_latent"]
+        return [{**row, "patterns": " | ".join(row["patterns"])} for row in rows]
 
 
-def details(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per latent."""
-    rows = result["eval_result_unstructured"]["by_latent"]
-    return [{**row, "patterns": " | ".join(row["patterns"])} for row in rows]
+def _mean(rows: Sequence[dict[str, Any]], column: str) -> float | None:
+    """Mean of a column over the rows that have a number there; None if none has."""
+    known = [row[column] for row in rows if row[column] is not None]
+    return sum(known) / len(known) if known else None
 
 
 if __name__ == "__main__":
     from eval_runners.commands.evaluate import run_evaluator
 
-    run_evaluator(Path(__file__).stem)
+    run_evaluator(__file__)

@@ -12,6 +12,7 @@ os.environ["WANDB_MODE"] = "disabled"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -147,6 +148,43 @@ def zero(target):
     import torch
 
     return linear_sae(target, torch.zeros(32, 64), torch.zeros(64, 32))
+
+
+def evaluate(name: str, sae, target, model, located=None, prepare: bool = False, **settings) -> SimpleNamespace:
+    """What an evaluator says of one SAE, in SAEBench's envelope.
+
+    Args:
+        located: where the SAE lies, for evaluators that read more than its weights.
+        prepare: settle the settings as a command does.
+
+    Returns:
+        `metrics` (category -> name -> number), `unstructured`, `failures`, `files`, `output`, `values` by metric key.
+    """
+    from pydantic import TypeAdapter
+
+    from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, value_at
+    from eval_runners.contract.registry import load_evaluator
+    from eval_runners.store.envelope import make_output, output_class
+    from sae_variants.common.values import finite_or_none
+
+    evaluator = load_evaluator(name)
+    chosen = evaluator.settings_class(**settings)
+    if prepare:
+        chosen, _ = evaluator.prepare(target, chosen)
+    evaluation = evaluator.evaluate(sae, target, chosen, Context(model, "cpu", located))
+    evaluation = evaluation if isinstance(evaluation, Evaluation) else Evaluation(evaluation)
+    output = evaluation.host_output or make_output(evaluator, chosen, evaluation.values, sae, target)
+    TypeAdapter(output_class(evaluator)).validate_python(output)
+    unstructured = {**(output.get(UNSTRUCTURED) or {}), **finite_or_none(dict(evaluation.unstructured))}
+    result = {**output, UNSTRUCTURED: unstructured}
+    return SimpleNamespace(
+        metrics=output["eval_result_metrics"],
+        unstructured=unstructured,
+        failures=list(evaluation.failures),
+        files=dict(evaluation.files),
+        output=result,
+        values={metric.key: value_at(result, metric.path) for metric in evaluator.metrics},
+    )
 
 
 def make_tasks(markers: tuple[str, ...] = ("red", "rain", "walls"), documents: int = 60) -> dict[str, list[str]]:

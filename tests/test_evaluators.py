@@ -1,23 +1,19 @@
-"""The contract, for every evaluation that discovery finds."""
+"""The contract, for every evaluator that discovery finds."""
 
 from __future__ import annotations
 
-import ast
 from dataclasses import fields, is_dataclass
-from importlib import import_module
-from inspect import signature
-from pathlib import Path
 
 import pytest
-from conftest import identity, zero
-from pydantic import TypeAdapter
+from conftest import evaluate, identity, zero
 from test_alpha_dynamics import write_trace
 from test_hierarchy import tree
 
-import eval_runners
-from eval_runners.contract.contract import ARROWS, value_at
-from eval_runners.contract.registry import evaluator_names
+from eval_runners.commands.evaluate import main
+from eval_runners.contract.contract import Evaluator
+from eval_runners.contract.registry import evaluator_names, evaluator_of_type, load_evaluator
 from eval_runners.data.labelled import register_task_file
+from eval_runners.leaderboard.render import ARROWS
 from sae_variants.cli.fields import field_docs
 from sae_variants.language_model.target import load_target, target_names
 
@@ -28,42 +24,59 @@ def name(request) -> str:
 
 
 @pytest.fixture
-def module(name):
-    return import_module(f"eval_runners.{name}")
+def evaluator(name) -> Evaluator:
+    return load_evaluator(name)
 
 
-def test_its_docstring_begins_with_its_name(name):
-    doc = ast.get_docstring(ast.parse((Path(eval_runners.__file__).parent / f"{name}.py").read_text()))
-    assert doc.startswith(f"{name}: ")
+def test_its_name_is_its_file_s_and_its_results_lead_back_to_it(name, evaluator):
+    assert evaluator.name == name
+    assert evaluator_of_type(evaluator.result_type) is evaluator
 
 
-def test_every_setting_is_documented_and_has_a_default(module):
-    assert is_dataclass(module.EvalConfig)
-    module.EvalConfig()
-    docs = field_docs(module.EvalConfig)
-    assert {f.name for f in fields(module.EvalConfig)} == set(docs)
+def test_every_setting_is_documented_and_has_a_default(evaluator):
+    assert is_dataclass(evaluator.settings_class)
+    evaluator.settings_class()
+    docs = field_docs(evaluator.settings_class)
+    assert {f.name for f in fields(evaluator.settings_class)} == set(docs)
 
 
 def test_its_command_knows_its_options(name, capsys):
-    from eval_runners.commands import evaluate as eval_command
-
     with pytest.raises(SystemExit) as stopped:
-        eval_command.main(name, ["--help"])
+        main(name, ["--help"])
     assert stopped.value.code == 0
     assert "--sae" in capsys.readouterr().out
 
 
-def test_every_metric_has_a_name_a_title_and_a_direction(module):
-    names = [metric.name for metric in module.METRICS]
-    assert len(names) == len(set(names)) > 0
-    for metric in module.METRICS:
+def test_every_metric_has_a_name_a_title_and_a_direction(evaluator):
+    for attribute in ("id", "key"):
+        values = [getattr(metric, attribute) for metric in evaluator.metrics]
+        assert len(values) == len(set(values)) > 0
+    for metric in evaluator.metrics:
         assert metric.title
         assert metric.better in ARROWS
 
 
-def test_targets_set_only_settings_that_exist(name, module):
+def test_targets_set_only_settings_that_exist(name, evaluator):
     for target_name in target_names():
-        module.EvalConfig(**load_target(target_name).evaluations.get(name, {}))
+        evaluator.settings_class(**load_target(target_name).evaluations.get(name, {}))
+
+
+def test_the_defaults_of_the_optional_methods():
+    class Least(Evaluator):
+        settings_class = dict
+        metrics = ()
+
+    least = Least()
+    assert least.name == "test_evaluators"
+    assert least.result_type == least.name
+    assert least.prepare(None, {"n": 1}) == ({"n": 1}, {})
+    assert least.why_unsupported(None, {}) == ""
+    assert least.snapshot_shares({}) == ()
+    assert least.host_output_class() is None
+    assert least.untrained_reasons({}) == least.summary_lines({}) == list(least.detail_rows({})) == []
+    assert least.summarize_all([{}]) == ([], {})
+    with pytest.raises(NotImplementedError):
+        least.evaluate(None, None, {}, None)
 
 
 TWO_LEVELS = ("composition", "alpha_dynamics")
@@ -105,47 +118,33 @@ SMALL = {
 
 
 @pytest.fixture
-def evaluate(name, module, target, model, tasks_file, tmp_path):
-    if hasattr(module, "MADE_BY"):
-        pytest.skip(f"{name} is made by {module.MADE_BY}")
+def run(name, evaluator, target, model, tasks_file, tmp_path):
+    if evaluator.made_by:
+        pytest.skip(f"{name} is made by {evaluator.made_by}")
     settings = SMALL.get(name, {}) | ({"tasks": str(tasks_file)} if name == "sparse_probing" else {})
     if name == "concept_stability":
         identity(target).save_model(tmp_path / "other")
         settings |= {"against": (str(tmp_path / "other"),)}
     if name in ("semantics", "probe_loss"):
         settings |= {"dataset_names": (register_task_file(str(tasks_file)),)}
-    config = module.EvalConfig(**settings)
-    if hasattr(module, "prepare"):
-        config, _ = module.prepare(target, config)
-
-    has_found = "found" in signature(module.evaluate).parameters
-    options = {"found": write_trace(tmp_path)} if has_found else {}
-
-    def run(sae):
-        evaluation = module.evaluate(sae, target, config, model=model, device="cpu", **options)
-        TypeAdapter(module.output_class()).validate_python(evaluation.output)
-        found = {**evaluation.output, "eval_result_unstructured": evaluation.ours}
-        return evaluation, {metric.name: value_at(found, metric.path) for metric in module.METRICS}
-
-    return run
+    located = write_trace(tmp_path)
+    return lambda sae: evaluate(name, sae, target, model, located, prepare=True, **settings)
 
 
-def test_an_sae_that_changes_nothing_passes_and_one_that_is_all_zero_does_not(name, evaluate, target):
-    passing, numbers = evaluate(whole(name, target))
+def test_an_sae_that_changes_nothing_passes_and_one_that_is_all_zero_does_not(name, run, target):
+    passing = run(whole(name, target))
     assert passing.failures == []
-    assert sum(value is not None for value in numbers.values()) >= 3
-    assert evaluate(nothing(name, target))[0].failures
+    assert sum(value is not None for value in passing.values.values()) >= 3
+    assert run(nothing(name, target)).failures
 
 
-def test_the_same_seed_gives_the_same_numbers(name, evaluate, target):
-    assert evaluate(whole(name, target))[1] == evaluate(whole(name, target))[1]
+def test_the_same_seed_gives_the_same_numbers(name, run, target):
+    assert run(whole(name, target)).values == run(whole(name, target)).values
 
 
-def test_details_are_rows_of_the_same_columns(name, module, evaluate, target):
-    if not hasattr(module, "details"):
+def test_details_are_rows_of_the_same_columns(name, evaluator, run, target):
+    if not evaluator.detail:
         pytest.skip(f"{name} has no details")
-    evaluation, _ = evaluate(identity(target))
-    unstructured = {**(evaluation.output.get("eval_result_unstructured") or {}), **evaluation.ours}
-    rows = list(module.details({**evaluation.output, "eval_result_unstructured": unstructured}))
+    rows = list(evaluator.detail_rows(run(identity(target)).output))
     assert rows
     assert len({tuple(row) for row in rows}) == 1

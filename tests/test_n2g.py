@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import identity
+from conftest import evaluate, identity
 
-from eval_runners import n2g
+from eval_runners.contract.registry import load_evaluator
 from eval_runners.measures.sampled_latents import SampledLatents
 from eval_runners.measures.token_patterns import (
     WILDCARD,
@@ -18,7 +18,6 @@ from eval_runners.measures.token_patterns import (
     pattern_text,
     precision_recall,
 )
-from eval_runners.n2g import EvalConfig, details
 
 REPLACEMENTS = [90, 91, 92]
 
@@ -91,11 +90,10 @@ def test_a_latent_of_a_bigram_is_told_with_precision_and_recall_1(target, model,
         sampled_latents, "sample_latents", lambda *_, **__: SampledLatents(ids, [4], acts, torch.zeros_like(ids).bool())
     )
     monkeypatch.setattr(token_patterns, "last_activations", lambda *_: fires_on(21, 25))
-    evaluation = n2g.evaluate(identity(target), target, EvalConfig(), model=model, device="cpu")
-    values = evaluation.output["eval_result_metrics"]
-    for category in ("firing", "strong"):
-        assert (values[category]["precision"], values[category]["recall"], values[category]["f1"]) == (1, 1, 1)
-    (row,) = details({"eval_result_unstructured": evaluation.ours})
+    evaluation = evaluate("n2g", identity(target), target, model)
+    for values in (evaluation.metrics["firing"], evaluation.metrics["strong"]):
+        assert (values["precision"], values["recall"], values["f1"]) == (1, 1, 1)
+    (row,) = load_evaluator("n2g").detail_rows(evaluation.output)
     assert row["patterns"] == " ".join(repr(model.tokenizer.decode([token])) for token in (21, 25))
     assert pattern_text((WILDCARD, 21), model.tokenizer).startswith("* ")
 
@@ -112,8 +110,7 @@ def test_patterns_are_made_of_the_first_half_only(target, model, monkeypatch):
     monkeypatch.setattr(
         token_patterns, "last_activations", lambda *_: lambda runs: [2.0 * (run[-1] >= 25) for run in runs]
     )
-    evaluation = n2g.evaluate(identity(target), target, EvalConfig(), model=model, device="cpu")
-    (row,) = evaluation.ours["by_latent"]
+    (row,) = evaluate("n2g", identity(target), target, model).unstructured["by_latent"]
     assert row["patterns"] == [repr(model.tokenizer.decode([25]))]
     assert (row["firing precision"], row["firing recall"]) == (None, 0)
 

@@ -13,11 +13,11 @@ import re
 import shlex
 from pathlib import Path
 
-from eval_runners.contract.registry import evaluator_name_of_type
+from eval_runners.contract.registry import evaluator_of_type
 from eval_runners.leaderboard.boards import Board, make_boards
 from eval_runners.leaderboard.compare import find_rows, why_separate
 from eval_runners.leaderboard.render import to_csv, to_json, to_markdown
-from eval_runners.leaderboard.rows import evaluator_of_type
+from eval_runners.leaderboard.rows import metrics_of
 from eval_runners.leaderboard.select import (
     add_filters,
     add_result_folders,
@@ -123,7 +123,7 @@ def _differences(boards: list[Board], baseline: Result, name: str) -> None:
             if results and (separate := describe_differences(conditions_of(results[0]), there)):
                 print(f"{row.label} cannot be compared with {name}: {'; '.join(separate)}")
             elif results:
-                print_differences(evaluator_of_type(evaluation).METRICS, row.label, results, name, baseline)
+                print_differences(metrics_of(evaluation), row.label, results, name, baseline)
 
 
 def _keep(boards: list[Board], folder: Path) -> None:
@@ -132,10 +132,12 @@ def _keep(boards: list[Board], folder: Path) -> None:
         said = provenance_of(result)
         if not said:
             continue
+        evaluator = evaluator_of_type(result["eval_type_id"])
+        assert evaluator is not None, "boards hold results of known evaluators only"
         slim = {**result, "eval_result_details": []}
         name = folder_name(str(result["sae_lens_id"]))
         digest = hash_value([said["weight_hash"], conditions_of(result)])
-        place = folder / said["target"] / evaluator_name_of_type(result["eval_type_id"]) / name / f"{digest}.json"
+        place = folder / said["target"] / evaluator.name / name / f"{digest}.json"
         write_atomically(place, json.dumps(slim) + "\n", "--keep")
 
 

@@ -21,10 +21,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eval_runners.harness.options import TRAIN_PREFIX
+from eval_runners.harness.find_sae import is_folder, locate_all, resolve_requests
+from eval_runners.harness.options import parse_with_overrides
 from eval_runners.leaderboard.boards import make_boards
 from eval_runners.leaderboard.render import format_count
-from eval_runners.leaderboard.rows import Row, evaluator_of_type, written_at
+from eval_runners.leaderboard.rows import Row, metrics_of, written_at
 from eval_runners.leaderboard.select import add_result_folders, read_requested
 from eval_runners.store.paths import without_paths
 from eval_runners.store.read import Result, provenance_of, read_results, weight_hash_of
@@ -32,15 +33,13 @@ from eval_runners.views.card import render_card
 from sae_variants.cli.options import (
     Parser,
     add_target_options,
-    parse_extra_options,
     parse_seeds,
-    split_unknown_options,
     target_from,
 )
 from sae_variants.common.console import hide_host_warnings
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.hub import is_transport
-from sae_variants.training.plan import RECORD, TRACE, Plan
+from sae_variants.training.plan import RECORD, TRACE
 
 COPIED = ("sae_weights.safetensors", "sparsity.safetensors", TRACE)
 SAID = {
@@ -53,7 +52,6 @@ SAID = {
 
 
 def main(argv: list[str]) -> int:
-    from eval_runners.harness.find_sae import is_folder, resolve_requests, train_missing
 
     parser = Parser(prog="python -m eval_runners publish", description=__doc__)
     parser.add_argument("--repo", required=True, metavar="USER/NAME", help="repository on the Hub, made if need be")
@@ -71,23 +69,20 @@ def main(argv: list[str]) -> int:
     add_result_folders(parser)
     add_target_options(parser)
     parser.epilog = "A variant trained with other fields takes --train.FIELD VALUE, as for the evaluations."
-    words, extra = split_unknown_options(parser, argv)
-    args = parser.parse_args(words)
+    args, overrides = parse_with_overrides(parser, argv)
     _check_repo(args.repo)
     hide_host_warnings()
-    overrides = parse_extra_options(extra, prefix=TRAIN_PREFIX)
-    wanted = resolve_requests(
-        list(dict.fromkeys(args.saes)), target_from(args), overrides, [{}], args.seeds, args.trained
-    )
-    for one in wanted:
-        if isinstance(one, Plan) and not one.is_trained:
+    names = list(dict.fromkeys(args.saes))
+    requests = resolve_requests(names, target_from(args), overrides, seeds=args.seeds, trained=args.trained)
+    for request in requests:
+        if request.plan and not request.plan.is_trained:
             raise UsageError(
-                f"{one.label} is not trained with seed {one.settings.seed}: train and score it first, "
-                "by python -m eval_runners suite with the same --sae, --train and --seeds"
+                f"{request.plan.label} is not trained with seed {request.plan.settings.seed}: train and score it "
+                "first, by python -m eval_runners suite with the same --sae, --train and --seeds"
             )
-        if isinstance(one, str) and not is_folder(one):
-            raise UsageError(f"{one} is on the Hub already")
-    found, _ = train_missing(wanted, (), "cpu")
+        if request.plan is None and not is_folder(request.name):
+            raise UsageError(f"{request.name} is on the Hub already")
+    found = locate_all(requests, "cpu")
     results, _ = read_requested(args)
     if args.dry_run:
         folder = Path(args.dry_run)
@@ -290,7 +285,7 @@ def _say(folder: Path | None, saes: list[dict[str, Any]], repo: str) -> int:
         print(f"  {sae['id']}: SAE.from_pretrained({repo!r}, {sae['id']!r}), or --sae {repo}:{sae['id']}")
     entries = []
     for sae in saes:
-        core = {metric.name: sae["row"].number(("core", metric)) for metric in evaluator_of_type("core").METRICS}
+        core = {metric.key: sae["row"].number(("core", metric)) for metric in metrics_of("core")}
         said = {"l0": core["l0"], "variance_explained": core["explained_variance_corrected"]}
         known = {field: round(number[0], 3) for field, number in said.items() if number}
         entries.append({"id": sae["id"], "path": sae["id"], **known})

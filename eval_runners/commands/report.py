@@ -13,9 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from eval_runners.contract.contract import ARROWS, USUAL_EVALUATIONS
+from eval_runners.contract.registry import USUAL_EVALUATIONS
 from eval_runners.leaderboard.boards import Board
-from eval_runners.leaderboard.render import LEGEND, board_title, describe_conditions, format_count
+from eval_runners.leaderboard.render import ARROWS, LEGEND, board_title, describe_conditions, format_count
 from eval_runners.leaderboard.rows import Row, column_key
 from eval_runners.leaderboard.select import add_filters, add_result_folders, find_boards, has_l0_near
 from eval_runners.store.paths import without_paths

@@ -1,28 +1,27 @@
-"""python -m eval_runners suite: several SAEs, seeds and evaluations in one go, and one table of them all.
+"""python -m eval_runners suite: several SAEs, seeds and evaluations at once, and one table of them all.
 
-Trains what is missing, in as few streams as fit, then scores cell by cell. Finished cells are found again, so the same
-command goes on after an interruption. A cell that fails is named at the end, with its error, while the others finish.
+Trains what is missing, in as few streams as fit, then scores one SAE after another. Finished results are reused, so the
+same command continues after an interruption. An SAE that fails is named at the end, with its error; the others finish.
 """
 
 from __future__ import annotations
 
-import sys
-import traceback
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eval_runners.commands.evaluate import show_summaries
-from eval_runners.contract.contract import USUAL_EVALUATIONS, Untrained
-from eval_runners.contract.registry import evaluator_name_of_type, evaluator_names, load_evaluator
+from eval_runners.contract.registry import USUAL_EVALUATIONS, evaluator_names, load_evaluator
+from eval_runners.harness.find_sae import SAERequest, locate_requests, resolve_requests
 from eval_runners.harness.options import add_scoring_options
 from eval_runners.harness.score import (
-    Scoring,
-    exit_code,
+    check_supported,
     model_loader,
     prepare_scoring,
-    score_sae,
+    report_failures,
+    score_all,
     snapshot_shares,
-    with_titles,
 )
 from eval_runners.leaderboard.boards import make_boards
 from eval_runners.leaderboard.terminal import print_boards, write_csv
@@ -39,65 +38,78 @@ from sae_variants.training.plan import applicable_overrides, check_overrides
 
 
 def main(argv: list[str]) -> int:
-    from eval_runners.harness.find_sae import train_missing
+    """Run the suite.
 
-    parser = Parser(prog="python -m eval_runners suite", description=__doc__)
-    parser.add_argument(
-        "--evals",
-        default=",".join(USUAL_EVALUATIONS),
-        metavar="NAME,...",
-        help="evaluations, parted by commas (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--l0", metavar="16,32,64",
-        help="train every SAE for each L0: k, or where there is no k the coefficient that the target knows for it",
-    )  # fmt: skip
-    parser.add_argument("--csv", metavar="FILE", help="write the table's rows, a column per metric")
-    parser.add_argument("--picture", metavar="FILE", help="draw the --grid: every metric of the table over its fields")
-    add_scoring_options(parser)
-    parser.epilog = f"{parser.epilog} Settings of an evaluation: --EVALUATION.FIELD VALUE, e.g. --core.context-size 64."
-    words, extra = split_unknown_options(parser, argv)
-    args = parser.parse_args(words)
+    Returns:
+        0 if every SAE has every result and is trained, else 1.
+
+    Raises:
+        UsageError: anything that cannot work, before any SAE is trained where it can be known.
+    """
+    parser = _parser()
+    known, unknown = split_unknown_options(parser, argv)
+    args = parser.parse_args(known)
     evaluations = _evaluations(args.evals)
     if args.picture:
         check_picture(Path(args.picture), args.grid)
     for file, option in ((args.csv, "--csv"), (args.picture, "--picture")):
         if file:
             check_file_writable(Path(file), option)
-    overrides, settings = _split_options(extra, evaluations)
+    overrides, given = _split_options(unknown, evaluations)
     hide_host_warnings()
-    target, device = target_from(args), device_from(args)
-    output = Path(args.output)
+    target, device, output = target_from(args), device_from(args), Path(args.output)
     command = ["python", "-m", "eval_runners", "suite", *argv]
-    scorings = [prepare_scoring(name, target, settings[name], output, device, command) for name in evaluations]
-    cells = parse_grid(args.grid, args.vary)
-    wanted = _requests(args, target, overrides, cells)
+    scorings = [prepare_scoring(name, target, given[name], output, device, command) for name in evaluations]
+    grid_points = parse_grid(args.grid, args.vary)
+    requests = _requests(args, target, overrides, grid_points)
+    check_supported(scorings, requests)
     check_folder_writable(output)
-    found, failures = train_missing(wanted, grid_fields(cells), device, snapshot_shares(scorings))
-    scored = _score_all(scorings, found, args.force, model_loader(target, device), failures)
+    axes = grid_fields(grid_points)
+    located, untrainable = locate_requests(requests, device, axes, snapshot_shares(scorings))
+    scored, unscored = score_all(scorings, located, model_loader(target, device), args.force, keep_going=True)
     if scored:
         print_boards(make_boards([result for _, result in scored]))
         for scoring in scorings:
-            own = [result for _, result in scored if evaluator_name_of_type(result["eval_type_id"]) == scoring.name]
-            show_summaries([scoring], own)
+            result_type = scoring.evaluator.result_type
+            show_summaries([scoring], [result for _, result in scored if result["eval_type_id"] == result_type])
         if args.csv:
             write_csv(Path(args.csv), scored)
         if args.picture:
-            draw_grid(Path(args.picture), scored, grid_fields(cells))
-    return exit_code(scored, failures)
+            draw_grid(Path(args.picture), scored, axes)
+    return report_failures(scored, [*untrainable, *unscored])
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m eval_runners suite", description=__doc__)
+    parser.add_argument(
+        "--evals",
+        default=",".join(USUAL_EVALUATIONS),
+        metavar="NAME,...",
+        help="Evaluations, separated by commas (default: %(default)s).",
+    )
+    parser.add_argument(
+        "--l0",
+        metavar="16,32,64",
+        help="Train every SAE for each L0: by k or, without k, by the coefficient that the target lists for that L0.",
+    )
+    parser.add_argument("--csv", metavar="FILE", help="Write the table's rows, with a column per metric.")
+    parser.add_argument("--picture", metavar="FILE", help="Draw every metric of the table over the fields of --grid.")
+    add_scoring_options(parser)
+    parser.epilog = f"{parser.epilog} Settings of an evaluation: --EVALUATION.FIELD VALUE, e.g. --core.context-size 64."
+    return parser
 
 
 def _evaluations(text: str) -> list[str]:
-    wanted = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not wanted:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
         raise UsageError("--evals names no evaluation")
-    for name in wanted:
+    for name in names:
         check_name("evaluation", name, evaluator_names())
-    return wanted
+    return names
 
 
 def _split_options(extra: list[str], evaluations: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Options of training, and of each evaluation, from `--train.FIELD` and `--EVALUATION.FIELD`."""
+    """Sort `--train.FIELD` and `--EVALUATION.FIELD` into config fields to train with, and settings by evaluation."""
     parts: dict[str, list[str]] = {"train": [], **{name: [] for name in evaluations}}
     words = list(extra)
     while words:
@@ -111,7 +123,7 @@ def _split_options(extra: list[str], evaluations: list[str]) -> tuple[dict[str, 
         parts[owner] += rest
     settings = {}
     for name in evaluations:
-        config_class = load_evaluator(name).EvalConfig
+        config_class = load_evaluator(name).settings_class
         parser = Parser(prog=f"python -m eval_runners.{name}")
         add_fields(parser, config_class, "evaluation")
         settings[name] = given_fields(parser.parse_args(parts[name]), config_class)
@@ -120,42 +132,44 @@ def _split_options(extra: list[str], evaluations: list[str]) -> tuple[dict[str, 
 
 def _parse_l0(text: str) -> list[float]:
     try:
-        found = [float(part) for part in text.split(",")]
+        levels = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"--l0 is a list of numbers like 16,32,64, not {text!r}") from error
-    if min(found) <= 0:
+    if min(levels) <= 0:
         raise UsageError("--l0 must be positive")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(levels))
 
 
-def _requests(args: Any, target: Target, overrides: dict[str, Any], cells: list[GridPoint]) -> list[Any]:
-    """Plans, or names of places, of every SAE for every cell, L0 and seed.
+def _requests(
+    args: Namespace, target: Target, overrides: dict[str, Any], grid_points: Sequence[GridPoint]
+) -> list[SAERequest]:
+    """One request for every SAE, grid point, L0 and seed.
 
     Raises:
         UsageError: an unknown name or field, or an SAE without k whose coefficient for an L0 the target does not know.
     """
-    from eval_runners.harness.find_sae import resolve_requests
-
-    names, variants = list(dict.fromkeys(args.saes)), scorable_names()
-    l0s = _parse_l0(args.l0) if args.l0 is not None else []
-    if own_names := [name for name in names if name in variants]:
-        check_overrides(own_names, {**overrides, **dict.fromkeys(grid_fields(cells))})
-    wanted: list[Any] = []
+    names, variants, axes = list(dict.fromkeys(args.saes)), scorable_names(), grid_fields(list(grid_points))
+    levels = _parse_l0(args.l0) if args.l0 is not None else []
+    if trained_here := [name for name in names if name in variants]:
+        check_overrides(trained_here, {**overrides, **dict.fromkeys(axes)})
+    requests: list[SAERequest] = []
     for name in names:
         if name not in variants:
-            wanted += resolve_requests([name], target, {}, [{}], args.seeds, args.trained)
+            requests += resolve_requests([name], target)
             continue
-        values = [_l0_setting(name, l0, target) for l0 in l0s] or [{}]
-        for field in values[0]:
-            if field in grid_fields(cells) or field in overrides:
+        l0_settings = [_l0_setting(name, level, target) for level in levels] or [{}]
+        for field in l0_settings[0]:
+            if field in axes or field in overrides:
                 raise UsageError(f"{field} is given twice: by --l0 and by itself")
-        own = [{**applicable_overrides(name, cell), **value} for value in values for cell in cells]
-        wanted += resolve_requests([name], target, applicable_overrides(name, overrides), own, args.seeds, args.trained)
-    return list({getattr(one, "sae_folder", one): one for one in wanted}.values())
+        points = [{**applicable_overrides(name, point), **level} for level in l0_settings for point in grid_points]
+        requests += resolve_requests(
+            [name], target, applicable_overrides(name, overrides), points, args.seeds, args.trained
+        )
+    return list({request.key: request for request in requests}.values())
 
 
 def _l0_setting(name: str, l0: float, target: Target) -> GridPoint:
-    """The field that gives an SAE that L0, with its value: k, or the coefficient that the target knows."""
+    """The field that sets an SAE's L0, with its value: k, or the coefficient that the target lists."""
     if name not in target.l0 and "k" in find_variant(name).field_names:
         return {"k": int(l0) if l0.is_integer() else l0}
     for field, values in target.l0.get(name, {}).items():
@@ -167,27 +181,3 @@ def _l0_setting(name: str, l0: float, target: Target) -> GridPoint:
         + (f"for L0 {known} only, not {l0:g}" if known else "for no L0")
         + ": try values with --grid, e.g. --grid l1_coefficient=1,2,4"
     )
-
-
-def _score_all(
-    scorings: list[Scoring], found: list[Any], force: bool, model_of: Any, failures: list[str]
-) -> list[tuple[Any, Any]]:
-    """Every SAE by every evaluation; a cell that fails is added to the failures."""
-    from tqdm import tqdm
-
-    scored = []
-    with tqdm(total=len(scorings) * len(found), unit="cell", desc="suite") as bar:
-        for scoring in scorings:
-            for title, one in with_titles(found):
-                try:
-                    scored.append((one, score_sae(scoring, one, title, model_of, force)))
-                except Untrained as error:
-                    failures.append(f"{scoring.name} of {title}: untrained: {error}")
-                except UsageError as error:
-                    failures.append(f"{scoring.name} of {title}: {error}")
-                except Exception as error:
-                    traceback.print_exc(file=sys.stderr)
-                    said = (str(error).splitlines() or [""])[0]
-                    failures.append(f"{scoring.name} of {title}: {type(error).__name__}: {said}")
-                bar.update()
-    return scored

@@ -1,75 +1,206 @@
-"""What a module of this package defines to be an evaluation. The name of an evaluation is the name of its file.
+"""What an evaluator is: its settings, its metrics, one method that scores an SAE, and optional methods with defaults.
 
-    EvalConfig                        dataclass of its settings; the docstring under a field is the help
-    METRICS                           the numbers it gives, in the order of the table
-    output_class()                    the class of SAEBench's that its results validate with
-    evaluate(sae, target, config, model=..., device=...)     -> Evaluation; or, where results need more than an SAE,
-    MADE_BY                           the command that makes them
+A module directly in `eval_runners/`, or one that another package names in the entry-point group `eval_runners`, holds
+one subclass of `Evaluator`. The evaluator's name is the name of that file and is typed nowhere else; the first line of
+the file's docstring is its line in `python -m eval_runners list`. Everything else is done for it: finding and training
+SAEs, reusing finished results, SAEBench's envelope, files, tables, the leaderboard, `--help`.
 
-may define
+A module directly in `eval_runners/` ends with
 
-    EVAL_TYPE                         what SAEBench calls its results, where that is not the name
-    prepare(target, config)           -> the settings as they will be used, and versions of what else it reads;
-                                      called before anything is trained, refuses what cannot be
-    details(result)                   -> rows, as dicts, of the table that --details prints
-    untrained(result)                 -> what in a result, of anyone's, says that the SAE is not trained
-    words(result)                     -> lines to print under the table
-    across(results)                   -> what the results of one command say together: lines, and files by their names,
-                                      which are written to the folder of the evaluation's results
-    refuses(plan, config)             -> why it is not for an SAE that would have to be trained for it, or ""
-    snapshots(config)                 -> shares of the training, such as 0.5, after which it looks at an SAE, too
+    if __name__ == "__main__":
+        from eval_runners.commands.evaluate import run_evaluator
 
-and may take `found=...` in evaluate, the `_saes.Found` of the SAE, for what lies beside its weights or how to train it.
+        run_evaluator(__file__)
 
-One in this folder ends with a call of `_run.run`, so that `python -m eval_runners.NAME` runs it. `_run` does everything
-else: it finds the SAEs, reuses finished results, writes files, prints the table.
+so that `python -m eval_runners.NAME` runs it. `python -m eval_runners NAME` runs every evaluator.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+    from transformer_lens import HookedTransformer
+
+    from eval_runners.contract.located import LocatedSAE
+    from sae_variants.language_model.target import Target
+    from sae_variants.training.plan import Plan
 
 Direction = Literal["higher", "lower", "neither"]
-USUAL_EVALUATIONS = ("core", "sparse_probing", "positional_consistency")
-"""Evaluations that are run, and shown first, where nothing else is asked for."""
-ARROWS: dict[str, str] = {"higher": "↑", "lower": "↓", "neither": ""}
+Result = dict[str, Any]
+"""A result file: SAEBench's envelope with ours under `eval_result_unstructured`."""
+SettingsT = TypeVar("SettingsT")
+METRICS, UNSTRUCTURED = "eval_result_metrics", "eval_result_unstructured"
+
+
+class Curve(NamedTuple):
+    """The curve whose point at `x` a metric is, such as autocorrelation over the lag."""
+
+    title: str
+    axis: str
+    x: float
 
 
 @dataclass(frozen=True)
 class Metric:
+    """One number of an evaluation, declared once: paths in files, columns, tables and output classes follow from it."""
+
+    category: str
     name: str
     title: str
     better: Direction
-    path: str
-    """Where the number stands in the result file, keys joined by dots."""
     short: str = ""
-    """Head of its column on the leaderboard; without one it stands in CSV, JSON and the command's own table only."""
+    """Head of its column on the leaderboard. Empty: only in CSV, JSON and the command's own table."""
+    column: str = ""
+    """Name of its column in CSV and JSON files, after the evaluation's; the metric's name by default."""
     references: tuple[tuple[str, str], ...] = ()
-    """(what, path): numbers of the same kind in the same result that no SAE has, such as the residual stream's."""
-    curve: tuple[str, str, float] | None = None
-    """(title, what x is, x): the curve whose point at x this number is, such as autocorrelation over the lag."""
+    """(title, `category.name`) of values of the same kind that no SAE has, such as the residual stream's."""
+    curve: Curve | None = None
     against_l0: bool = False
-    """Whether more L0 is expected to buy it, so that its Pareto front over L0 is of interest."""
+    """Whether a larger L0 is expected to improve it, so that its Pareto front over L0 is of interest."""
+    section: str = METRICS
+    """Part of the result file that holds it: SAEBench's metrics, or `UNSTRUCTURED` where SAEBench has no field."""
+
+    @property
+    def id(self) -> str:
+        """`category.name`, the key of its value in `Evaluation.values`."""
+        return f"{self.category}.{self.name}" if self.category else self.name
+
+    @property
+    def key(self) -> str:
+        """Name of its column, without the evaluation's."""
+        return self.column or self.name
+
+    @property
+    def path(self) -> str:
+        """Keys, joined by dots, that lead to its value in a result file."""
+        return f"{self.section}.{self.id}"
+
+    def reference_path(self, reference_id: str) -> str:
+        """The same for a value that `references` names."""
+        return f"{self.section}.{reference_id}"
 
 
 class Untrained(Exception):
-    """An SAE of which there is no result at all, and why; the others of the call are evaluated all the same."""
+    """An SAE for which there can be no result, and why. The other SAEs of the command are evaluated all the same."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    output: dict[str, Any]
-    """A whole result in SAEBench's envelope, as SAEBench's own code made it."""
-    ours: dict[str, Any] = field(default_factory=dict)
-    """What we add; stands under `eval_result_unstructured`, the place SAEBench leaves for it."""
-    failures: list[str] = field(default_factory=list)
-    """Reasons why this result cannot count as one of a trained SAE."""
-    files: dict[str, bytes] = field(default_factory=dict)
-    """Arrays and pictures to lie beside the result, by the end of their name: `<hash>.autocorrelation.png`."""
+    """What `Evaluator.evaluate` found out about one SAE."""
+
+    values: Mapping[str, float | None] = field(default_factory=dict)
+    """`Metric.id` -> number. None, NaN and infinity are stored as null."""
+    unstructured: Mapping[str, Any] = field(default_factory=dict)
+    """Rows, texts and settings stored beside the numbers, under `eval_result_unstructured`."""
+    failures: Sequence[str] = ()
+    """Reasons to treat the SAE as untrained."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Arrays and pictures stored beside the result, by the end of their name: `<hash>.trace.png`."""
+    host_output: Result | None = None
+    """The whole result as SAEBench's own code wrote it, where SAEBench computed the numbers."""
 
 
-def value_at(result: dict[str, Any], path: str) -> Any:
+@dataclass(frozen=True)
+class Context:
+    """What `Evaluator.evaluate` is given beside the SAE, the target and the settings."""
+
+    model: HookedTransformer
+    """The target's language model, loaded on `device` in the target's data type."""
+    device: str
+    located: LocatedSAE | None = None
+    """Where the SAE lies and how it was trained; None for an SAE that exists in memory only."""
+
+
+class Evaluator(Generic[SettingsT]):
+    """One evaluation. Subclasses set `settings_class` and `metrics`, and define `evaluate`."""
+
+    settings_class: ClassVar[type[Any]]
+    """A frozen dataclass. Each field has a default and a docstring, which is the help of its option."""
+    metrics: ClassVar[tuple[Metric, ...]]
+    """In the order of the command's table."""
+    eval_type: ClassVar[str] = ""
+    """What SAEBench calls these results, where that is not the evaluator's name."""
+    made_by: ClassVar[str] = ""
+    """The command that makes the results, where they need more than an SAE. Then `evaluate` is never called."""
+    detail: ClassVar[str] = ""
+    """What one of `detail_rows` describes, such as "task". Empty: there is no `--details`."""
+
+    @property
+    def name(self) -> str:
+        """The name of the evaluator's file."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def result_type(self) -> str:
+        """`eval_type_id` of its results."""
+        return self.eval_type or self.name
+
+    def evaluate(
+        self, sae: SAE[Any], target: Target, settings: SettingsT, context: Context
+    ) -> Evaluation | Mapping[str, float | None]:
+        """Score one SAE. The same SAE, target, settings and seed give the same numbers.
+
+        Args:
+            sae: in inference form, decoder rows of unit norm, on the context's device.
+
+        Returns:
+            The evaluation, or its `values` alone.
+
+        Raises:
+            UsageError: the SAE or the settings do not fit; one line that names the option to change.
+            Untrained: there can be no result.
+        """
+        raise NotImplementedError
+
+    def prepare(self, target: Target, settings: SettingsT) -> tuple[SettingsT, dict[str, str]]:
+        """Complete the settings before anything is trained.
+
+        Returns:
+            The settings as they will be used; versions, by name, of what is read beside the target's text.
+
+        Raises:
+            UsageError: settings that cannot work.
+        """
+        return settings, {}
+
+    def why_unsupported(self, plan: Plan, settings: SettingsT) -> str:
+        """Reason not to train an SAE for this evaluation, or "". Called before anything is trained."""
+        return ""
+
+    def snapshot_shares(self, settings: SettingsT) -> tuple[float, ...]:
+        """Shares of the training, such as 0.5, after which the evaluation needs a snapshot of the SAE."""
+        return ()
+
+    def host_output_class(self) -> type | None:
+        """SAEBench's own class of these results. None: the class follows from `metrics`."""
+        return None
+
+    def untrained_reasons(self, result: Result) -> list[str]:
+        """Reasons, readable from any result file, to treat the SAE as untrained."""
+        return []
+
+    def summary_lines(self, result: Result) -> list[str]:
+        """Lines to print below the table for one result."""
+        return []
+
+    def summarize_all(self, results: Sequence[Result]) -> tuple[list[str], dict[str, bytes]]:
+        """What the results of one command say together.
+
+        Returns:
+            Lines to print; files by name, written to the folder of the evaluation's results.
+        """
+        return [], {}
+
+    def detail_rows(self, result: Result) -> Iterable[dict[str, Any]]:
+        """Rows of the table that `--details` prints, all with the same columns."""
+        return []
+
+
+def value_at(result: Result, path: str) -> Any:
     """The value at a dotted path, or None where a key is absent."""
     value: Any = result
     for key in path.split("."):

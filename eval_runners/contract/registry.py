@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sae_variants.common.errors import check_name
+from eval_runners.contract.contract import Evaluator
+from sae_variants.common.errors import UsageError, check_name
 from sae_variants.registry.plugins import import_plugin, merge_plugins
+
+USUAL_EVALUATIONS = ("core", "sparse_probing", "positional_consistency")
+"""Run, and shown first, where a command names no evaluations."""
 
 
 def evaluator_modules() -> dict[str, str]:
-    """Every evaluation with its module: the files beside this one without an underscore, and those of other packages.
+    """Name -> module of every evaluator: files directly in `eval_runners/`, and those of other packages.
 
     Another package names its own in the entry-point group `eval_runners`. Imports nothing.
     """
-    files = sorted(path.stem for path in Path(__file__).parents[1].glob("*.py") if not path.stem.startswith("_"))
-    return merge_plugins("eval_runners", {stem: f"eval_runners.{stem}" for stem in files})
+    stems = sorted(path.stem for path in Path(__file__).parents[1].glob("*.py") if not path.stem.startswith("_"))
+    return merge_plugins("eval_runners", {stem: f"eval_runners.{stem}" for stem in stems})
 
 
 def evaluator_names() -> list[str]:
+    """Names of all evaluators, ours first."""
     return list(evaluator_modules())
 
 
-def load_evaluator(name: str) -> Any:
-    """The module of an evaluation. UsageError for a name that is none, or a module that cannot be imported."""
+def load_evaluator(name: str) -> Evaluator[Any]:
+    """Import the module of an evaluator and return the evaluator.
+
+    Raises:
+        UsageError: no evaluator has that name, or its module cannot be imported or defines none.
+    """
     check_name("evaluation", name, evaluator_names())
-    return import_plugin(evaluator_modules()[name])
+    return _evaluator_of(evaluator_modules()[name])
 
 
-def evaluator_name_of_type(eval_type_id: str) -> str:
-    """The name of the evaluation whose results call themselves so; the same word where there is none."""
-    return next(
-        (name for name in evaluator_names() if eval_type_of(load_evaluator(name)) == eval_type_id), eval_type_id
-    )
+@cache
+def _evaluator_of(module: str) -> Evaluator[Any]:
+    defined = vars(import_plugin(module)).values()
+    classes = [one for one in defined if isinstance(one, type) and issubclass(one, Evaluator)]
+    own = [one for one in classes if one.__module__ == module]
+    if len(own) != 1:
+        raise UsageError(f"{module} must define one subclass of eval_runners.Evaluator, not {len(own)}")
+    return own[0]()
 
 
-def eval_type_of(module: Any) -> str:
-    """What results of an evaluation call themselves: its name, where the module does not say otherwise."""
-    return getattr(module, "EVAL_TYPE", module.__name__.rpartition(".")[2])
+def evaluator_of_type(eval_type_id: str) -> Evaluator[Any] | None:
+    """The evaluator whose results have that `eval_type_id`, or None."""
+    for name in evaluator_names():
+        evaluator = load_evaluator(name)
+        if evaluator.result_type == eval_type_id:
+            return evaluator
+    return None

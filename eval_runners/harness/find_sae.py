@@ -1,16 +1,19 @@
-"""From what a user types to an SAE: a variant's name, a folder, or `user/repo:sae_id` on the Hub."""
+"""From the name that a user types to an SAE on disk: resolve the request, train what is missing, locate the folder.
+
+A name is a variant, a folder, or `user/repo:sae_id` on the Hub. Every command takes the same way:
+
+    resolve_requests -> SAERequest -> locate_requests -> LocatedSAE -> fit.load_for_target -> SAE
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval_runners.store.paths import folder_name
+from eval_runners.contract.located import LocatedSAE
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.hashing import hash_files
 from sae_variants.language_model.target import Target
@@ -22,47 +25,28 @@ from sae_variants.training.train import TrainingFailed, train_plans
 
 
 @dataclass(frozen=True)
-class LocatedSAE:
-    """An SAE that lies on disk; its weights are read when they are needed."""
+class SAERequest:
+    """One SAE that a command is asked to work on."""
 
-    label: str
-    """Its name in tables and, with `:` and `/` as `_`, in paths."""
-    folder: Path
-    seed: int | None
-    training_tokens: int | None
-    """None where the SAE does not say."""
-    kind: str | None = None
-    """Hash of what it was trained with, but for the seed; None for one that was not trained here."""
-    learns: bool = True
-    """False for `random`, which may be untrained."""
-    cell: GridPoint = field(default_factory=dict)
-    """The fields of a grid that make it what it is."""
+    name: str
+    """As the user typed it."""
     plan: Plan | None = None
-    """How it was trained, where a variant's name was given."""
+    """How a variant is trained. None for a folder, and for an SAE on the Hub."""
 
     @property
-    def path_name(self) -> str:
-        return folder_name(self.label)
-
-    @cached_property
-    def weight_hash(self) -> str:
-        """Hash of config and weights: a result belongs to these and no others."""
-        return hash_files(sorted(self.folder.glob("sae_weights.safetensors")) + sorted(self.folder.glob("cfg.json")))
-
-    def load(self, device: str) -> Any:
-        """The SAE in inference form; decoder rows of unit norm, as SAEBench has them for SAEs that it loads."""
-        sae = load(self.folder, device)
-        with contextlib.suppress(NotImplementedError):
-            sae.fold_W_dec_norm()
-        return sae
+    def key(self) -> Path | str:
+        """Equal for two requests exactly when they are for the same SAE."""
+        return self.plan.sae_folder if self.plan else self.name
 
 
 def is_hub_id(name: str) -> bool:
+    """Whether a name has the form `user/repo:sae_id`."""
     repo, colon, sae_id = name.partition(":")
     return bool(colon and sae_id) and repo.count("/") == 1 and not name.startswith((".", "/"))
 
 
 def is_folder(name: str) -> bool:
+    """Whether a name is that of an existing folder."""
     try:
         return bool(name) and Path(name).is_dir()
     except OSError:  # a name too long for the file system
@@ -70,12 +54,22 @@ def is_folder(name: str) -> bool:
 
 
 def resolve_requests(
-    names: list[str], target: Target, overrides: GridPoint, cells: list[GridPoint], seeds: list[int], root: Any
-) -> list[Plan | str]:
-    """What the names stand for, in their order: plans of variants, or the name of a folder or of an SAE on the Hub.
+    names: Sequence[str],
+    target: Target,
+    overrides: Mapping[str, Any] | None = None,
+    grid_points: Sequence[GridPoint] = ({},),
+    seeds: Sequence[int] = (0,),
+    trained: str | Path | None = None,
+) -> list[SAERequest]:
+    """Find out what names stand for, without training or loading anything.
+
+    Args:
+        names: variants, folders or Hub ids. A variant gives one request for each grid point and seed.
+        overrides: config fields that replace those of the target's recipe.
+        trained: root of trained SAEs; None for the default.
 
     Raises:
-        UsageError: a name that is nothing we know, or a field that none of the variants has.
+        UsageError: an unknown name, or a field that none of the variants has.
     """
     known = scorable_names()
     for name in names:
@@ -84,54 +78,88 @@ def resolve_requests(
         if "/" in name:
             raise UsageError(f"no folder {name!r}; an SAE on the Hub is written user/repo:sae_id")
         check_name("SAE", name, known)
+    overrides = dict(overrides or {})
     if "seed" in overrides:
         raise UsageError("--train.seed is written --seeds")
     variants = [name for name in names if name in known]
-    plans = make_plans(variants, target, overrides, cells, seeds, root) if variants else []
-    found: list[Plan | str] = []
+    plans = make_plans(variants, target, overrides, list(grid_points), list(seeds), trained) if variants else []
+    requests: list[SAERequest] = []
     for name in names:
-        found += [plan for plan in plans if plan.full_name == name] if name in known else [name]
-    return found
+        planned = [SAERequest(name, plan) for plan in plans if plan.full_name == name]
+        requests += planned if name in known else [SAERequest(name)]
+    return requests
 
 
-def train_missing(
-    wanted: list[Plan | str], axes: Iterable[str], device: str, snapshots: tuple[float, ...] = ()
+def locate_requests(
+    requests: Sequence[SAERequest], device: str, axes: Iterable[str] = (), snapshots: tuple[float, ...] = ()
 ) -> tuple[list[LocatedSAE], list[str]]:
-    """The SAEs, those that are missing trained first, and what went wrong with those that cannot be.
+    """Locate the requested SAEs, after training those that are missing.
 
     Args:
-        axes: fields of a grid, whose values are kept beside each SAE.
-        snapshots: shares of the training after which they are kept as well; one that was trained without is trained
-            again, before anything is scored, so that what is scored and its snapshots are of one training.
+        axes: config fields that the command's grid varies; their values are kept with each SAE.
+        snapshots: shares of the training after which a snapshot of each SAE is needed. An SAE without its snapshots is
+            trained again, so that it and its snapshots come from one training.
+
+    Returns:
+        The SAEs in the order of the requests; one line for each SAE that could not be trained.
+
+    Raises:
+        UsageError: a folder or Hub repository that holds no SAE.
     """
-    there = {name: locate_name(name) for name in wanted if isinstance(name, str)}
-    plans = [plan for plan in wanted if isinstance(plan, Plan)]
+    by_name = {request.name: locate_name(request.name) for request in requests if request.plan is None}
+    failures = train_missing([request.plan for request in requests if request.plan], device, snapshots)
+    located = []
+    for request in requests:
+        if request.plan is None:
+            located.append(by_name[request.name])
+        elif request.plan.folder not in failures:
+            located.append(_locate_plan(request.plan, axes))
+    return located, list(failures.values())
+
+
+def locate_all(requests: Sequence[SAERequest], device: str) -> list[LocatedSAE]:
+    """Locate the requested SAEs. Unlike `locate_requests`, fail if one of them cannot be trained.
+
+    Raises:
+        UsageError: an SAE that holds no SAE, or cannot be trained.
+    """
+    located, failures = locate_requests(requests, device)
+    if failures:
+        raise UsageError(failures[0])
+    return located
+
+
+def train_missing(plans: Sequence[Plan], device: str, snapshots: tuple[float, ...] = ()) -> dict[Path, str]:
+    """Train the plans that are not trained yet or lack a snapshot.
+
+    Returns:
+        Folder of a plan -> why it could not be trained.
+    """
     missing = [plan for plan in plans if not plan.is_trained or plan.lacks(snapshots)]
     for plan in missing:
         seed = plan.settings.seed
         if plan.is_trained:
-            print(f"{plan.label} (seed {seed}) was not looked at in its training: training it again")
+            print(f"{plan.label} (seed {seed}) has no snapshots: training it again to record them")
         else:
             print(f"{plan.label} is not trained on {plan.target.name} with seed {seed} yet: training it first")
-    failures: dict[Path, str] = {}
     try:
         train_plans(missing, device, snapshots=snapshots)
     except TrainingFailed as failed:
-        failures = failed.failures
-    found = [
-        there[one] if isinstance(one, str) else _from_plan(one, axes)
-        for one in wanted
-        if isinstance(one, str) or one.folder not in failures
-    ]
-    return found, list(failures.values())
+        return failed.failures
+    return {}
 
 
-def _from_plan(plan: Plan, axes: Iterable[str]) -> LocatedSAE:
+def _locate_plan(plan: Plan, axes: Iterable[str]) -> LocatedSAE:
     record = json.loads((plan.folder / RECORD).read_text())
-    learns = _learns(find_variant(plan.name).config_class)
-    cell = {field: plan.values[field] for field in axes if field in plan.values}
     return LocatedSAE(
-        plan.label, plan.sae_folder, plan.settings.seed, record["trained_tokens"], plan.kind, learns, cell, plan
+        label=plan.label,
+        folder=plan.sae_folder,
+        seed=plan.settings.seed,
+        training_tokens=record["trained_tokens"],
+        kind=plan.kind,
+        learns=_learns(find_variant(plan.name).config_class),
+        grid_point={field: plan.values[field] for field in axes if field in plan.values},
+        plan=plan,
     )
 
 
@@ -139,35 +167,46 @@ def _learns(config_class: type | None) -> bool:
     return getattr(config_class, "learns", True)
 
 
-def locate_folder(folder: Path) -> LocatedSAE:
-    """An SAE that lies beside another one and needs no name, such as a snapshot."""
-    return LocatedSAE(folder.name, folder, None, None)
+def locate_snapshot(folder: Path) -> LocatedSAE:
+    """An SAE beside another one that needs no label, such as a snapshot of its training."""
+    return LocatedSAE(folder.name, folder)
 
 
 def locate_name(name: str) -> LocatedSAE:
-    """The SAE in a folder or on the Hub, downloaded."""
+    """The SAE in a folder, or on the Hub, from which it is downloaded.
+
+    Raises:
+        UsageError: there is no SAE, it cannot be loaded, or the Hub cannot be reached.
+    """
     from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
-    if is_folder(name):
-        folder, label = Path(name), Path(name).resolve().name
-        record = folder / RECORD
-        if record.is_file():
-            said = json.loads(record.read_text())
-            part = said.get("part", "")
-            label = f"{said['name']}:{part}-{folder.resolve().parent.name}" if part else f"{said['name']}-{label}"
-    else:
-        folder, label = _download(name), name
+    folder = Path(name) if is_folder(name) else _download(name)
     load(folder)
     metadata = json.loads((folder / "cfg.json").read_text()).get("metadata", {})
     _, config_class = SAE_TRAINING_CLASS_REGISTRY.get(metadata.get("training_architecture"), (None, None))
-    if is_folder(name) and not (folder / RECORD).is_file():
-        label = f"{label}-{hash_files([folder / 'sae_weights.safetensors'])[:6]}"
-    learns, seed, tokens = _learns(config_class), metadata.get("seed"), metadata.get("training_tokens")
-    return LocatedSAE(label, folder, seed, tokens, _recorded_kind(folder), learns)
+    return LocatedSAE(
+        label=_folder_label(folder) if is_folder(name) else name,
+        folder=folder,
+        seed=metadata.get("seed"),
+        training_tokens=metadata.get("training_tokens"),
+        kind=_recorded_kind(folder),
+        learns=_learns(config_class),
+    )
+
+
+def _folder_label(folder: Path) -> str:
+    """The folder's name, with the variant of an SAE that was trained here, or else with a hash of the weights."""
+    name, record_file = folder.resolve().name, folder / RECORD
+    if not record_file.is_file():
+        return f"{name}-{hash_files([folder / 'sae_weights.safetensors'])[:6]}"
+    record = json.loads(record_file.read_text())
+    if part := record.get("part", ""):
+        return f"{record['name']}:{part}-{folder.resolve().parent.name}"
+    return f"{record['name']}-{name}"
 
 
 def _recorded_kind(folder: Path) -> str | None:
-    """What it was trained with, from the record that training and publishing leave beside the weights."""
+    """Hash of the training record, which training and publishing leave beside the weights, without its seed."""
     for name in (RECORD, "runner_cfg.json"):
         try:
             return hash_kind(json.loads((folder / name).read_text()))

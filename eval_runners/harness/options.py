@@ -1,34 +1,42 @@
-"""Command-line options that every scoring command shares."""
+"""Command-line options that every scoring command shares, and their parsing."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from argparse import Namespace
+from typing import Any
 
 from sae_variants.cli.options import (
+    Parser,
     add_grid_options,
     add_target_options,
+    parse_extra_options,
     parse_seeds,
+    split_unknown_options,
 )
 
-if TYPE_CHECKING:
-    pass
-
-
 TRAIN_PREFIX = "train."
+"""Leads the options that set config fields of a variant that must be trained first."""
 
 
-def add_scoring_options(parser: Any) -> None:
-    """The options of every command that scores SAEs."""
+def add_scoring_options(parser: Parser) -> None:
+    """Add the options of every command that scores SAEs."""
     parser.add_argument(
-        "--sae", action="append", required=True, metavar="NAME", dest="saes",
-        help="a variant, stock:ARCHITECTURE, random, a folder, or user/repo:sae_id on the Hub; may be repeated",
-    )  # fmt: skip
+        "--sae",
+        action="append",
+        required=True,
+        metavar="NAME",
+        dest="saes",
+        help="A variant, stock:ARCHITECTURE, random, a folder, or user/repo:sae_id on the Hub; may be repeated.",
+    )
     parser.add_argument(
-        "--seeds", type=parse_seeds, default=[0], metavar="0,1,2",
-        help="seeds of variants that are trained here; several give mean ± standard error (default: 0)",
-    )  # fmt: skip
+        "--seeds",
+        type=parse_seeds,
+        default=[0],
+        metavar="0,1,2",
+        help="Seeds of variants that are trained here; several give mean ± standard error (default: 0).",
+    )
     add_output_option(parser)
-    parser.add_argument("--force", action="store_true", help="evaluate again what has a result already")
+    parser.add_argument("--force", action="store_true", help="Evaluate again, although there is a result.")
     add_grid_options(parser)
     add_target_options(parser)
     parser.epilog = (
@@ -36,7 +44,21 @@ def add_scoring_options(parser: Any) -> None:
     )
 
 
-def add_output_option(parser: Any) -> None:
+def add_output_option(parser: Parser) -> None:
+    """Add `--output`, the root of result files."""
     parser.add_argument(
-        "--output", default="results/runs", metavar="FOLDER", help="root of results (default: %(default)s)"
+        "--output", default="results/runs", metavar="FOLDER", help="Root of the results (default: %(default)s)."
     )
+
+
+def parse_with_overrides(parser: Parser, argv: list[str]) -> tuple[Namespace, dict[str, Any]]:
+    """Parse a command line that may hold `--train.FIELD VALUE`.
+
+    Returns:
+        The parser's own options; field -> value of the config fields to train with.
+
+    Raises:
+        UsageError: an unknown or malformed option.
+    """
+    known, unknown = split_unknown_options(parser, argv)
+    return parser.parse_args(known), parse_extra_options(unknown, prefix=TRAIN_PREFIX)

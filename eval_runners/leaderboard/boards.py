@@ -14,14 +14,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from eval_runners.contract.contract import USUAL_EVALUATIONS
+from eval_runners.contract.contract import value_at
+from eval_runners.contract.registry import USUAL_EVALUATIONS
 from eval_runners.leaderboard.rows import (
     OLDER,
     Column,
     Number,
     Row,
     column_key,
-    evaluator_of_type,
+    metrics_of,
     sae_identity,
     to_sorted_json,
     written_at,
@@ -30,7 +31,6 @@ from eval_runners.store.read import (
     Result,
     conditions_of,
     describe_differences,
-    metric_value,
     provenance_of,
     weight_hash_of,
 )
@@ -54,9 +54,7 @@ class Board:
 
     @cached_property
     def columns(self) -> list[Column]:
-        every = [
-            (evaluation, metric) for evaluation in self.conditions for metric in evaluator_of_type(evaluation).METRICS
-        ]
+        every = [(evaluation, metric) for evaluation in self.conditions for metric in metrics_of(evaluation)]
         return [column for column in every if any(row.number(column) is not None for row in self.rows)]
 
     @property
@@ -292,10 +290,10 @@ def _references(chosen: dict[str, list[_Unit]]) -> list[Row]:
     numbers: dict[str, dict[str, Number]] = {}
     for evaluation, units in chosen.items():
         results = [result for unit in units for result in unit.row.all_results]
-        for metric in evaluator_of_type(evaluation).METRICS:
-            for what, path in metric.references:
-                as_metric = replace(metric, path=path)
-                found = [value for result in results if (value := metric_value(as_metric, result)) is not None]
+        for metric in metrics_of(evaluation):
+            for what, reference in metric.references:
+                path = metric.reference_path(reference)
+                found = [value for result in results if (value := value_at(result, path)) is not None]
                 if found:
                     mean = sum(found) / len(found)
                     numbers.setdefault(what, {})[column_key((evaluation, metric))] = (mean, None)

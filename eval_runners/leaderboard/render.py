@@ -8,11 +8,12 @@ import json
 import math
 from typing import Any
 
-from eval_runners.contract.contract import ARROWS
+from eval_runners.contract.contract import Direction
 from eval_runners.leaderboard.boards import Board
 from eval_runners.leaderboard.rows import Column, Number, Row, column_key
 from eval_runners.store.read import provenance_of
 
+ARROWS: dict[Direction, str] = {"higher": "↑", "lower": "↓", "neither": ""}
 BOLD, FRONT = "**", "◆"
 LEGEND = (
     "Mean ± standard error over seeds. Bold: best, or not told apart from the best by one standard error, among those "

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from types import ModuleType
 from typing import Any
 
-from eval_runners.contract.contract import USUAL_EVALUATIONS, Metric
-from eval_runners.contract.registry import evaluator_name_of_type, evaluator_names, load_evaluator
+from eval_runners.contract.contract import Metric
+from eval_runners.contract.registry import USUAL_EVALUATIONS, evaluator_of_type
 from eval_runners.store.read import Result, mean_and_error, provenance_of, weight_hash_of, why_missing
 
 Number = tuple[float, float | None]
@@ -82,8 +81,8 @@ class Row:
     @cached_property
     def l0(self) -> float | None:
         for evaluation, results in sorted(self.results.items(), key=lambda of: of[0] not in USUAL_EVALUATIONS[:1]):
-            for metric in evaluator_of_type(evaluation).METRICS:
-                if metric.name in ("l0", "all.l0") and (found := mean_and_error(metric, results)):
+            for metric in metrics_of(evaluation):
+                if metric.key in ("l0", "all.l0") and (found := mean_and_error(metric, results)):
                     return found[0]
         return None
 
@@ -108,8 +107,8 @@ class Row:
                 ours = result.get("eval_result_unstructured") or {}
                 said = ours.get("not_trained_because") or []
                 reasons += said or (["its result says so"] if ours.get("trained") is False else [])
-                if hasattr(evaluator_of_type(evaluation), "untrained"):
-                    reasons += evaluator_of_type(evaluation).untrained(result)
+                if evaluator := evaluator_of_type(evaluation):
+                    reasons += evaluator.untrained_reasons(result)
                 if result.get("training_steps") == 0:
                     reasons.append("0 training steps")
         return list(dict.fromkeys(reasons))
@@ -126,18 +125,14 @@ class Row:
 
 
 @cache
-def evaluator_of_type(eval_type: str) -> Any:
-    """The module whose results say they are of that type; an empty one where there is none."""
-    name = evaluator_name_of_type(eval_type)
-    if name in evaluator_names():
-        return load_evaluator(name)
-    unknown: Any = ModuleType(eval_type)
-    unknown.METRICS = ()
-    return unknown
+def metrics_of(eval_type: str) -> tuple[Metric, ...]:
+    """Metrics of the evaluator whose results have that type. None where no evaluator is known."""
+    evaluator = evaluator_of_type(eval_type)
+    return evaluator.metrics if evaluator else ()
 
 
 def column_key(column: Column) -> str:
-    return f"{column[0]}.{column[1].name}"
+    return f"{column[0]}.{column[1].key}"
 
 
 def sae_identity(result: Result) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval_runners.contract.registry import eval_type_of, evaluator_name_of_type, evaluator_names, load_evaluator
+from eval_runners.contract.registry import evaluator_of_type, load_evaluator
 from eval_runners.leaderboard.boards import Board, make_boards, select_evaluations
 from eval_runners.leaderboard.rows import Row
 from eval_runners.store.read import (
@@ -68,7 +68,7 @@ def read_folders(folders: list[Path], asked: bool) -> tuple[list[Result], list[s
     if broken:
         print(f"{len(broken)} of {len(results) + len(broken)} are no results", file=sys.stderr)
     types = Counter(result["eval_type_id"] for result in results)
-    unknown = {name: number for name, number in types.items() if evaluator_name_of_type(name) not in evaluator_names()}
+    unknown = {name: number for name, number in types.items() if evaluator_of_type(name) is None}
     for name, number in unknown.items():
         print(f"left out: {number} results of {name!r}, an evaluation that is not known here", file=sys.stderr)
     return [result for result in results if result["eval_type_id"] not in unknown], broken
@@ -86,7 +86,7 @@ def _check_names(boards: list[Board], args: Any) -> None:
 
 def filter_boards(boards: list[Board], args: Any) -> list[Board]:
     if args.evals:
-        types = [eval_type_of(load_evaluator(name.strip())) for name in args.evals.split(",")]
+        types = [load_evaluator(name.strip()).result_type for name in args.evals.split(",")]
         boards = [select_evaluations(board, types) for board in boards]
     chosen = []
     for board in boards:

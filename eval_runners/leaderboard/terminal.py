@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from eval_runners.contract.contract import ARROWS, Metric, value_at
+from eval_runners.contract.contract import Metric, value_at
 from eval_runners.leaderboard.boards import Board
 from eval_runners.leaderboard.render import (
+    ARROWS,
     LEGEND,
     _escaped,
     _untrained,
@@ -18,7 +19,7 @@ from eval_runners.leaderboard.render import (
     format_count,
     format_head,
 )
-from eval_runners.leaderboard.rows import column_key, evaluator_of_type
+from eval_runners.leaderboard.rows import column_key, metrics_of
 from eval_runners.store.read import Result, mean_and_error, metric_value
 from sae_variants.common.files import write_atomically
 
@@ -63,9 +64,9 @@ def to_frame(results: list[tuple[Any, Result]]) -> Any:
     for found, result in results:
         target = result["sae_lens_release_id"]
         new = {"sae": found.label.partition("[")[0], "label": found.label, "target": target, "seed": found.seed}
-        row = rows.setdefault((target, found.label, found.seed), {**new, **found.cell})
+        row = rows.setdefault((target, found.label, found.seed), {**new, **found.grid_point})
         evaluation = result["eval_type_id"]
-        for metric in evaluator_of_type(evaluation).METRICS:
+        for metric in metrics_of(evaluation):
             row[column_key((evaluation, metric))] = metric_value(metric, result)
     return pd.DataFrame(list(rows.values())).dropna(axis="columns", how="all")
 

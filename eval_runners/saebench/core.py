@@ -10,49 +10,33 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from eval_runners.contract.contract import Context, Result
 from eval_runners.saebench.memo import reusing_model_runs
 from eval_runners.saebench.shared import OneModel, mute_loggers, serving_text
 from eval_runners.store.envelope import sae_bench_release
 from sae_variants.language_model.contexts import heldout_text_name
 from sae_variants.language_model.target import Target
+from sae_variants.ops.explained_variance import ExplainedVariance
 
-
-class _Variance:
-    """Explained variance over everything the core evaluation saw: 1 - sum |x - x̂|² / sum |x - mean(x)|².
-
-    SAEBench's `explained_variance` averages the per-dimension means into one scalar before squaring them, and takes
-    the mean of x² for the mean of x: on real activations it can exceed 1. The sums here are taken in float64 from
-    the very tensors that SAEBench encodes and decodes, special tokens left out as it leaves them out.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sum: Any = 0.0
-        self.squares = 0.0
-        self.errors = 0.0
-
-    def add(self, x_ND: Any, error_ND: Any) -> None:
-        x = x_ND.double()
-        self.count += len(x)
-        self.sum = self.sum + x.sum(0)
-        self.squares += x.pow(2).sum().item()
-        self.errors += error_ND.double().pow(2).sum().item()
-
-    def value(self) -> float:
-        total = self.squares - (self.sum.pow(2).sum() / max(self.count, 1)).item()
-        return 1 - self.errors / total if total > 0 else float("nan")
+if TYPE_CHECKING:
+    from sae_lens import SAE
 
 
 @contextlib.contextmanager
-def observing_variance() -> Iterator[_Variance]:
-    """Watches the SAE and the tokens while SAEBench computes sparsity and variance."""
+def observing_variance() -> Iterator[ExplainedVariance]:
+    """Observe the SAE and the tokens while SAEBench computes sparsity and variance.
+
+    SAEBench's `explained_variance` averages the per-dimension means into one scalar before squaring them, and takes the
+    mean of x² for the mean of x: on real activations it can exceed 1. The sums here are taken in float64 from the very
+    tensors that SAEBench encodes and decodes. Special tokens are left out, as SAEBench leaves them out.
+    """
     import torch
     from sae_bench.evals.core import main as core
 
-    variance = _Variance()
+    variance = ExplainedVariance()
     original = core.get_sparsity_and_variance_metrics
 
     def observed(sae: Any, model: Any, store: Any, *args: Any, **kwargs: Any) -> Any:
@@ -106,8 +90,8 @@ def catching_errors() -> Iterator[list[BaseException]]:
 
 
 def score_core(
-    sae: Any, model: Any, target: Target, settings: dict[str, Any], device: str, dtype: str
-) -> tuple[dict[str, Any], float, list[str]]:
+    sae: SAE[Any], target: Target, settings: dict[str, Any], context: Context
+) -> tuple[Result, float, list[str]]:
     """SAEBench's core evaluation of one SAE.
 
     Returns:
@@ -118,8 +102,8 @@ def score_core(
 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         stack.enter_context(serving_text(target, heldout_text_name(target)))
-        stack.enter_context(mock.patch.object(core, "HookedTransformer", OneModel(model)))
-        stack.enter_context(reusing_model_runs(model, target.hook_name))
+        stack.enter_context(mock.patch.object(core, "HookedTransformer", OneModel(context.model)))
+        stack.enter_context(reusing_model_runs(context.model, target.hook_name))
         variance = stack.enter_context(observing_variance())
         caught = stack.enter_context(catching_errors())
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
@@ -139,8 +123,8 @@ def score_core(
             # an empty folder each time: SAEBench skips an existing result even if the SAE was trained anew
             output_folder=folder,
             verbose=True,
-            dtype=dtype,
-            device=device,
+            dtype=target.dtype,
+            device=context.device,
             force_rerun=True,
         )
         if caught:
@@ -156,4 +140,4 @@ def score_core(
         for name, value in values.items()
         if isinstance(value, float) and not math.isfinite(value)
     )
-    return output, variance.value(), missing
+    return output, variance.value, missing

@@ -11,84 +11,97 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eval_runners.contract.contract import Evaluation
-from eval_runners.store.paths import without_paths
+from eval_runners.contract.contract import UNSTRUCTURED, Evaluation, Result
+from eval_runners.contract.located import LocatedSAE
+from eval_runners.store.paths import folder_name, without_paths
 from sae_variants.common.files import write_atomically
 from sae_variants.common.hashing import hash_value
 from sae_variants.common.values import finite_or_none
+from sae_variants.language_model.folders import model_id
 from sae_variants.language_model.target import Target
 
 
 @dataclass(frozen=True)
 class ResultLocation:
-    """Where the results of one evaluation with one set of settings go, and what they say about their origin."""
+    """Where the results of one evaluation with one set of settings go, and their provenance."""
 
     root: Path
     evaluation: str
+    """Name of the evaluator."""
     target: Target
-    settings: dict[str, Any]
-    versions: dict[str, str]
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
     """Of what the evaluation reads beside the target's text."""
     device: str
-    command: list[str]
+    command: Sequence[str]
     commit: str | None = field(default_factory=lambda: package_commit())
-    """When the work began, whatever is committed meanwhile."""
+    """Taken when the work begins, whatever is committed meanwhile."""
 
-    def path(self, sae: str, weight_hash: str) -> Path:
-        from sae_variants.language_model.folders import model_id
+    @property
+    def folder(self) -> Path:
+        """`<root>/<target>/<evaluation>`."""
+        return self.root / self.target.name / self.evaluation
 
+    def path(self, located: LocatedSAE) -> Path:
+        """The result file of one SAE."""
         key = {
-            "weights": weight_hash,
-            "config": self.settings,
+            "weights": located.weight_hash,
+            "config": dict(self.settings),
             "model": model_id(self.target.model_name),
             "hook_name": self.target.hook_name,
             "text": self.target.text_id,
             "text_version": self.target.text_version,
             "sae_bench": version("sae-bench"),
-            **({"versions": self.versions} if self.versions else {}),
+            **({"versions": dict(self.versions)} if self.versions else {}),
         }
-        digest = hash_value(key)
-        return self.root / self.target.name / self.evaluation / sae / f"{digest}.json"
+        return self.folder / folder_name(located.label) / f"{hash_value(key)}.json"
 
-    def envelope(self, evaluation: Evaluation, found: Any, weight_hash: str, seconds: float) -> dict[str, Any]:
-        """SAEBench's result with ours under `eval_result_unstructured`: added metrics, verdict, provenance."""
+    def complete(self, output: Result, evaluation: Evaluation, located: LocatedSAE, seconds: float) -> Result:
+        """SAEBench's output with ours under `eval_result_unstructured`: added values, verdict, provenance.
+
+        Args:
+            output: in SAEBench's envelope.
+            seconds: wall-clock time of the evaluation.
+        """
         failures = list(evaluation.failures)
-        if found.training_tokens is not None and found.training_tokens <= 0:
+        if located.training_tokens is not None and located.training_tokens <= 0:
             failures.insert(0, "trained on 0 tokens")
-        result = dict(evaluation.output)
-        result["sae_lens_id"] = found.label
-        result["sae_lens_release_id"] = self.target.name
-        result["eval_result_unstructured"] = {
-            **(evaluation.output.get("eval_result_unstructured") or {}),
-            **finite_or_none(evaluation.ours),
+        unstructured = {
+            **(output.get(UNSTRUCTURED) or {}),
+            **finite_or_none(dict(evaluation.unstructured)),
             "files": sorted(evaluation.files),
             "trained": not failures,
             "not_trained_because": failures,
-            "provenance": {
-                "command": shlex.join(without_paths(self.command)),
-                "commit": self.commit,
-                "versions": {
-                    p: version(p) for p in ("sae-variants", "sae-lens", "sae-bench", "transformer-lens", "torch")
-                },
-                "device": self.device,
-                "seconds": round(seconds, 1),
-                "seed": found.seed,
-                "training_tokens": found.training_tokens,
-                "weight_hash": weight_hash,
-                "kind": found.kind,
-                "target": self.target.name,
-                "hook_name": self.target.hook_name,
-                "text": self.target.text_id,
-                "text_version": self.target.text_version,
-                "read": self.versions,
-            },
+            "provenance": self.provenance(located, seconds),
         }
-        return result
+        ids = {"sae_lens_id": located.label, "sae_lens_release_id": self.target.name}
+        return {**output, **ids, UNSTRUCTURED: unstructured}
+
+    def provenance(self, located: LocatedSAE, seconds: float) -> dict[str, Any]:
+        """What made the result, from what, where and when."""
+        packages = ("sae-variants", "sae-lens", "sae-bench", "transformer-lens", "torch")
+        return {
+            "command": shlex.join(without_paths(list(self.command))),
+            "commit": self.commit,
+            "versions": {package: version(package) for package in packages},
+            "device": self.device,
+            "seconds": round(seconds, 1),
+            "seed": located.seed,
+            "training_tokens": located.training_tokens,
+            "weight_hash": located.weight_hash,
+            "kind": located.kind,
+            "target": self.target.name,
+            "hook_name": self.target.hook_name,
+            "text": self.target.text_id,
+            "text_version": self.target.text_version,
+            "read": dict(self.versions),
+        }
 
 
 def validate_result(output_class: type, result: dict[str, Any]) -> None:

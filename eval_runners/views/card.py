@@ -10,7 +10,7 @@ from typing import Any
 
 from eval_runners.leaderboard.boards import Board, select_evaluations
 from eval_runners.leaderboard.render import LEGEND, to_markdown
-from eval_runners.leaderboard.rows import evaluator_of_type
+from eval_runners.leaderboard.rows import metrics_of
 from eval_runners.leaderboard.select import has_l0_near
 from sae_variants.registry.variants import variant_summaries
 
@@ -30,13 +30,13 @@ def render_card(
         for sae in every:
             row = sae["row"]
             for evaluation, own in row.results.items():
-                for metric in evaluator_of_type(evaluation).METRICS:
+                for metric in metrics_of(evaluation):
                     number = row.number((evaluation, metric))
                     if metric.short and number:
                         text = str(own[0]["eval_config"].get("dataset") or evaluation)
                         yield EvalResult(
                             task_type="feature-extraction", dataset_type=text, dataset_name=text,
-                            dataset_config=sae["id"], metric_type=metric.name, metric_name=metric.title,
+                            dataset_config=sae["id"], metric_type=metric.key, metric_name=metric.title,
                             metric_value=number[0],
                         )  # fmt: skip
 

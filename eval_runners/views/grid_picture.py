@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from eval_runners.leaderboard.rows import column_key, evaluator_of_type
+from eval_runners.leaderboard.rows import column_key, metrics_of
 from eval_runners.leaderboard.terminal import to_frame
 from eval_runners.store.read import Result
 from sae_variants.common.errors import UsageError
@@ -35,7 +35,7 @@ def draw_grid(path: Path, results: list[tuple[Any, Result]], axes: list[str]) ->
 
     table = to_frame(results)
     evaluations = dict.fromkeys(result["eval_type_id"] for _, result in results)
-    every = [(evaluation, metric) for evaluation in evaluations for metric in evaluator_of_type(evaluation).METRICS]
+    every = [(evaluation, metric) for evaluation in evaluations for metric in metrics_of(evaluation)]
     known = [column for column in every if column_key(column) in table]
     panels = [column for column in known if column[1].short] or known
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *axes])))

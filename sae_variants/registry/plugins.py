@@ -54,4 +54,4 @@ def read_summary(module: str) -> str:
     if spec is None or spec.origin is None:
         return "its package cannot be imported"
     doc = ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or ""
-    return (doc.splitlines() or [""])[0].partition(": ")[2].rstrip(".")
+    return (doc.splitlines() or [""])[0].removeprefix(module.rpartition(".")[2] + ": ").rstrip(".")

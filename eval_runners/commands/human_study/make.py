@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval_runners.harness.options import TRAIN_PREFIX
-from eval_runners.harness.score import check_context, check_fits, model_loader
+from eval_runners.harness.fit import check_context, load_for_target
+from eval_runners.harness.options import parse_with_overrides
+from eval_runners.harness.score import model_loader
 from eval_runners.measures.intrusion import CHOICES, Item
 from eval_runners.views.page import render_page
 from sae_variants.cli.fields import add_fields, given_fields, to_option
@@ -17,9 +18,7 @@ from sae_variants.cli.options import (
     Parser,
     add_target_options,
     device_from,
-    parse_extra_options,
     parse_seeds,
-    split_unknown_options,
     target_from,
 )
 from sae_variants.common.console import hide_host_warnings
@@ -42,50 +41,41 @@ def main(argv: list[str]) -> int:
     from eval_runners.commands.human_study.files import read_key
     from eval_runners.contract.contract import Evaluation
     from eval_runners.contract.registry import load_evaluator
-    from eval_runners.harness.find_sae import resolve_requests, train_missing
+    from eval_runners.harness.find_sae import locate_all, resolve_requests
     from eval_runners.measures.firing import collect_firing
     from eval_runners.store.envelope import make_output
     from eval_runners.store.result import ResultLocation
 
     human_study = load_evaluator("human_study")
-    EvalConfig = human_study.EvalConfig
     parser = Parser(prog="python -m eval_runners human-study make", description=__doc__)
     parser.add_argument("--sae", action="append", required=True, metavar="NAME", dest="saes", help="may be repeated")
     parser.add_argument("--output", default="study.html", metavar="FILE", help="the page (default: %(default)s)")
     parser.add_argument("--seeds", type=parse_seeds, default=[0], metavar="0,1,2", help="of variants (default: 0)")
     add_target_options(parser)
-    add_fields(parser, EvalConfig, "study")
-    words, extra = split_unknown_options(parser, argv)
-    args = parser.parse_args(words)
-    overrides = parse_extra_options(extra, prefix=TRAIN_PREFIX)
+    add_fields(parser, human_study.settings_class, "study")
+    args, overrides = parse_with_overrides(parser, argv)
     page, key_file = Path(args.output), Path(args.output).with_suffix(".key.json")
     for file in (page, key_file):
         check_file_writable(file, "--output")
     hide_host_warnings()
     target, device = target_from(args), device_from(args)
-    config = EvalConfig(**given_fields(args, EvalConfig))
+    config = human_study.settings_class(**given_fields(args, human_study.settings_class))
     for name, least in (("items", 1), ("n_contexts", 1), ("strongest", CHOICES), ("controls", 0)):
         if getattr(config, name) < least:
             raise UsageError(f"{to_option(name)} must be at least {least}, not {getattr(config, name)}")
     names = list(dict.fromkeys([*args.saes, "random"]))
-    wanted = resolve_requests(names, target, overrides, [{}], args.seeds, args.trained)
-    found, failures = train_missing(wanted, [], device)
-    if failures:
-        raise UsageError(failures[0])
+    found = locate_all(resolve_requests(names, target, overrides, seeds=args.seeds, trained=args.trained), device)
     model = model_loader(target, device)()
     check_context(config.context_size, target, model)
-    place = ResultLocation(Path(), human_study.NAME, target, asdict(config), {}, device, _command("make", argv))
+    place = ResultLocation(Path(), human_study.name, target, asdict(config), {}, device, _command("make", argv))
     saes, questions = [], []
     for number, one in enumerate(found):
-        sae = one.load(device)
-        check_fits(sae, one.label, target, model)
+        sae = load_for_target(one, target, model, device)
         firing = collect_firing(sae, target, model, config.n_contexts, config.context_size)
         questions += _questions(firing, config, number, one.label)
-        empty = make_output(human_study.NAME, config, {name: {} for name in human_study.CATEGORIES}, sae, target)
-        saes.append({
-            "path": str(place.path(one.path_name, one.weight_hash)), "learns": one.learns,
-            "result": place.envelope(Evaluation(empty), one, one.weight_hash, 0.0),
-        })  # fmt: skip
+        empty = make_output(human_study, config, {}, sae, target)
+        result = place.complete(empty, Evaluation(), one, 0.0)
+        saes.append({"path": str(place.path(one)), "learns": one.learns, "result": result})
     weights = [one.weight_hash for one in found]
     random.Random(f"{config.seed} {weights}").shuffle(questions)  # who has the SAEs only can undo it
     items = {str(at): _shown(question, model.tokenizer) for at, question in enumerate(questions, start=1)}

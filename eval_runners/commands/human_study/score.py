@@ -21,6 +21,7 @@ def main(argv: list[str]) -> int:
     from eval_runners.contract.registry import load_evaluator
     from eval_runners.leaderboard.boards import make_boards
     from eval_runners.leaderboard.terminal import print_boards
+    from eval_runners.store.envelope import output_class
     from eval_runners.store.result import validate_result, write_result
     from sae_variants.common.files import check_folder_writable
 
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
         key, said, ["python", "-m", "eval_runners", "human-study", "score", "FILE..."]
     )  # raters' names
     for one, result in zip(key["saes"], results, strict=True):
-        validate_result(load_evaluator("human_study").output_class(), result)
+        validate_result(output_class(load_evaluator("human_study")), result)
         write_result(Path(args.output) / one["path"], result, {})
     print_boards(make_boards(results))
     for one, result in zip(key["saes"], results, strict=True):
@@ -77,7 +78,8 @@ def score_study(key: dict[str, Any], said: list[dict[str, Any]], command: list[s
         for category, kind in of_kind.items():
             raters = [answers["answers"] for answers in said if answers["kind"] == kind]
             if raters:
-                result["eval_result_metrics"][category] = intrusion_scores(items, raters, number, untrained)
+                scores = intrusion_scores(items, raters, number, untrained)
+                result["eval_result_metrics"][category] |= scores
         ours = result["eval_result_unstructured"]
         ours["raters"] = [{"kind": answers["kind"], "answers": len(answers["answers"])} for answers in said]
         ours["study"] = key["study"]
