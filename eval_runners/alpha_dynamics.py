@@ -1,166 +1,197 @@
-"""alpha_dynamics: how the balance that an SAE learns moved through its training, from the trace beside its weights.
+"""Did the balance α of magnitude and frequency that an SAE learns converge, drift, oscillate or collapse?
 
-Of each level: α, mean over the last fifth of its steps; converged, if it moved, keeps within a range there and has no
-slope; the step from which it stays near its end; oscillation, peak to peak without the trend; collapsed, if it moved
-to 0 or 1; the steps on which magnitude costs more than frequency. In words: constant, collapsed, oscillates, converged,
-drifts.
+α is read from the trace that the training writes beside the SAE's weights. The end of the training is the last fifth of
+the steps in which a level trains. α has converged if it moved, and its range and slope at the end are within the
+tolerances; it has collapsed if it moved to 0 or 1 and stays there.
 
-With `--stress` the same SAE is trained with frequency in a ten times larger unit, and from other starts: a balance that
-is learned is the same afterwards. Naive learning must collapse, and theory says to which end: see `learnable_dual`.
+With `--stress` the same SAE is trained with frequency in another unit and from other starts. A balance that is learned
+is the same afterwards. Naive learning of α collapses, and theory predicts to which bound: see `learnable_dual`.
 
-For SAEs that were trained here and keep a trace (`learnable_dual`, `dual_adaptive`). Shapes: T steps.
+Only SAEs that were trained here and keep a trace can be evaluated, such as `learnable_dual` and `dual_adaptive`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval_runners.contract.contract import Direction, Evaluation, Metric, Untrained
-from eval_runners.measures.alpha_trace import (
-    LAST,
-    LEVELS,
-    ONLY,
-    READ,
-    alpha_movement,
-    describe_dynamics,
-    level_alpha,
-    level_columns,
-    mean_costs,
-    read_trace,
-    stress_changes,
+from eval_runners.contract.contract import (
+    UNSTRUCTURED,
+    Context,
+    Direction,
+    Evaluation,
+    Evaluator,
+    Metric,
+    Result,
+    Untrained,
 )
-from eval_runners.views.alpha_picture import draw_trace
+from eval_runners.measures.alpha_trace import LEVELS, SUPPORTED_SAES
 from sae_variants.common.errors import UsageError
 
-NAME = "alpha_dynamics"
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from eval_runners.contract.located import LocatedSAE
+    from sae_variants.language_model.target import Target
+    from sae_variants.training.plan import Plan
+
+MIN_STEPS = 10
+"""Steps of a level from which its movement can be measured."""
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class Settings:
+    """Settings of the movement of α."""
+
     range_tolerance: float = 0.05
-    """Range of α over the last fifth of the steps below which it has converged."""
+    """Largest range of α over the last fifth of the steps at which α has converged."""
     slope_tolerance: float = 0.05
-    """Slope of α there, per 1,000 steps, below which it has converged."""
+    """Largest slope of α over the last fifth of the steps, per 1,000 steps, at which α has converged."""
     stress: bool = False
-    """Whether the SAE is also trained with another unit of frequency, and from other starts."""
+    """Also train the SAE with another unit of frequency and from other starts."""
     scale: float = 10.0
-    """Unit of frequency under stress."""
+    """Factor on the unit of frequency under stress."""
     starts: tuple[float, ...] = (0.1, 0.5, 0.9)
-    """α at the start under stress."""
+    """Values of α at the start of the training under stress, two different values or more."""
 
 
-_NAMES: tuple[tuple[str, str, Direction, str], ...] = (
+_METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("alpha", "α, mean over the last fifth", "neither", "α"),
     ("converged", "converged (1) or not (0)", "neither", "converged"),
     ("converged_step", "step from which α stays near its end", "neither", ""),
     ("range", "range of α over the last fifth", "lower", ""),
-    ("slope", "slope of α there, per 1,000 steps", "neither", ""),
+    ("slope", "slope of α over the last fifth, per 1,000 steps", "neither", ""),
     ("oscillation", "peak to peak of α in the second half, without trend", "lower", ""),
     ("collapsed", "collapsed (1) or not (0)", "lower", "collapsed"),
-    ("collapsed_step", "step from which α is at an end", "neither", ""),
-    ("drive", "mean size of what moves α, last fifth", "neither", ""),
+    ("collapsed_step", "step from which α stays at 0 or 1", "neither", ""),
+    ("drive", "mean size of the drive on α, last fifth", "neither", ""),
     ("magnitude_dominates", "share of steps on which magnitude costs more than frequency", "neither", ""),
-    ("magnitude", "M at the end", "neither", ""),
-    ("frequency", "F at the end", "neither", ""),
-    ("l0", "L0 in training at the end", "neither", ""),
+    ("magnitude", "magnitude M, mean over the last fifth", "neither", ""),
+    ("frequency", "frequency F, mean over the last fifth", "neither", ""),
+    ("l0", "L0 in training, mean over the last fifth", "neither", ""),
     ("scale_change", "change of α with another unit of frequency", "lower", "unit × 10"),
     ("starts_range", "range of α over starts", "lower", "starts"),
 )
 METRICS = tuple(
     Metric(
-        f"{level}.{name}", f"{level}: {title}", better, f"eval_result_metrics.{level}.{name}",
+        level,
+        name,
+        f"{level}: {title}",
+        better,
         short=f"{level}: {short}" if short else "",
+        column=f"{level}.{name}",
     )
     for level in LEVELS
-    for name, title, better, short in _NAMES
-)  # fmt: skip
+    for name, title, better, short in _METRICS
+)
 
 
-def output_class() -> type:
-    from eval_runners.store.envelope import make_output_class
+class AlphaDynamics(Evaluator[Settings]):
+    """The movement of α in training, by level."""
 
-    return make_output_class(NAME, EvalConfig, LEVELS, tuple(name for name, *_ in _NAMES))
+    settings_class = Settings
+    metrics = METRICS
 
+    def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
+        """Refuse tolerances and factors that are not positive, and a single start."""
+        if settings.stress and len(set(settings.starts)) < 2:
+            raise UsageError("--starts needs two different values or more")
+        if min(settings.range_tolerance, settings.slope_tolerance) <= 0 or not settings.scale > 0:
+            raise UsageError("--range-tolerance, --slope-tolerance and --scale must be positive")
+        return settings, {}
 
-def words(result: dict[str, Any]) -> list[str]:
-    """What a result says of each level."""
-    return [f"{level}: {said}" for level, said in result["eval_result_unstructured"]["verdict"].items()]
+    def why_unsupported(self, plan: Plan, settings: Settings) -> str:
+        """The variant keeps no trace, or has no α that stress could start elsewhere."""
+        if not plan.resolved.get("tracing"):
+            return SUPPORTED_SAES
+        if settings.stress and "start_alpha" not in plan.resolved:
+            return "--stress is for SAEs whose balance is learned, such as learnable_dual"
+        return ""
 
+    def evaluate(self, sae: SAE[Any], target: Target, settings: Settings, context: Context) -> Evaluation:
+        """Measure and describe the movement of α in each level, and draw the trace."""
+        from eval_runners.measures.alpha_trace import (
+            COLUMNS,
+            alpha_movement,
+            describe_movement,
+            level_columns,
+            mean_costs,
+            read_trace,
+            stress_changes,
+        )
+        from eval_runners.measures.checks import require_finite_weights
+        from eval_runners.views.alpha_picture import draw_trace
 
-def refuses(plan: Any, config: EvalConfig) -> str:
-    if not plan.resolved.get("tracing"):
-        return f"{ONLY}, and that were trained with tracing"
-    if config.stress and "start_alpha" not in plan.resolved:
-        return "--stress is for SAEs whose balance is learned, such as learnable_dual"
-    return ""
-
-
-def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str, found: Any = None) -> Evaluation:
-    """The movement of each level's α, its verdict, and a picture."""
-    from eval_runners.measures.checks import require_finite_weights
-    from eval_runners.store.envelope import make_output
-    from sae_variants.common.values import finite_or_none
-
-    require_finite_weights(sae)
-    if config.stress and len(set(config.starts)) < 2:
-        raise UsageError("--starts needs two different values at least")
-    if min(config.range_tolerance, config.slope_tolerance) <= 0 or not config.scale > 0:
-        raise UsageError("--range-tolerance, --slope-tolerance and --scale must be positive")
-    trace = read_trace(getattr(found, "folder", None))
-    details = getattr(sae.cfg.metadata, "training_architecture_details", None) or {}
-    is_naive = details.get("learning") == "naive"
-    values: dict[str, dict[str, Any]] = {level: dict.fromkeys(name for name, *_ in _NAMES) for level in LEVELS}
-    verdicts, failures = {}, []
-    for level in LEVELS:
-        own, steps = level_columns(trace, level)
-        if any(not np.isfinite(own[name]).all() for name in READ):
-            raise Untrained(f"the trace of the {level} level has values that are no numbers")
-        if len(steps) < 2 * LAST:
-            raise UsageError(f"the trace has {len(steps)} steps of the {level} level: train longer")
-        moved = alpha_movement(own["alpha"], steps, config.range_tolerance, config.slope_tolerance)
-        values[level] |= moved | mean_costs(own)
-        verdicts[level] = describe_dynamics(moved, own, steps, is_naive)
-        if not values[level]["l0"] > 0:
-            failures.append(f"no latent of the {level} level fires at the end of the training")
-    if not sae.W_dec.any():
-        failures.append("every decoder row is zero")
-    stressed: list[dict[str, Any]] = []
-    if config.stress:
-        stressed = _stress(found, config, device)
+        require_finite_weights(sae)
+        located = context.located
+        trace = read_trace(located.folder if located else None)
+        details = getattr(sae.cfg.metadata, "training_architecture_details", None) or {}
+        is_naive = details.get("learning") == "naive"
+        values: dict[str, float | None] = {}
+        verdicts: dict[str, str] = {}
+        alphas: dict[str, float] = {}
+        failures: list[str] = []
         for level in LEVELS:
-            values[level] |= stress_changes(stressed, level, values[level]["alpha"])
-    output = make_output(NAME, config, finite_or_none(values), sae, target)
-    ours = {"verdict": verdicts, "stress": stressed}
-    return Evaluation(output, ours, failures, {"trace.png": draw_trace(trace, getattr(found, "label", ""))})
+            columns, steps = level_columns(trace, level)
+            if any(not np.isfinite(columns[name]).all() for name in COLUMNS):
+                raise Untrained(f"the trace of the {level} level has values that are not finite")
+            if len(steps) < MIN_STEPS:
+                raise UsageError(f"the trace has {len(steps)} steps of the {level} level: train longer")
+            movement = alpha_movement(columns["alpha"], steps, settings.range_tolerance, settings.slope_tolerance)
+            costs = mean_costs(columns)
+            values |= _with_level(level, {**movement.values(), **costs})
+            verdicts[level], alphas[level] = describe_movement(movement, columns, steps, is_naive), movement.alpha
+            if not costs["l0"] > 0:
+                failures.append(f"no latent of the {level} level fires at the end of the training")
+        if not sae.W_dec.any():
+            failures.append("every decoder row is zero")
+        stressed = _train_under_stress(located, settings, context.device) if settings.stress else []
+        for level in LEVELS:
+            values |= _with_level(level, stress_changes(stressed, level, alphas[level]))
+        picture = draw_trace(trace, located.label if located else "")
+        return Evaluation(values, {"verdict": verdicts, "stress": stressed}, failures, {"trace.png": picture})
+
+    def summary_lines(self, result: Result) -> list[str]:
+        """The description of each level's movement."""
+        return [f"{level}: {verdict}" for level, verdict in result[UNSTRUCTURED]["verdict"].items()]
 
 
-def _stress(found: Any, config: EvalConfig, device: str) -> list[dict[str, Any]]:
-    """α at the end of the same SAE with another unit of frequency, and from each start; trains what is missing."""
-    from sae_variants.training.train import train_plans
+def _with_level(level: str, values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Metric id -> value of the metrics of one level."""
+    return {f"{level}.{name}": value for name, value in values.items()}
 
-    plan = getattr(found, "plan", None)
+
+def _train_under_stress(located: LocatedSAE | None, settings: Settings, device: str) -> list[dict[str, float]]:
+    """Train the same SAE with another unit of frequency, and from each start, where that is missing.
+
+    Returns:
+        For each training the field that was changed, and α at the end of each level.
+    """
+    from eval_runners.harness.find_sae import SAERequest, locate_all
+    from eval_runners.measures.alpha_trace import alpha_movement, level_columns, read_trace
+
+    plan = located.plan if located else None
     if plan is None or "start_alpha" not in plan.resolved:
-        raise UsageError("--stress trains an SAE anew: give the name of a variant whose balance is learned")
-    changes: list[dict[str, float]] = [{"frequency_scale": plan.resolved["frequency_scale"] * config.scale}]
-    changes += [{"start_alpha": start} for start in config.starts]
+        raise UsageError("--stress trains an SAE again: give the name of a variant whose balance is learned")
+    changes: list[dict[str, float]] = [{"frequency_scale": plan.resolved["frequency_scale"] * settings.scale}]
+    changes += [{"start_alpha": start} for start in settings.starts]
     plans = [replace(plan, fields={**plan.fields, **change}) for change in changes]
-    train_plans(plans, device)
+    stressed = locate_all([SAERequest(changed.full_name, changed) for changed in plans], device)
     rows = []
-    for change, made in zip(changes, plans, strict=True):
-        trace = read_trace(made.folder)
-        ends = {
-            level: alpha_movement(*level_alpha(trace, level), config.range_tolerance, config.slope_tolerance)["alpha"]
-            for level in LEVELS
-        }
-        rows.append({**change, **ends})
+    for change, each in zip(changes, stressed, strict=True):
+        trace = read_trace(each.folder)
+        row = dict(change)
+        for level in LEVELS:
+            columns, steps = level_columns(trace, level)
+            row[level] = alpha_movement(columns["alpha"], steps).alpha
+        rows.append(row)
     return rows
 
 
 if __name__ == "__main__":
     from eval_runners.commands.evaluate import run_evaluator
 
-    run_evaluator(Path(__file__).stem)
+    run_evaluator(__file__)

@@ -1,212 +1,194 @@
-"""hierarchy: do the upper latents of a two-level SAE stand for their children, and does the model listen to them?
+"""Do the upper latents of a two-level SAE stand for their children, and do they matter to the language model?
 
-Information: bits between the firing of an upper latent and of its children, less those of permuted tokens; a child is a
-lower latent whose parent it is. Clustering: the lower latents as grouped by their parents, beside k-means and
-agglomerative clustering of their decoder rows into as many groups. Causes: where a latent fires, what it writes is
-taken out of the residual stream, against a random direction of the same norm, and against what its children write.
+Information: mutual information in bits between the firing of an upper latent and of its children, minus that after
+permuting the tokens. A child of an upper latent is a lower latent whose parent it is.
 
-An SAE of one level has neither of the first two; the third is of its own latents. Shapes: N tokens, D = d_in, L lower
-latents, U upper latents, or the latents of an SAE of one level.
+Clustering: the lower latents grouped by their parents, compared with k-means and agglomerative clustering of their
+decoder rows into as many groups.
+
+Causes: where a latent fires, what it writes is subtracted from the activations. The effect on the model's predictions
+is compared with that of a random direction of the same norm, and with that of subtracting what its children write.
+
+An SAE of one level has only causes, of its latents.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eval_runners.contract.contract import Direction, Evaluation, Metric
+from eval_runners.contract.contract import Context, Direction, Evaluation, Evaluator, Metric
+from eval_runners.measures.clustering import CLUSTERINGS, PARTITIONS
 
-NAME = "hierarchy"
-CATEGORIES = ("information", "clustering", "causes")
-CLUSTERINGS = ("kmeans", "agglomerative")
-PARTITIONS = ("learned", *CLUSTERINGS, "shuffled")
+if TYPE_CHECKING:
+    from sae_lens import SAE
+    from torch import Tensor
+
+    from sae_variants.language_model.target import Target
+
+CONTEXTS_PER_BATCH = 16
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class Settings:
+    """Settings of information, clustering and causes."""
+
     n_contexts: int = 256
-    """Held-out contexts that are read."""
+    """Held-out contexts."""
     context_size: int = 128
     """Tokens in a context, BOS included."""
     permutations: int = 5
-    """Times that tokens are permuted for the information that chance gives."""
+    """Permutations of the tokens, whose mean information is subtracted."""
     n_latents: int = 48
-    """Latents whose causes are traced, drawn from those that fire in enough contexts."""
+    """Latents whose effect is traced, sampled from those that fire in enough contexts."""
     contexts_per_latent: int = 6
-    """Contexts in which a latent is traced."""
+    """Contexts in which each latent is traced."""
     random_directions: int = 2
-    """Random directions beside each latent."""
+    """Random directions compared with each latent."""
     seed: int = 0
-    """Seed of permutations, clusterings, draws and directions."""
+    """Seed of permutations, clusterings, samples and random directions."""
 
 
-def _of_partition(by: str) -> Direction:
-    return "higher" if by == PARTITIONS[0] else "neither"
+def _of_partition(partition: str) -> Direction:
+    return "higher" if partition == PARTITIONS[0] else "neither"
 
 
-_NAMES: dict[str, tuple[tuple[str, str, Direction], ...]] = {
+_METRICS: dict[str, tuple[tuple[str, str, Direction], ...]] = {
     "information": (
         ("best_child_bits", "bits with the best child, above chance", "higher"),
-        ("best_child_null_bits", "bits with the best child of permuted tokens", "neither"),
-        ("best_child_ratio", "bits with the best child / of permuted tokens", "higher"),
+        ("best_child_null_bits", "bits with the best child, tokens permuted", "neither"),
+        ("best_child_ratio", "bits with the best child / tokens permuted", "higher"),
         ("total_bits", "bits with each child, above chance, summed over children", "higher"),
         ("best_of_all_bits", "bits with the best lower latent, child or not", "neither"),
-        ("parents", "upper latents that fire and have children that do", "neither"),
+        ("parents", "upper latents that fire and have children that fire", "neither"),
         ("childless", "share of upper latents without a child", "lower"),
     ),
     "clustering": (
-        *((f"silhouette_{by}", f"silhouette (cosine), {by}", _of_partition(by)) for by in PARTITIONS),
+        *((f"silhouette_{name}", f"silhouette (cosine), {name}", _of_partition(name)) for name in PARTITIONS),
         *(
-            (f"coactivation_{by}", f"co-activation within groups (Jaccard), {by}", _of_partition(by))
-            for by in PARTITIONS
+            (f"coactivation_{name}", f"co-activation within groups (Jaccard), {name}", _of_partition(name))
+            for name in PARTITIONS
         ),
-        *((f"ari_{by}", f"adjusted Rand index with {by}", "neither") for by in CLUSTERINGS),
-        *((f"nmi_{by}", f"normalised mutual information with {by}", "neither") for by in CLUSTERINGS),
+        *((f"ari_{name}", f"adjusted Rand index with {name}", "neither") for name in CLUSTERINGS),
+        *((f"nmi_{name}", f"normalised mutual information with {name}", "neither") for name in CLUSTERINGS),
     ),
     "causes": (
         ("kl", "KL without the latent, nats", "higher"),
-        ("kl_low", "its 95 % interval, from", "neither"),
-        ("kl_high", "to", "neither"),
-        ("kl_random", "KL without a random direction of that norm", "neither"),
-        ("kl_random_low", "its 95 % interval, from", "neither"),
-        ("kl_random_high", "to", "neither"),
-        ("kl_median", "KL without the median latent", "higher"),
-        ("kl_random_median", "the same, random direction", "neither"),
-        ("kl_excess", "KL less that without the random direction, latent by latent", "higher"),
-        ("kl_excess_low", "its 95 % interval, from", "neither"),
-        ("kl_excess_high", "to", "neither"),
-        ("kl_ratio", "KL / random", "higher"),
-        ("top_change", "change of the likeliest token's log-probability", "higher"),
-        ("top_change_random", "the same, random direction", "neither"),
-        ("kl_children", "KL without its children", "neither"),
-        ("children_share", "share of its change of the logits that its children make (projection)", "higher"),
-        ("children_share_low", "its 95 % interval, from", "neither"),
-        ("children_share_high", "to", "neither"),
-        ("other_children_share", "the same, another latent's children", "neither"),
+        ("kl_low", "KL without the latent, 95 % interval from", "neither"),
+        ("kl_high", "KL without the latent, 95 % interval to", "neither"),
+        ("kl_random", "KL without a random direction of the same norm, nats", "neither"),
+        ("kl_random_low", "KL without a random direction, 95 % interval from", "neither"),
+        ("kl_random_high", "KL without a random direction, 95 % interval to", "neither"),
+        ("kl_median", "KL without the latent, median over latents", "higher"),
+        ("kl_random_median", "KL without a random direction, median over latents", "neither"),
+        ("kl_excess", "KL without the latent minus KL without a random direction", "higher"),
+        ("kl_excess_low", "KL difference, 95 % interval from", "neither"),
+        ("kl_excess_high", "KL difference, 95 % interval to", "neither"),
+        ("kl_ratio", "KL without the latent / without a random direction", "higher"),
+        ("top_change", "change of the most likely token's log-probability, nats", "higher"),
+        ("top_change_random", "the most likely token's change without a random direction, nats", "neither"),
+        ("kl_children", "KL without the latent's children, nats", "neither"),
+        ("children_share", "share of the change of the logits that the children cause (projection)", "higher"),
+        ("children_share_low", "children's share, 95 % interval from", "neither"),
+        ("children_share_high", "children's share, 95 % interval to", "neither"),
+        ("other_children_share", "share that another latent's children cause", "neither"),
         ("traced", "latents traced", "neither"),
     ),
 }
 _SHORT = {
-    "best_child_bits": "child bits", "best_child_ratio": "child bits / chance", "silhouette_learned": "silhouette",
-    "coactivation_learned": "co-activation", "kl_ratio": "KL / random", "children_share": "children's share",
-}  # fmt: skip
+    "best_child_bits": "child bits",
+    "best_child_ratio": "child bits / chance",
+    "silhouette_learned": "silhouette",
+    "coactivation_learned": "co-activation",
+    "kl_ratio": "KL / random",
+    "children_share": "children's share",
+}
 METRICS = tuple(
-    Metric(name, title, better, f"eval_result_metrics.{category}.{name}", short=_SHORT.get(name, ""))
-    for category, described in _NAMES.items()
-    for name, title, better in described
+    Metric(category, name, title, better, short=_SHORT.get(name, ""))
+    for category, metrics in _METRICS.items()
+    for name, title, better in metrics
 )
 
 
-def output_class() -> type:
-    from eval_runners.store.envelope import make_output_class
+class Hierarchy(Evaluator[Settings]):
+    """Information, clustering and causes of a hierarchy of latents."""
 
-    names = tuple(dict.fromkeys(metric.name for metric in METRICS))
-    return make_output_class(NAME, EvalConfig, CATEGORIES, names)
+    settings_class = Settings
+    metrics = METRICS
+
+    def evaluate(self, sae: SAE[Any], target: Target, settings: Settings, context: Context) -> Evaluation:
+        """Measure what the SAE's levels allow, and trace a sample of its latents."""
+        import torch
+
+        from eval_runners.data.heldout import heldout_tokens, special_mask
+        from eval_runners.measures.ablation import in_float32
+        from eval_runners.measures.causal_trace import summarize_traces, trace_sampled
+        from eval_runners.measures.checks import require_finite_weights
+        from eval_runners.measures.clustering import compare_partitions
+        from eval_runners.measures.information import summarize_information
+        from sae_variants.language_model.hooks import hook_activations
+        from sae_variants.two_level.saved import TwoLevelSAE, lower_level_of
+
+        require_finite_weights(sae)
+        model = context.model
+        ids_CT = heldout_tokens(target, model, settings.n_contexts, settings.context_size)
+        counted_CT = ~special_mask(ids_CT, model)
+        levels, lower, parent_L = [sae], None, None
+        if isinstance(sae, TwoLevelSAE):
+            lower, parent_L = lower_level_of(sae), sae.parent_L.cpu()
+            levels.append(lower)
+        fires = _firing(levels, hook_activations(model, target.hook_name), ids_CT, counted_CT)
+        fires_NU = fires[0]
+        values: dict[str, float | None] = {}
+        failures = [] if fires_NU.any() else ["no latent fires"]
+        if lower is not None and parent_L is not None:
+            information = summarize_information(fires_NU, fires[1], parent_L, settings.permutations, settings.seed)
+            partitions = compare_partitions(lower.W_dec.detach().cpu(), fires[1], parent_L, settings.seed)
+            values |= {f"information.{name}": value for name, value in information.items()}
+            values |= {f"clustering.{name}": value for name, value in partitions.items()}
+            if not information["parents"]:
+                failures.append("no upper latent that fires has a child that does")
+        fires_CTU = torch.zeros(*ids_CT.shape, fires_NU.shape[1], dtype=torch.bool)
+        fires_CTU[counted_CT] = fires_NU
+        with in_float32(model):
+            rows = trace_sampled(
+                sae,
+                lower,
+                parent_L,
+                model,
+                target.hook_name,
+                ids_CT,
+                fires_CTU,
+                n_latents=settings.n_latents,
+                per_latent=settings.contexts_per_latent,
+                random_directions=settings.random_directions,
+                seed=settings.seed,
+            )
+        values |= {f"causes.{name}": value for name, value in summarize_traces(rows, settings.seed).items()}
+        if broken := [row["latent"] for row in rows if not math.isfinite(row["kl"] + row["kl_random"])]:
+            failures.append(f"the effect of {len(broken)} latents is not finite, such as of latent {broken[0]}")
+        return Evaluation(values, {"latents": rows}, failures)
 
 
-def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
-    """All metrics that the SAE has, and what was traced of each latent."""
+def _firing(levels: list[SAE[Any]], at_hook: Any, ids_CT: Tensor, counted_CT: Tensor) -> list[Tensor]:
+    """Whether each latent of each level fires: a mask [N, latents] per level, over the counted tokens."""
     import torch
 
-    from eval_runners.data.heldout import heldout_tokens, special_mask
-    from eval_runners.measures.ablation import in_float32, summarize_traces, trace_sampled
-    from eval_runners.measures.checks import require_finite_weights
-    from eval_runners.measures.information import level_information, mean_or_none
-    from eval_runners.store.envelope import make_output
     from sae_variants.common.console import progress
-    from sae_variants.common.values import finite_or_none
-    from sae_variants.language_model.hooks import hook_activations
-    from sae_variants.two_level.saved import TwoLevelSAE, lower_level_of
 
-    require_finite_weights(sae)
-    lower = lower_level_of(sae) if isinstance(sae, TwoLevelSAE) else None
-    ids_CT = heldout_tokens(target, model, config.n_contexts, config.context_size)
-    own_CT = ~special_mask(ids_CT, model)
-    activations = hook_activations(model, target.hook_name)
-    upper_fires, lower_fires = [], []
+    parts: list[list[Tensor]] = [[] for _ in levels]
+    batches = list(zip(ids_CT.split(CONTEXTS_PER_BATCH), counted_CT.split(CONTEXTS_PER_BATCH), strict=True))
     with torch.no_grad():
-        for ids, own in progress(list(zip(ids_CT.split(16), own_CT.split(16), strict=True)), "contexts"):
-            x_ND = activations(ids)[own.to(model.cfg.device)]
-            upper_fires.append((sae.encode(x_ND) > 0).cpu())
-            if lower is not None:
-                lower_fires.append((lower.encode(x_ND) > 0).cpu())
-    upper_NU = torch.cat(upper_fires)
-    values: dict[str, dict[str, Any]] = {
-        category: dict.fromkeys(n for n, _, _ in _NAMES[category]) for category in _NAMES
-    }
-    parent_L = None
-    if lower is not None and isinstance(sae, TwoLevelSAE):
-        lower_NL, parent_L = torch.cat(lower_fires), sae.parent_L.cpu()
-        found, counts_U = level_information(upper_NU, lower_NL, parent_L, config.permutations, config.seed)
-        chance, best = mean_or_none(found.best_child_null), mean_or_none(found.best_child)
-        values["information"] = {
-            "best_child_bits": mean_or_none(found.best_child_corrected),
-            "best_child_null_bits": chance,
-            "best_child_ratio": best / chance if chance and best is not None else None,
-            "total_bits": mean_or_none(found.total_corrected),
-            "best_of_all_bits": mean_or_none(found.best_of_all),
-            "parents": float(counts_U.sum()),
-            "childless": 1 - len(parent_L[parent_L >= 0].unique()) / upper_NU.shape[1],
-        }
-        values["clustering"] |= clustering(lower.W_dec.detach().cpu(), lower_NL, parent_L, config.seed)
-    fires_CTU = torch.zeros(*ids_CT.shape, upper_NU.shape[1], dtype=torch.bool)
-    fires_CTU[own_CT] = upper_NU
-    with in_float32(model):
-        rows = trace_sampled(
-            sae, lower, parent_L, model, target.hook_name, ids_CT, fires_CTU, n_latents=config.n_latents,
-            per_latent=config.contexts_per_latent, random_directions=config.random_directions, seed=config.seed,
-        )  # fmt: skip
-    values["causes"] |= summarize_traces(rows, config.seed)
-    failures = [] if upper_NU.any() else ["no latent fires"]
-    if parent_L is not None and not values["information"]["parents"]:
-        failures.append("no upper latent that fires has a child that does")
-    if broken := [row["latent"] for row in rows if not math.isfinite(row["kl"] + row["kl_random"])]:
-        failures.append(f"the effect of {len(broken)} latents is not a number, such as of {broken[0]}")
-    output = make_output(NAME, config, finite_or_none(values), sae, target)
-    return Evaluation(output, {"latents": rows}, failures)
-
-
-def clustering(rows_LD: Any, fires_NL: Any, parent_L: Any, seed: int) -> dict[str, float]:
-    """Groups by parent beside clusterings of the decoder rows, of the lower latents that fire.
-
-    Shuffled: the same sizes of groups, latents drawn at random. Empty where there are fewer than two groups.
-    """
-    import numpy as np
-    from sklearn.cluster import AgglomerativeClustering, KMeans
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
-
-    alive_L = fires_NL.any(0) & (parent_L >= 0)
-    learned = parent_L[alive_L].numpy()
-    groups = len(np.unique(learned))
-    if not 2 <= groups < len(learned):
-        return {}
-    rows = rows_LD[alive_L].double().numpy()
-    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    partitions = {
-        "learned": learned,
-        "kmeans": KMeans(groups, random_state=seed).fit_predict(rows),
-        "agglomerative": AgglomerativeClustering(groups, metric="cosine", linkage="average").fit_predict(rows),
-        "shuffled": np.random.default_rng(seed).permutation(learned),
-    }
-    fires = fires_NL[:, alive_L].float()
-    both = (fires.T @ fires).double().numpy()
-    single = np.diag(both)
-    jaccard = both / (single[:, None] + single[None] - both)
-    found = {}
-    for name, labels in partitions.items():
-        found[f"silhouette_{name}"] = float(silhouette_score(rows, labels, metric="cosine"))
-        pairs = np.triu(labels[:, None] == labels[None], 1)
-        found[f"coactivation_{name}"] = float(jaccard[pairs].mean()) if pairs.any() else float("nan")
-    for name in CLUSTERINGS:
-        found[f"ari_{name}"] = float(adjusted_rand_score(learned, partitions[name]))
-        found[f"nmi_{name}"] = float(normalized_mutual_info_score(learned, partitions[name]))
-    return found
+        for ids, counted in progress(batches, "contexts"):
+            x_CTD = at_hook(ids)
+            x_ND = x_CTD[counted.to(x_CTD.device)]
+            for level, fires in zip(levels, parts, strict=True):
+                fires.append((level.encode(x_ND) > 0).cpu())
+    return [torch.cat(fires) for fires in parts]
 
 
 if __name__ == "__main__":
-    from pathlib import Path
-
     from eval_runners.commands.evaluate import run_evaluator
 
-    run_evaluator(Path(__file__).stem)
+    run_evaluator(__file__)

@@ -1,4 +1,4 @@
-"""Oracles: a planted hierarchy, levels that know nothing of each other, and ablations whose effect is known."""
+"""Oracles: a planted hierarchy, independent levels, and ablations whose effect is known."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import math
 import pytest
 import sae_lens  # noqa: F401  registers
 import torch
-from conftest import identity, linear_sae
+from conftest import evaluate, identity, linear_sae
 
-from eval_runners import hierarchy
-from eval_runners.hierarchy import EvalConfig, clustering
-from eval_runners.measures.ablation import Ablation, projection_share, summarize_traces
+from eval_runners.measures.ablation import Ablation, projection_share
+from eval_runners.measures.causal_trace import summarize_traces
+from eval_runners.measures.clustering import compare_partitions
 from eval_runners.measures.information import joint_counts, level_information, mutual_information
 from sae_variants.two_level.saved import TwoLevelSAE, TwoLevelSAEConfig
 
-EVERY = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
+TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
 
 
 def entropy(p: float) -> float:
@@ -32,14 +32,14 @@ def test_mutual_information_by_hand():
     assert bias.item() == pytest.approx(1 / (16 * math.log(2)))  # all four cells
 
 
-def test_the_bias_is_what_permuted_tokens_give_on_average():
+def test_the_bias_equals_the_mean_over_permuted_tokens():
     torch.manual_seed(0)
     upper, lower = torch.rand(500, 1) < 0.3, torch.rand(500, 1) < 0.4
-    found = []
+    estimates = []
     for _ in range(3000):
         both = joint_counts(upper[torch.randperm(500)], lower)
-        found.append(mutual_information(both, upper.sum(0), lower.sum(0), 500))
-    bits, bias = (torch.stack(side).mean().item() for side in zip(*found, strict=True))
+        estimates.append(mutual_information(both, upper.sum(0), lower.sum(0), 500))
+    bits, bias = (torch.stack(side).mean().item() for side in zip(*estimates, strict=True))
     assert bits == pytest.approx(bias, rel=0.1)
 
 
@@ -53,50 +53,50 @@ def planted(n: int = 40_000, parents: int = 4, children: int = 3):
 
 def test_a_planted_hierarchy_has_its_analytic_information():
     upper, lower, parent_L = planted()
-    found, counts_U = level_information(upper, lower, parent_L, permutations=3, seed=0)
+    information, measured_U = level_information(upper, lower, parent_L, permutations=3, seed=0)
     expected = entropy(0.05) - 0.1 * entropy(0.5)
-    assert counts_U.all()
-    assert found.total_corrected.mean().item() / 3 == pytest.approx(expected, rel=0.02)
-    assert found.best_child_corrected.mean().item() == pytest.approx(expected, rel=0.03)
-    assert found.best_child.mean().item() == pytest.approx(expected, rel=0.03)
-    torch.testing.assert_close(found.best_of_all, found.best_child_corrected, rtol=1e-3, atol=0)
-    assert 0 < found.best_child_null.mean().item() < 0.01 * expected
+    assert measured_U.all()
+    assert information.total_corrected.mean().item() / 3 == pytest.approx(expected, rel=0.02)
+    assert information.best_child_corrected.mean().item() == pytest.approx(expected, rel=0.03)
+    assert information.best_child.mean().item() == pytest.approx(expected, rel=0.03)
+    torch.testing.assert_close(information.best_of_all, information.best_child_corrected, rtol=1e-3, atol=0)
+    assert 0 < information.best_child_null.mean().item() < 0.01 * expected
 
 
-def test_levels_that_know_nothing_of_each_other_share_no_information():
+def test_independent_levels_share_no_information():
     upper, lower, parent_L = planted()
-    found, _ = level_information(upper[torch.randperm(len(upper))], lower, parent_L, permutations=20, seed=1)
-    assert found.total_corrected.abs().max() < 5e-4
-    assert found.total_corrected.mean().item() == pytest.approx(0, abs=2e-4)
-    per_latent = found.best_child - found.best_child_null
-    assert per_latent.abs().mean().item() < 3 * found.best_child_null.mean().item()
-    assert found.best_child_corrected.abs().max().item() < 5e-4
+    information, _ = level_information(upper[torch.randperm(len(upper))], lower, parent_L, permutations=20, seed=1)
+    assert information.total_corrected.abs().max() < 5e-4
+    assert information.total_corrected.mean().item() == pytest.approx(0, abs=2e-4)
+    per_latent = information.best_child - information.best_child_null
+    assert per_latent.abs().mean().item() < 3 * information.best_child_null.mean().item()
+    assert information.best_child_corrected.abs().max().item() < 5e-4
 
 
-def test_an_upper_latent_without_children_does_not_count():
+def test_an_upper_latent_without_children_is_not_measured():
     upper, lower, parent_L = planted()
-    _, counts_U = level_information(upper, lower, torch.where(parent_L == 2, 1, parent_L), 1, seed=0)
-    assert counts_U.tolist() == [True, True, False, True]
+    _, measured_U = level_information(upper, lower, torch.where(parent_L == 2, 1, parent_L), 1, seed=0)
+    assert measured_U.tolist() == [True, True, False, True]
 
 
-def test_planted_groups_are_found_by_every_clustering():
+def test_every_clustering_recovers_planted_groups():
     _, lower, parent_L = planted()
     rows = torch.eye(8)[parent_L] + 0.05 * torch.randn(12, 8)
-    found = clustering(rows, lower, parent_L, seed=0)
+    values = compare_partitions(rows, lower, parent_L, seed=0)
     for by in ("kmeans", "agglomerative"):
-        assert found[f"ari_{by}"] == 1
-        assert found[f"nmi_{by}"] == pytest.approx(1)
-    assert found["silhouette_learned"] > 0.9 > 0.1 > found["silhouette_shuffled"]
+        assert values[f"ari_{by}"] == 1
+        assert values[f"nmi_{by}"] == pytest.approx(1)
+    assert values["silhouette_learned"] > 0.9 > 0.1 > values["silhouette_shuffled"]
     # two children of one parent fire together on a quarter of its tokens, and at all on three quarters
-    assert found["coactivation_learned"] == pytest.approx(1 / 3, abs=0.03)
-    assert found["coactivation_shuffled"] < 0.15
+    assert values["coactivation_learned"] == pytest.approx(1 / 3, abs=0.03)
+    assert values["coactivation_shuffled"] < 0.15
 
 
 def test_latents_that_never_fire_are_not_clustered():
     _, lower, parent_L = planted()
     lower = lower.clone()
     lower[:, parent_L > 0] = False
-    assert clustering(torch.eye(12), lower, parent_L, seed=0) == {}  # one group is left
+    assert compare_partitions(torch.eye(12), lower, parent_L, seed=0) == {}  # one group is left
 
 
 def tree(target, d: int = 32) -> TwoLevelSAE:
@@ -115,13 +115,15 @@ def tree(target, d: int = 32) -> TwoLevelSAE:
     return sae
 
 
-def evaluate(sae, target, model, **settings):
-    config = EvalConfig(**{"n_contexts": 8, "context_size": 32, "n_latents": 6, "contexts_per_latent": 3, **settings})
-    return hierarchy.evaluate(sae, target, config, model=model, device="cpu").output["eval_result_metrics"]
+SMALL = {"n_contexts": 8, "context_size": 32, "n_latents": 6, "contexts_per_latent": 3}
+
+
+def metrics(sae, target, model, **settings):
+    return evaluate("hierarchy", sae, target, model, **{**SMALL, **settings}).metrics
 
 
 def test_a_planted_tree(target, model):
-    values = evaluate(tree(target), target, model)
+    values = metrics(tree(target), target, model)
     assert values["information"]["parents"] == 16
     assert values["information"]["childless"] == 0
     assert values["information"]["best_child_ratio"] > 10
@@ -130,7 +132,7 @@ def test_a_planted_tree(target, model):
 
 
 def test_one_latent_has_no_other_to_compare_its_children_with(target, model):
-    values = evaluate(tree(target), target, model, n_latents=1)["causes"]
+    values = metrics(tree(target), target, model, n_latents=1)["causes"]
     assert values["children_share"] > 0
     assert values["other_children_share"] is None
 
@@ -140,52 +142,52 @@ def test_upper_latents_without_children_that_fire_are_a_failure(target, model):
     sae.threshold_lower.data[2:] = 1e9
     sae.W_enc_upper.data[0, 3] = 1.0  # latent 3 fires by a child of latent 0
     sae.parent_digits_3L.data[0, :2] = 5.0
-    config = EvalConfig(n_contexts=8, context_size=32, n_latents=2, contexts_per_latent=2)
-    evaluation = hierarchy.evaluate(sae, target, config, model=model, device="cpu")
+    small = {**SMALL, "n_latents": 2, "contexts_per_latent": 2}
+    evaluation = evaluate("hierarchy", sae, target, model, **small)
     assert any("has a child that does" in reason for reason in evaluation.failures)
 
 
 def test_an_sae_of_one_level_has_causes_only(target, model):
-    values = evaluate(identity(target), target, model)
+    values = metrics(identity(target), target, model)
     assert values["causes"]["kl"] > 0
     assert values["causes"]["kl_low"] <= values["causes"]["kl"] <= values["causes"]["kl_high"]
     assert values["causes"]["kl_children"] is None
     assert set(values["information"].values()) == set(values["clustering"].values()) == {None}
 
 
-def test_what_writes_nothing_has_no_effect(target, model):
+def test_an_sae_that_writes_nothing_has_no_effect(target, model):
     eye = torch.eye(32)
-    values = evaluate(linear_sae(target, eye, torch.zeros(32, 32)), target, model)
+    values = metrics(linear_sae(target, eye, torch.zeros(32, 32)), target, model)
     assert values["causes"]["traced"] > 0
     assert values["causes"]["kl"] == pytest.approx(0, abs=1e-9)
     assert values["causes"]["top_change"] == pytest.approx(0, abs=1e-6)
 
 
 def test_the_effect_of_an_ablation_by_hand(target, model):
-    places = torch.zeros(2, 6, dtype=torch.bool)
-    places[0, 3] = places[1, 5] = True
-    ablation = Ablation(model, target.hook_name, EVERY, places)
-    # the hook is the last residual stream: what is taken out reaches the logits through the last norm alone
+    measured = torch.zeros(2, 6, dtype=torch.bool)
+    measured[0, 3] = measured[1, 5] = True
+    ablation = Ablation(model, target.hook_name, TOKENS, measured)
+    # the hook is the last residual stream: a change of it reaches the logits through the last norm alone
     written = torch.zeros(2, 6, 32)
     written[0, 3], written[1, 5] = torch.randn(32), torch.randn(32)
-    _, cached = model.run_with_cache(EVERY, names_filter=target.hook_name, prepend_bos=False)
+    _, cached = model.run_with_cache(TOKENS, names_filter=target.hook_name, prepend_bos=False)
     logits = model.unembed(model.ln_final(cached[target.hook_name] - written)).log_softmax(-1)
-    clean = model(EVERY, prepend_bos=False).log_softmax(-1)
-    torch.testing.assert_close(ablation.clean_PV.log_softmax(-1), clean[places])
+    clean = model(TOKENS, prepend_bos=False).log_softmax(-1)
+    torch.testing.assert_close(ablation.clean_PV.log_softmax(-1), clean[measured])
     effect = ablation.effect(ablation.without(written))
-    expected = (clean.exp() * (clean - logits)).sum(-1)[places].mean()
+    expected = (clean.exp() * (clean - logits)).sum(-1)[measured].mean()
     assert effect.kl == pytest.approx(expected.item(), rel=1e-3)
-    top = clean[places].argmax(-1)
-    change = (logits[places] - clean[places]).gather(-1, top[:, None]).abs().mean()
+    top = clean[measured].argmax(-1)
+    change = (logits[measured] - clean[measured]).gather(-1, top[:, None]).abs().mean()
     assert effect.top == pytest.approx(change.item(), rel=1e-3)
 
 
 def test_effects_are_compared_latent_by_latent():
     # latents differ by far more than each does from its random direction
     rows = [{"kl": 2.0**i + 0.5, "kl_random": 2.0**i, "top_change": 0.0, "top_change_random": 0.0} for i in range(10)]
-    found = summarize_traces(rows, seed=0)
-    assert found["kl_low"] < found["kl_random_high"]
-    assert found["kl_excess"] == found["kl_excess_low"] == found["kl_excess_high"] == pytest.approx(0.5)
+    summary = summarize_traces(rows, seed=0)
+    assert summary["kl_low"] < summary["kl_random_high"]
+    assert summary["kl_excess"] == summary["kl_excess_low"] == summary["kl_excess_high"] == pytest.approx(0.5)
 
 
 def test_a_share_is_a_projection():

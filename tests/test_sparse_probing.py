@@ -237,7 +237,7 @@ def test_weights_that_are_not_numbers_are_untrained_and_the_others_are_scored(ta
     save_file(state, folder / "sae_weights.safetensors")
     words = ["--sae", str(folder), *argv("temporal"), "--k-values", "1"]
     assert eval_command.main("sparse_probing", words) == 1
-    assert "untrained: W_enc holds what is not a number" in capsys.readouterr().out
+    assert "untrained: W_enc has values that are not finite" in capsys.readouterr().out
     assert [file.parent.name for file in (tmp_path / "out").rglob("*.json")] == ["temporal"]
 
 

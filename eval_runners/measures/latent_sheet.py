@@ -146,7 +146,7 @@ def ablation_effect(
     """What changes without it, in contexts drawn from those in which it fires."""
     import torch
 
-    from eval_runners.measures.ablation import trace_latent
+    from eval_runners.measures.causal_trace import trace_latent
 
     acts_CT = firing.acts_CT(latent)
     within = (acts_CT > 0).any(1).nonzero().squeeze(1)

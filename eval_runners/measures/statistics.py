@@ -19,6 +19,7 @@ def bootstrap_interval(values: np.ndarray, seed: int, confidence: float = 0.95) 
     Args:
         values: one number per latent, at least one.
         seed: seed of the resamples. Equal lengths and seeds draw equal resamples.
+        confidence: share of the resampled means inside the interval.
 
     Returns:
         Lower and upper end.
@@ -51,7 +52,8 @@ def match_rows(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.nda
     """Match rows of two matrices one to one so that the sum of the cosines is largest (Hungarian algorithm).
 
     Args:
-        rows, others: [n, D] and [m, D], no row zero.
+        rows: [n, D]. The cosine of a zero row is 0.
+        others: [m, D].
 
     Returns:
         Indices into rows, indices into others, and the cosine of each of the min(n, m) pairs.
@@ -59,7 +61,8 @@ def match_rows(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.nda
     import numpy as np
     from scipy.optimize import linear_sum_assignment
 
-    units = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (rows, others)]
+    norms = [np.linalg.norm(side, axis=1, keepdims=True) for side in (rows, others)]
+    units = [side / np.where(norm > 0, norm, 1) for side, norm in zip((rows, others), norms, strict=True)]
     cosines = units[0] @ units[1].T
     left, right = linear_sum_assignment(cosines, maximize=True)
     return left, right, cosines[left, right]
