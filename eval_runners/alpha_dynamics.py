@@ -28,7 +28,18 @@ from eval_runners.contract.contract import (
     Result,
     Untrained,
 )
-from eval_runners.measures.alpha_trace import LEVELS, SUPPORTED_SAES
+from eval_runners.measures.alpha_trace import (
+    COLUMNS,
+    LEVELS,
+    SUPPORTED_SAES,
+    alpha_movement,
+    describe_movement,
+    level_columns,
+    mean_costs,
+    read_trace,
+    stress_changes,
+)
+from eval_runners.views.alpha_picture import draw_trace
 from sae_variants.common.errors import UsageError
 
 if TYPE_CHECKING:
@@ -113,17 +124,7 @@ class AlphaDynamics(Evaluator[Settings]):
 
     def evaluate(self, sae: SAE[Any], target: Target, settings: Settings, context: Context) -> Evaluation:
         """Measure and describe the movement of α in each level, and draw the trace."""
-        from eval_runners.measures.alpha_trace import (
-            COLUMNS,
-            alpha_movement,
-            describe_movement,
-            level_columns,
-            mean_costs,
-            read_trace,
-            stress_changes,
-        )
         from eval_runners.measures.checks import require_finite_weights
-        from eval_runners.views.alpha_picture import draw_trace
 
         require_finite_weights(sae)
         located = context.located
@@ -171,7 +172,6 @@ def _train_under_stress(located: LocatedSAE | None, settings: Settings, device: 
         For each training the field that was changed, and α at the end of each level.
     """
     from eval_runners.harness.find_sae import SAERequest, locate_all
-    from eval_runners.measures.alpha_trace import alpha_movement, level_columns, read_trace
 
     plan = located.plan if located else None
     if plan is None or "start_alpha" not in plan.resolved:

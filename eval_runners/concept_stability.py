@@ -23,6 +23,7 @@ from sae_variants.common.errors import UsageError
 
 if TYPE_CHECKING:
     from sae_lens import SAE
+    from torch import Tensor
 
     from sae_variants.language_model.target import Target
 
@@ -117,9 +118,11 @@ class ConceptStability(Evaluator[Settings]):
         comparisons = self._comparisons(sae, target, settings, context)
         x_ND = _join(heldout_activations(target, context.model, settings.n_contexts, settings.context_size))
         rows: list[dict[str, Any]] = []
-        for category, what, one, other in comparisons:
-            row = compare_latents(one, other, x_ND, n_min=settings.n_min, most=settings.most, seed=settings.seed)
-            rows.append({"category": category, "what": what, **row})
+        for pair in comparisons:
+            row = compare_latents(
+                pair.sae, pair.other, x_ND, n_min=settings.n_min, most=settings.most, seed=settings.seed
+            )
+            rows.append({"category": pair.category, "what": pair.what, **row})
         values: dict[str, float | None] = {}
         for category in CATEGORIES:
             for name, _, _ in _METRICS:
@@ -163,7 +166,7 @@ class ConceptStability(Evaluator[Settings]):
         ]
 
 
-def _join(batches: Iterable[tuple[Any, Any]]) -> Any:
+def _join(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Activations [N, D] of all tokens that are not special."""
     import torch
 

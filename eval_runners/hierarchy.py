@@ -15,6 +15,7 @@ An SAE of one level has only causes, of its latents.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +172,9 @@ class Hierarchy(Evaluator[Settings]):
         return Evaluation(values, {"latents": rows}, failures)
 
 
-def _firing(levels: list[SAE[Any]], at_hook: Any, ids_CT: Tensor, counted_CT: Tensor) -> list[Tensor]:
+def _firing(
+    levels: list[SAE[Any]], at_hook: Callable[[Tensor], Tensor], ids_CT: Tensor, counted_CT: Tensor
+) -> list[Tensor]:
     """Whether each latent of each level fires: a mask [N, latents] per level, over the counted tokens."""
     import torch
 

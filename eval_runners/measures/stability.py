@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
     from sae_lens import SAE
     from torch import Tensor
 
@@ -72,7 +73,7 @@ def compare_latents(
     }
 
 
-def _decoder_rows(sae: SAE[Any], ids: Tensor) -> Any:
+def _decoder_rows(sae: SAE[Any], ids: Tensor) -> np.ndarray:
     return sae.W_dec.detach().cpu().double()[ids].numpy()
 
 
