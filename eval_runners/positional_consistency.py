@@ -1,40 +1,52 @@
-"""positional_consistency: do latents stay on along a text, and does their firing depend on where the token stands?
+"""Do latents stay on along a text, and does their firing depend on where the token stands?
 
-Over held-out contexts, special tokens left out, for all latents and, where the SAE says which are which, for slow and
-fast ones apart; only latents that fire often enough count. Beside them stand two ceilings, since a hook that carries
-only the current token leaves nothing to be consistent about: the channels of the residual stream, and the one
-linear direction that tells documents apart best (fitted on the first half of the contexts, scored on the second).
+The metrics cover held-out contexts without special tokens. They are computed over all latents and, where the SAE's
+training separates them, over slow and fast latents; only latents that fire often enough count. Two references bound
+what can be reached, since a hook that carries only the current token leaves nothing to be consistent about: the
+channels of the residual stream, and the linear direction along which documents differ most (fitted on the first half
+of the contexts, scored on the second).
 
-Every SAE has latents that stay on, so slow ones are compared with the most persistent ones that an SAE has anyway:
-those of the highest autocorrelation on the first half of the contexts, as many as make up a tenth of its firing, scored
-on the second half.
+Every SAE has latents that stay on, so slow latents are compared with the most persistent latents of the same SAE: those
+of the highest autocorrelation on the first half of the contexts that together account for a tenth of all firing,
+scored on the second half.
 
-Autocorrelation: Pearson, of a latent with itself some tokens on, mean over latents weighted by how often they fire; the
-median counts each latent once. Smoothness: T-SAE's (arXiv 2511.05541), max |a_t - a_t-1| / |x_t - x_t-1| of a sequence;
-scale-free: each latent divided by its root mean square over the tokens on which it fires, or over all tokens, which
-makes rare latents look rough. Position information: bits between firing and a bin of positions, less
-the same with positions shuffled; a latent that fires more has more to tell, so its share of the bits of firing, too.
+- Autocorrelation: Pearson correlation between a latent at a token and the same latent some tokens later. The mean
+  weights latents by how often they fire; the median gives each latent the same weight.
+- Smoothness: the largest |a_t - a_{t-1}| / ‖x_t - x_{t-1}‖₂ of a sequence, as in T-SAE. The scale-free form divides
+  each latent by its root mean square over the tokens on which it fires. Dividing by the root mean square over all
+  tokens makes rare latents appear rough.
+- Position information: bits between firing and a bin of positions, minus the same with positions shuffled. It grows
+  with the firing rate, so its share of the entropy of firing is reported too.
+
+Source: smoothness from T-SAE, arXiv 2511.05541.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eval_runners.contract.contract import Direction, Evaluation, Metric
+from eval_runners.contract.contract import Context, Curve, Direction, Evaluation, Evaluator, Metric
 from sae_variants.common.errors import UsageError
 
-NAME = "positional_consistency"
+if TYPE_CHECKING:
+    from sae_lens import SAE
+    from torch import Tensor
+
+    from eval_runners.measures.context_statistics import ContextStatistics
+    from eval_runners.measures.position_profiles import ProfileClusters
+    from sae_variants.language_model.target import Target
+
 CATEGORIES = ("all", "slow", "fast", "persistent", "residual", "document_direction")
 LAGS = (1, 2, 4, 8, 16, 32)
-AT_ONCE = 2**23
-"""Numbers in a block of latents, 32 MiB; a few of its size are held at a time."""
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class Settings:
+    """Settings of positional consistency."""
+
     n_contexts: int = 512
-    """Held-out contexts that are read."""
+    """Held-out contexts."""
     context_size: int = 128
     """Tokens in a context, BOS included."""
     batch_contexts: int = 16
@@ -42,147 +54,155 @@ class EvalConfig:
     position_bins: int = 16
     """Equally long stretches of positions, for position information and profiles."""
     persistent_share: float = 0.1
-    """Share of all firing that the most persistent latents make up."""
+    """Share of all firing that the most persistent latents account for, above 0 and at most 1."""
     n_min: int = 20
-    """A latent counts if it fires on at least so many tokens."""
+    """Tokens on which a latent must fire to count."""
     seed: int = 0
     """Seed of the shuffled positions and of the clustering."""
 
 
-_NAMES: tuple[tuple[str, str, Direction], ...] = (
-    *((f"autocorrelation_{lag}", f"autocorrelation, lag {lag}", "higher") for lag in LAGS),
-    ("autocorrelation_median", "autocorrelation of the median latent, lag 8", "higher"),
-    ("half_life", "half-life of autocorrelation, tokens", "higher"),
-    ("smoothness", "smoothness, T-SAE's", "lower"),
-    ("smoothness_scale_free", "smoothness, scale-free", "lower"),
-    ("smoothness_all_tokens", "smoothness, by scale over all tokens", "lower"),
-    ("position_information", "position information, bits", "lower"),
-    ("position_share", "position information / entropy of firing", "lower"),
-    ("copies", "has a near-copy by decoder", "lower"),
-    ("redundancy", "has one that fires at other positions", "lower"),
-    ("sequence_l0", "latents of a sequence / of a token", "lower"),
-    ("l0", "L0", "neither"),
-    ("latents", "latents that count", "neither"),
-    ("flat", "share of latents: flat over positions", "neither"),
-    ("early", "early", "neither"),
-    ("late", "late", "neither"),
-    ("periodic", "periodic", "neither"),
-)
-_SHORT = {
-    "autocorrelation_8": ("autocorrelation 8", "all", "persistent", "slow"),
-    "smoothness_scale_free": ("smoothness", "all", "persistent", "slow"),
-    "position_information": ("position bits", "all", "slow"),
+TITLES: dict[str, tuple[str, Direction]] = {
+    **{f"autocorrelation_{lag}": (f"autocorrelation, lag {lag}", "higher") for lag in LAGS},
+    "autocorrelation_median": ("autocorrelation of the median latent, lag 8", "higher"),
+    "half_life": ("half-life of autocorrelation, tokens", "higher"),
+    "smoothness": ("smoothness, as in T-SAE", "lower"),
+    "smoothness_scale_free": ("smoothness, scale-free", "lower"),
+    "smoothness_all_tokens": ("smoothness, scaled over all tokens", "lower"),
+    "position_information": ("position information, bits", "lower"),
+    "position_share": ("position information / entropy of firing", "lower"),
+    "copies": ("share with a near-copy by decoder cosine", "lower"),
+    "redundancy": ("share with a near-copy at other positions", "lower"),
+    "sequence_l0": ("distinct latents per sequence / latents per token", "lower"),
+    "l0": ("L0", "neither"),
+    "latents": ("latents that count", "neither"),
+    "flat": ("share with a flat profile over positions", "neither"),
+    "early": ("share with an early profile", "neither"),
+    "late": ("share with a late profile", "neither"),
+    "periodic": ("share with a periodic profile", "neither"),
 }
-"""Metric -> head of its column on the leaderboard, and for which latents it has one."""
+"""Metric name -> title and direction; every category has all of them."""
+SHORT_HEADS = {
+    "autocorrelation_8": ("autocorrelation 8", ("all", "persistent", "slow")),
+    "smoothness_scale_free": ("smoothness", ("all", "persistent", "slow")),
+    "position_information": ("position bits", ("all", "slow")),
+}
+"""Metric name -> head of its leaderboard column, and the categories that have such a column."""
+REFERENCES = {"residual stream": "residual", "direction of documents": "document_direction"}
+"""Title of a reference -> category of its values."""
 
 
-def _metric(category: str, name: str, title: str, better: Direction) -> Metric:
-    is_lag = name.startswith("autocorrelation_") and name != "autocorrelation_median"
-    curve = (f"autocorrelation, {category} latents", "lag, tokens", int(name.rpartition("_")[2])) if is_lag else None
-    linear = (("residual stream", "residual"), ("direction of documents", "document_direction"))
-    has_references = category == "all" and (is_lag or name in _SHORT)
+def _metric(category: str, name: str) -> Metric:
+    title, better = TITLES[name]
+    head, categories_with_head = SHORT_HEADS.get(name, ("", ()))
+    lag = next((lag for lag in LAGS if name == f"autocorrelation_{lag}"), None)
+    is_reference = category in REFERENCES.values()
+    has_references = category == "all" and (lag is not None or name in SHORT_HEADS)
     return Metric(
-        f"{category}.{name}",
+        category,
+        name,
         f"{category.replace('_', ' ')}: {title}",
         better,
-        f"eval_result_metrics.{category}.{name}",
-        short=f"{category}: {_SHORT[name][0]}" if category in _SHORT.get(name, ("",))[1:] else "",
-        references=tuple((what, f"eval_result_metrics.{of}.{name}") for what, of in linear) if has_references else (),
-        curve=curve if category in ("all", "slow", "fast", "persistent") else None,
+        short=f"{category}: {head}" if category in categories_with_head else "",
+        column=f"{category}.{name}",
+        references=tuple((what, f"{of}.{name}") for what, of in REFERENCES.items()) if has_references else (),
+        curve=Curve(f"autocorrelation, {category} latents", "lag, tokens", lag) if lag and not is_reference else None,
     )
 
 
-METRICS = tuple(_metric(category, *described) for category in CATEGORIES for described in _NAMES)
+class PositionalConsistency(Evaluator[Settings]):
+    """Autocorrelation, smoothness and position profiles of latents along held-out contexts."""
+
+    settings_class = Settings
+    metrics = tuple(_metric(category, name) for category in CATEGORIES for name in TITLES)
+
+    def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
+        """Refuse bins that outnumber positions, and shares that are none."""
+        positions = settings.context_size - 1
+        if positions < settings.position_bins:
+            raise UsageError(
+                f"--position-bins {settings.position_bins} are more than the {positions} positions of a context: "
+                "lower it, or raise --context-size"
+            )
+        if not 0 < settings.persistent_share <= 1:
+            raise UsageError(f"--persistent-share must be above 0 and at most 1, not {settings.persistent_share:g}")
+        return settings, {}
+
+    def evaluate(self, sae: SAE[Any], target: Target, settings: Settings, context: Context) -> Evaluation:
+        """Compute all metrics, with their arrays and pictures as files."""
+        from eval_runners.data.heldout import heldout_tokens
+        from eval_runners.measures.heldout_statistics import measure_heldout
+        from eval_runners.measures.position_profiles import cluster_profiles
+        from eval_runners.views.profile_pictures import draw_profiles
+
+        ids_CT = heldout_tokens(target, context.model, settings.n_contexts, settings.context_size)
+        if len(ids_CT) < 2:
+            raise UsageError(
+                "positional_consistency needs two contexts, one to fit the document direction and one to score it: "
+                "raise --n-contexts or give more text"
+            )
+        heldout = measure_heldout(
+            sae,
+            target,
+            context.model,
+            ids_CT,
+            LAGS,
+            settings.position_bins,
+            settings.seed,
+            settings.batch_contexts,
+        )
+        latents = heldout.first + heldout.second
+        keep_S = latents.fires_S >= settings.n_min
+        if not keep_S.any() and (most := int(latents.fires_S.max())):
+            raise UsageError(f"no latent fires on --n-min {settings.n_min} tokens: lower it to at most {most}")
+        profiles = cluster_profiles(latents.profile, keep_S, settings.seed)
+        by_category = _latent_metrics(sae, latents, profiles, keep_S)
+        by_category |= _persistent_metrics(heldout.first, heldout.second, keep_S, settings.persistent_share)
+        by_category["residual"] = heldout.residual.channel_metrics()
+        by_category["document_direction"] = heldout.direction.channel_metrics()
+        values = {f"{category}.{name}": value for category, part in by_category.items() for name, value in part.items()}
+        if not keep_S.any():
+            return Evaluation(values, {"tokens": latents.tokens}, ["no latent fires"])
+        files = draw_profiles(latents, keep_S, profiles, heldout.neighbours, by_category)
+        return Evaluation(values, {"tokens": latents.tokens}, files=files)
 
 
-def output_class() -> type:
-    from eval_runners.store.envelope import make_output_class
-
-    return make_output_class(NAME, EvalConfig, CATEGORIES, tuple(name for name, _, _ in _NAMES))
-
-
-def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
-    """All metrics, what they are made of as arrays, and pictures."""
+def _latent_metrics(
+    sae: SAE[Any], latents: ContextStatistics, profiles: ProfileClusters, keep_S: Tensor
+) -> dict[str, dict[str, float]]:
+    """Metrics of all latents, and of slow and fast ones where the SAE's training separates them."""
     import torch
 
-    from eval_runners.data.heldout import activations_of, heldout_tokens
-    from eval_runners.measures.autocorrelation import MEDIAN_LAG, Documents, Statistics
-    from eval_runners.measures.position_profiles import Related, cluster_profiles, find_redundant
-    from eval_runners.store.envelope import make_output
-    from eval_runners.views.profile_pictures import draw_profiles
-    from sae_variants.common.values import finite_or_none
+    from eval_runners.measures.decoder_neighbours import find_near_copies
     from sae_variants.registry.build import latent_groups
 
-    if config.context_size - 1 < config.position_bins:
-        raise UsageError(
-            f"--position-bins {config.position_bins} are more than the {config.context_size - 1} positions of a context"
-        )
-    if not 0 < config.persistent_share <= 1:
-        raise UsageError(f"--persistent-share must be above 0 and at most 1, not {config.persistent_share:g}")
-    ids_CT = heldout_tokens(target, model, config.n_contexts, config.context_size)
-    if len(ids_CT) < 2:
-        raise UsageError(
-            "positional_consistency needs two contexts, one to find what tells documents apart and one to score it: "
-            "raise --n-contexts or give more text"
-        )
-    half = len(ids_CT) // 2
-    first, second, residual, direction = (Statistics(LAGS, config.position_bins, config.seed + i) for i in range(4))
-    documents, related = Documents(), None
-    with torch.no_grad():
-        for latents, part_CT in ((first, ids_CT[:half]), (second, ids_CT[half:])):
-            for x_CTD, special_CT in activations_of(part_CT, target, model, config.batch_contexts):
-                # a few contexts at a time: wide SAEs have 32 MiB of latents in each
-                few = max(1, AT_ONCE // (x_CTD.shape[1] * sae.cfg.d_sae))
-                for x_cTD, special_cT in zip(x_CTD.split(few), special_CT.split(few), strict=True):
-                    acts_cTS = sae.encode(x_cTD).float()
-                    latents.add(acts_cTS, x_cTD, special_cT)
-                    if related is not None:
-                        related.add(acts_cTS, special_cT)
-                if latents is first:
-                    documents.add(x_CTD, special_CT)
-                else:
-                    residual.add(x_CTD, x_CTD, special_CT)
-                    direction.add(x_CTD @ documents.direction_D1().to(x_CTD), x_CTD, special_CT)
-            related = related or Related(sae.W_dec, first.fires_S > 0)
-    latents = first + second
-    keep_S = latents.fires_S >= config.n_min
-    if not keep_S.any() and (most := int(latents.fires_S.max())):
-        raise UsageError(f"no latent fires on --n-min {config.n_min} tokens; the most that one does is {most}")
-    groups = {"all": slice(None), **latent_groups(sae)}
-    profiles = cluster_profiles(latents.profile, keep_S, config.seed)
-    copy_S, redundant_S = find_redundant(sae.W_dec, profiles.band_S, keep_S)
-    values: dict[str, dict[str, Any]] = {category: {name: None for name, _, _ in _NAMES} for category in CATEGORIES}
-    curves: dict[str, dict[str, float]] = {}
-    for group, part in groups.items():
+    copy_S, redundant_S = find_near_copies(sae.W_dec, profiles.band_S, keep_S)
+    by_category = {}
+    for category, part in {"all": slice(None), **latent_groups(sae)}.items():
         mask_S = torch.zeros_like(keep_S)
         mask_S[part] = keep_S[part]
         if mask_S.any():
-            curves[f"{group} latents"] = latents.metrics(mask_S)
-            values[group] |= curves[f"{group} latents"] | {
+            by_category[category] = latents.latent_metrics(mask_S) | {
                 "latents": float(mask_S.sum()),
                 "copies": copy_S[mask_S].double().mean().item(),
                 "redundancy": redundant_S[mask_S].double().mean().item(),
                 **profiles.shares(mask_S),
             }
-    persistent_S = first.most_persistent(keep_S, MEDIAN_LAG, config.persistent_share)
-    if persistent_S.any():
-        curves["most persistent latents"] = second.metrics(persistent_S)
-        values["persistent"] |= curves["most persistent latents"] | {"latents": float(persistent_S.sum())}
-    for category, title, statistics in (
-        ("residual", "residual stream", residual),
-        ("document_direction", "document direction", direction),
-    ):
-        curves[title] = statistics.linear_metrics()
-        values[category] |= curves[title]
-    failures = [] if keep_S.any() else ["no latent fires"]
-    files = draw_profiles(latents, keep_S, profiles, related, curves) if keep_S.any() and related else {}
-    output = make_output(NAME, config, finite_or_none(values), sae, target)
-    return Evaluation(output, {"tokens": latents.tokens}, failures, files)
+    return by_category
+
+
+def _persistent_metrics(
+    first: ContextStatistics, second: ContextStatistics, keep_S: Tensor, share: float
+) -> dict[str, dict[str, float]]:
+    """Metrics, on the second half, of the latents that are most persistent on the first; empty if there are none."""
+    from eval_runners.measures.context_statistics import MEDIAN_LAG
+
+    persistent_S = first.most_persistent(keep_S, MEDIAN_LAG, share)
+    if not persistent_S.any():
+        return {}
+    return {"persistent": second.latent_metrics(persistent_S) | {"latents": float(persistent_S.sum())}}
 
 
 if __name__ == "__main__":
-    from pathlib import Path
-
     from eval_runners.commands.evaluate import run_evaluator
 
-    run_evaluator(Path(__file__).stem)
+    run_evaluator(__file__)

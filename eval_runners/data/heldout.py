@@ -1,30 +1,42 @@
 """A target's held-out text as tokens, and the activations at its hook.
 
-Shapes: C contexts, T tokens, D = d_in.
+Shapes: C contexts, T tokens in a context, D = d_in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sae_variants.common.console import progress
 from sae_variants.language_model.contexts import read_contexts
 from sae_variants.language_model.hooks import hook_activations
 from sae_variants.language_model.target import Target
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformer_lens import HookedTransformer
 
-def special_mask(tokens: Any, model: Any) -> Any:
-    """Which of the tokens [...] are special ones, such as BOS."""
+
+def special_mask(tokens: Tensor, model: HookedTransformer) -> Tensor:
+    """Mask the special tokens, such as BOS; any shape, which the mask has too."""
     import torch
     from sae_lens.util import get_special_token_ids
 
     return torch.isin(tokens, torch.tensor(get_special_token_ids(model.tokenizer)))
 
 
-def heldout_tokens(target: Target, model: Any, n_contexts: int, context_size: int) -> Any:
-    """Token ids [C, T] of held-out contexts: BOS first, BOS between documents."""
+def heldout_tokens(target: Target, model: HookedTransformer, n_contexts: int, context_size: int) -> Tensor:
+    """Read held-out contexts as token ids, at most as many as the text has.
+
+    Args:
+        n_contexts: largest number of contexts.
+        context_size: tokens in a context, BOS included.
+
+    Returns:
+        [C, T] token ids: BOS first, BOS between documents.
+    """
     import torch
 
     contexts = islice(read_contexts(target, model, context_size, "heldout"), n_contexts)
@@ -32,14 +44,33 @@ def heldout_tokens(target: Target, model: Any, n_contexts: int, context_size: in
 
 
 def heldout_activations(
-    target: Target, model: Any, n_contexts: int, context_size: int, per_batch: int = 16
-) -> Iterator[tuple[Any, Any]]:
-    """Activations [C, T, D] of held-out contexts without BOS, their first token; mask [C, T] of special tokens."""
+    target: Target, model: HookedTransformer, n_contexts: int, context_size: int, per_batch: int = 16
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Compute the activations of held-out contexts, a batch at a time.
+
+    Args:
+        n_contexts: largest number of contexts.
+        context_size: tokens in a context, BOS included.
+        per_batch: contexts in a batch.
+
+    Yields:
+        [C, T - 1, D] activations without BOS, the first token; [C, T - 1] mask of special tokens.
+    """
     yield from activations_of(heldout_tokens(target, model, n_contexts, context_size), target, model, per_batch)
 
 
-def activations_of(ids_CT: Any, target: Target, model: Any, per_batch: int = 16) -> Iterator[tuple[Any, Any]]:
-    """The same of given contexts."""
+def activations_of(
+    ids_CT: Tensor, target: Target, model: HookedTransformer, per_batch: int = 16
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Compute the activations of given contexts, a batch at a time.
+
+    Args:
+        ids_CT: token ids, BOS first.
+        per_batch: contexts in a batch.
+
+    Yields:
+        [C, T - 1, D] activations without BOS, the first token; [C, T - 1] mask of special tokens.
+    """
     at_hook = hook_activations(model, target.hook_name, contexts_per_pass=per_batch)
     for batch_CT in progress(ids_CT.split(per_batch), "contexts"):
         acts_CTD = at_hook(batch_CT)
