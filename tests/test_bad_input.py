@@ -164,7 +164,7 @@ TABLE = [
     (f"{PROBING} --tasks {{gone}}", "no file of tasks"),
     (f"{PROBING} --tasks {{text}}", "no file of tasks"),
     (f"{PROBING} --tasks {{tmp}}/one_label.csv", "has one label, x: a probe needs two labels"),
-    (f"{PROBING} --tasks {{tmp}}/few.csv", "distinct documents; 25 are the least"),
+    (f"{PROBING} --tasks {{tmp}}/few.csv", "distinct documents; at least 25 are needed"),
     (f"{PROBING} --tasks {{tmp}}/no_label.csv", "row 2 has an empty or missing label"),
     (f"{PROBING} --tasks {{tmp}}/blank.csv", "row 2 has an empty or missing text"),
     (f"{PROBING} --tasks {{tmp}}/other.csv", "has no column 'text' in row 1, only body, label"),

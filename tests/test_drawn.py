@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from conftest import identity
 
-from eval_runners.data.documents import _means, one_against_others
+from eval_runners.data.documents import document_means, one_against_others
 from eval_runners.data.heldout import heldout_tokens, special_mask
 from eval_runners.measures.sampled_latents import sample_latents
 from sae_variants.language_model.hooks import hook_activations
@@ -32,7 +32,7 @@ def test_a_latent_must_fire_in_both_halves(target, model):
 
 def test_documents_are_means_over_their_tokens():
     x, lengths = torch.arange(12.0).view(6, 2), torch.tensor([1, 3, 2])
-    means = _means(lambda rows: rows * 2, x, lengths, "cpu")
+    means = document_means(lambda rows: rows * 2, x, lengths, "cpu")
     torch.testing.assert_close(means, torch.tensor([[0.0, 2.0], [8.0, 10.0], [18.0, 20.0]]))
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import linear_sae
+from conftest import evaluate, linear_sae
 
-from eval_runners import semantics
+from eval_runners.contract.registry import load_evaluator
 from eval_runners.data.labelled import register_task_file
-from eval_runners.semantics import EvalConfig, accuracy, kinds_of, prepare
+from eval_runners.measures.semantic_tasks import probe_accuracy
+from eval_runners.measures.token_kinds import token_kinds
+from eval_runners.semantics import Settings
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import choose_target
 from sae_variants.registry import build
@@ -23,7 +25,7 @@ from sae_variants.registry import build
     ],
 )  # fmt: skip
 def test_kinds_of_tokens(token, kinds):
-    assert kinds_of(token) == kinds
+    assert token_kinds(token) == kinds
 
 
 def test_the_column_that_differs_most_is_probed():
@@ -31,38 +33,36 @@ def test_the_column_that_differs_most_is_probed():
     y = np.repeat([1, 0], 100)
     x = generator.normal(size=(200, 6))
     x[:, 4] += 5 * y
-    assert accuracy(x, y, x, y, 1) > 0.97
-    assert accuracy(np.delete(x, 4, 1), y, generator.normal(size=(200, 5)), y, 1) == pytest.approx(0.5, abs=0.1)
+    assert probe_accuracy(x, y, x, y, 1) > 0.97
+    assert probe_accuracy(np.delete(x, 4, 1), y, generator.normal(size=(200, 5)), y, 1) == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.fixture
-def config(target, tasks_file):
-    asked = EvalConfig(
-        dataset_names=(register_task_file(str(tasks_file)),), train_documents=40, test_documents=20, n_contexts=8,
-        context_size=32,
-    )  # fmt: skip
-    return prepare(target, asked)[0]
+def settings(tasks_file):
+    datasets = (register_task_file(str(tasks_file)),)
+    sizes = {"train_documents": 40, "test_documents": 20, "n_contexts": 8, "context_size": 32}
+    return {"dataset_names": datasets, "prepare": True, **sizes}
 
 
-def test_latents_that_are_the_topics_words_know_the_topic(model_folder, text_file, config, model):
+def test_latents_that_are_the_topics_words_know_the_topic(model_folder, text_file, settings, model):
     target = choose_target("sandbox", str(model_folder), "blocks.0.hook_resid_pre", str(text_file))
     words = torch.tensor([model.tokenizer(f" {word}")["input_ids"][-1] for word in ("red", "rain", "walls")])
     directions = torch.linalg.pinv(model.W_E[words].detach())
     sae = linear_sae(target, directions, model.W_E[words].detach())
     others = torch.tensor([i for i in range(model.cfg.d_vocab) if i not in words])
     sae.b_enc.data = -(model.W_E[others] @ directions).max(0).values.detach()
-    evaluation = semantics.evaluate(sae, target, config, model=model, device="cpu")
-    found = evaluation.output["eval_result_metrics"]
+    evaluation = evaluate("semantics", sae, target, model, **settings)
+    found = evaluation.metrics
     assert found["all"]["topic_1"] == 1
     assert found["slow"]["topic_1"] is None
     assert evaluation.failures == []
 
 
-def test_slow_and_fast_are_probed_apart(target, config, model, monkeypatch):
+def test_slow_and_fast_are_probed_apart(target, settings, model, monkeypatch):
     eye = torch.eye(32)
     sae = linear_sae(target, torch.cat([eye, torch.zeros(32, 32)], 1), torch.cat([eye, eye], 0))
     monkeypatch.setattr(build, "latent_groups", lambda sae: {"slow": slice(0, 32), "fast": slice(32, 64)})
-    found = semantics.evaluate(sae, target, config, model=model, device="cpu").output["eval_result_metrics"]
+    found = evaluate("semantics", sae, target, model, **settings).metrics
     assert found["slow"]["topic_20"] == found["all"]["topic_20"] != 0.5
     assert found["fast"]["topic_20"] == 0.5
     assert found["fast"]["token_20"] in (None, 0.5)
@@ -70,4 +70,4 @@ def test_slow_and_fast_are_probed_apart(target, config, model, monkeypatch):
 
 def test_datasets_of_the_hub_are_refused(target):
     with pytest.raises(UsageError, match="labelled text of this package only"):
-        prepare(target, EvalConfig(dataset_names=("fancyzhx/ag_news",)))
+        load_evaluator("semantics").prepare(target, Settings(dataset_names=("fancyzhx/ag_news",)))

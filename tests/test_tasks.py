@@ -10,17 +10,16 @@ from conftest import make_tasks
 
 from eval_runners.data import labelled
 from eval_runners.data.labelled import (
-    SUFFIXES,
     dataset_version,
     distinct_classes,
-    drop_near_repeats,
     is_local_dataset,
     largest_set_sizes,
     probe_dataset_names,
-    read_task_file,
     register_task_file,
     split_dataset,
 )
+from eval_runners.data.near_repeats import drop_near_repeats
+from eval_runners.data.task_files import SUFFIXES, read_task_file
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import load_target
 from sae_variants.sandbox.tasks import DATASETS, documents, path_of
@@ -120,8 +119,8 @@ def test_no_word_becomes_a_number(tmp_path, suffix):
         ("t.csv", "text,label\na,b,x\nc,d,y\n", "row 1 has more fields than the header"),
         ("t.csv", "text,label\na,x\nc\n", "row 2 has an empty or missing label"),
         ("t.csv", "text,label\n", "has no rows"),
-        ("t.jsonl", '{"text": ["a"], "label": 1}\n', "row 1 has a text that is no text"),
-        ("t.jsonl", '{"text": "a", "label": [1]}\n', "a label that is many"),
+        ("t.jsonl", '{"text": ["a"], "label": 1}\n', "row 1 must have a string as text, not ['a']"),
+        ("t.jsonl", '{"text": "a", "label": [1]}\n', "must have a single label, not [1]"),
         ("t.jsonl", '{"text": "a"}\n', "no column 'label' in row 1, only text"),
         ("t.jsonl", "[1]\n", "line 1 is not an object"),
     ],

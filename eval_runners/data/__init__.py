@@ -1,0 +1,1 @@
+"""Text that evaluations read: held-out contexts and labelled documents, and their activations."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -89,7 +89,10 @@ class DocumentActivations:
         """Compute the activations, or load them from the cache.
 
         Args:
+            target: names the hook.
+            model: the target's language model.
             name: dataset, one of those that `document_versions` accepts.
+            settings: which documents are read, and how much of each.
             device: device of the model.
         """
         from safetensors.torch import load_file, save_file
@@ -195,10 +198,11 @@ def _read_activations(
     target: Target, model: HookedTransformer, texts: list[str], context_size: int
 ) -> tuple[Tensor, Tensor]:
     """Compute the activations [N, D] at the documents' tokens, special tokens excluded, and their lengths [d]."""
+    tokenizer: Any = model.tokenizer
     at_hook = hook_activations(model, target.hook_name)
     rows, lengths = [], []
     for start in range(0, len(texts), DOCUMENTS_AT_ONCE):
-        ids_dT = model.tokenizer(
+        ids_dT = tokenizer(
             texts[start : start + DOCUMENTS_AT_ONCE],
             padding="longest",
             truncation=True,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sae_variants.common.console import progress
 from sae_variants.language_model.contexts import read_contexts
@@ -24,13 +24,16 @@ def special_mask(tokens: Tensor, model: HookedTransformer) -> Tensor:
     import torch
     from sae_lens.util import get_special_token_ids
 
-    return torch.isin(tokens, torch.tensor(get_special_token_ids(model.tokenizer)))
+    tokenizer: Any = model.tokenizer
+    return torch.isin(tokens, torch.tensor(get_special_token_ids(tokenizer)))
 
 
 def heldout_tokens(target: Target, model: HookedTransformer, n_contexts: int, context_size: int) -> Tensor:
     """Read held-out contexts as token ids, at most as many as the text has.
 
     Args:
+        target: names the text and the hook.
+        model: the target's language model.
         n_contexts: largest number of contexts.
         context_size: tokens in a context, BOS included.
 
@@ -49,6 +52,8 @@ def heldout_activations(
     """Compute the activations of held-out contexts, a batch at a time.
 
     Args:
+        target: names the text and the hook.
+        model: the target's language model.
         n_contexts: largest number of contexts.
         context_size: tokens in a context, BOS included.
         per_batch: contexts in a batch.
@@ -66,6 +71,8 @@ def activations_of(
 
     Args:
         ids_CT: token ids, BOS first.
+        target: names the hook.
+        model: the target's language model.
         per_batch: contexts in a batch.
 
     Yields:

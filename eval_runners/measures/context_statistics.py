@@ -44,6 +44,7 @@ class ContextStatistics:
     """Contexts in which the latent fires."""
 
     def __post_init__(self) -> None:
+        """Start from empty sums."""
         self.lagged, self.smoothness = LaggedCorrelation(self.lags), Smoothness()
         self.profile, self.shuffled = FiringProfile(self.bins), FiringProfile(self.bins)
         self.generator = torch.Generator().manual_seed(self.seed)

@@ -57,6 +57,9 @@ def measure_heldout(
     """Fill all statistics in one pass over held-out contexts.
 
     Args:
+        sae: SAE in inference form.
+        target: names the hook.
+        model: the target's language model.
         ids_CT: tokens of at least two contexts, BOS included.
         lags: in tokens, increasing.
         bins: bins of positions.

@@ -6,6 +6,7 @@ Shapes: S latents, B bins of positions, N latents that are clustered.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,7 +128,7 @@ def _fit_clusters(roots_NB: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarr
     if len(roots_NB) > MOST_CLUSTERS:
         sample = roots_NB[np.random.default_rng(seed).permutation(len(roots_NB))[:CLUSTERED_AT_MOST]]
         for clusters in range(2, MOST_CLUSTERS + 1):
-            fitted = KMeans(clusters, random_state=seed).fit(sample)
+            fitted: Any = KMeans(clusters, random_state=seed).fit(sample)
             if len(np.unique(fitted.labels_)) < 2:
                 continue
             score = float(silhouette_score(sample, fitted.labels_))

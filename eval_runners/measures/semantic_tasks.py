@@ -70,6 +70,7 @@ def topic_tasks(sae: SAE[Any], datasets: Mapping[str, DocumentActivations], seed
     """Separate each class of each dataset from as many documents of the other classes.
 
     Args:
+        sae: SAE in inference form.
         datasets: documents by the name of their dataset.
         seed: seed of the choice of documents of other classes.
     """
@@ -100,6 +101,9 @@ def token_kind_tasks(
     """Separate each kind of token from the other tokens of held-out text. Kinds that the text lacks are left out.
 
     Args:
+        sae: SAE in inference form.
+        target: names the text and the hook.
+        model: the target's language model.
         n_contexts: held-out contexts.
         context_size: tokens in a context, BOS included.
         tokens_per_kind: largest number of tokens on each side; a quarter of them are test examples.
@@ -135,7 +139,8 @@ def _choose_tokens(
         Kind -> indices into `ids_N` of tokens of that kind, and of other tokens.
     """
     generator = np.random.default_rng(seed)
-    kinds_of_id = {token: token_kinds(model.tokenizer.decode([token])) for token in ids_N.unique().tolist()}
+    tokenizer: Any = model.tokenizer
+    kinds_of_id = {token: token_kinds(tokenizer.decode([token])) for token in ids_N.unique().tolist()}
     sides = {}
     for kind in TOKEN_KINDS:
         is_kind_N = np.array([kind in kinds_of_id[token] for token in ids_N.tolist()])
@@ -169,6 +174,7 @@ def code_task(
     """Separate tokens of documents of code from tokens of other documents.
 
     Args:
+        sae: SAE in inference form.
         name: dataset of the code.
         code: its documents.
         others: documents without code.
