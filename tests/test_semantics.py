@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import evaluate, linear_sae
+from conftest import evaluate, identity, linear_sae
 
 from eval_runners.contract.registry import load_evaluator
+from eval_runners.data.documents import DocumentActivations
 from eval_runners.data.labelled import register_task_file
-from eval_runners.measures.semantic_tasks import probe_accuracy
+from eval_runners.measures.semantic_tasks import probe_accuracy, token_kind_tasks
 from eval_runners.measures.token_kinds import token_kinds
 from eval_runners.semantics import Settings
 from sae_variants.common.errors import UsageError
@@ -71,3 +72,27 @@ def test_slow_and_fast_are_probed_apart(target, settings, model, monkeypatch):
 def test_datasets_of_the_hub_are_refused(target):
     with pytest.raises(UsageError, match="labelled text of this package only"):
         load_evaluator("semantics").prepare(target, Settings(dataset_names=("fancyzhx/ag_news",)))
+
+
+def test_examples_of_a_kind_are_tokens_of_that_kind(model_folder, text_file, model):
+    """At the embeddings an identity SAE gives each token's embedding back, so the tokens can be read off the latents."""
+    target = choose_target("sandbox", str(model_folder), "blocks.0.hook_resid_pre", str(text_file))
+    tasks = list(token_kind_tasks(identity(target), target, model, 4, 32, tokens_per_kind=16, seed=0))
+    assert "word start" in {task.label for task in tasks}
+    for task in tasks:
+        assert len(task.y_N) == 3 * len(task.test_y_M)
+        for acts, labels in ((task.x_NS, task.y_N), (task.test_x_MS, task.test_y_M)):
+            x = torch.from_numpy(acts[:, :32] - acts[:, 32:])
+            tokens = torch.cdist(x, model.W_E.detach()).argmin(1).tolist()
+            kinds = [token_kinds(model.tokenizer.decode([token])) for token in tokens]
+            assert [task.label in of_token for of_token in kinds] == labels.astype(bool).tolist()
+
+
+def test_documents_are_those_whose_means_are_taken(target, model, settings):
+    documents = DocumentActivations(
+        target, model, settings["dataset_names"][0], Settings(train_documents=40, test_documents=20, context_size=32), "cpu"
+    )
+    for part, means in enumerate(documents.means(lambda x: x)):
+        rows = documents.documents(part)
+        assert len(rows) == (20, 10)[part] * len(means)
+        torch.testing.assert_close(torch.stack([x.mean(0) for x in rows]), torch.cat(list(means.values())))
