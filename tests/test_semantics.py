@@ -77,7 +77,7 @@ def test_datasets_of_the_hub_are_refused(target):
 def test_examples_of_a_kind_are_tokens_of_that_kind(model_folder, text_file, model):
     """At the embeddings an identity SAE gives each token's embedding back, so the tokens can be read off the latents."""
     target = choose_target("sandbox", str(model_folder), "blocks.0.hook_resid_pre", str(text_file))
-    tasks = list(token_kind_tasks(identity(target), target, model, 4, 32, tokens_per_kind=16, seed=0))
+    tasks = list(token_kind_tasks(identity(target), target, model, 1000, 32, tokens_per_kind=16, seed=0))
     assert "word start" in {task.label for task in tasks}
     for task in tasks:
         assert len(task.y_N) == 3 * len(task.test_y_M)
@@ -90,7 +90,11 @@ def test_examples_of_a_kind_are_tokens_of_that_kind(model_folder, text_file, mod
 
 def test_documents_are_those_whose_means_are_taken(target, model, settings):
     documents = DocumentActivations(
-        target, model, settings["dataset_names"][0], Settings(train_documents=40, test_documents=20, context_size=32), "cpu"
+        target,
+        model,
+        settings["dataset_names"][0],
+        Settings(train_documents=40, test_documents=20, context_size=32),
+        "cpu",
     )
     for part, means in enumerate(documents.means(lambda x: x)):
         rows = documents.documents(part)
