@@ -1,9 +1,11 @@
-"""sparse_probing: SAEBench's sparse probing, unchanged, and F1 of the same probes: do single latents know the classes?
+"""SAEBench's sparse probing, unchanged, and F1 of the same probes: do single latents encode classes of documents?
 
-For every class of every dataset a logistic probe is fitted that tells it from the other classes, on the mean of a
-document's activations: on all channels of the residual stream and on the k of them that differ most between the two
-sides ("LLM"), on all latents and on the k that differ most ("SAE"). SAEBench reports accuracy; F1 (of the class, at the
-probe's own threshold) is taken from the same fitted probes and averaged over all tasks.
+For every class of every dataset a logistic probe is fitted that separates it from the other classes, on the mean of a
+document's activations: on all channels of the residual stream and on the k channels that differ most between the two
+sides ("LLM"), on all latents and on the k latents that differ most ("SAE"). SAEBench reports accuracy. F1 (of the
+class, at the probe's threshold) is taken from the same fitted probes and averaged over all tasks.
+
+Source: Karvonen et al., SAEBench, arXiv 2503.09532.
 """
 
 from __future__ import annotations
@@ -11,168 +13,203 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eval_runners.contract.contract import Evaluation, Metric
-from eval_runners.saebench.shared import KS
+from eval_runners.contract.contract import METRICS as HOST_METRICS
+from eval_runners.contract.contract import UNSTRUCTURED, Context, Curve, Evaluation, Evaluator, Metric, Result
+from eval_runners.saebench.shared import KS, check_ks, layer_of
 from sae_variants.common.errors import UsageError
 
-ON_THE_BOARD = (1, 5)
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from sae_variants.language_model.target import Target
+
+SHOWN_KS = (1, 5)
+"""Numbers of latents that have columns on the leaderboard."""
 PROTOCOL = "activations of all datasets collected first, from the seed each; every SAE scored on them (warm)"
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class Settings:
+    """Settings of SAEBench's sparse probing."""
+
     tasks: str | None = None
-    """A .csv, .jsonl or .parquet file with columns text and label, to probe instead: each label against the others."""
+    """A .csv, .jsonl or .parquet file with columns text and label to probe instead, each label against the others."""
     dataset_names: tuple[str, ...] = (
-        "LabHC/bias_in_bios_class_set1", "LabHC/bias_in_bios_class_set2", "LabHC/bias_in_bios_class_set3",
-        "canrager/amazon_reviews_mcauley_1and5", "canrager/amazon_reviews_mcauley_1and5_sentiment",
-        "codeparrot/github-code", "fancyzhx/ag_news", "Helsinki-NLP/europarl",
-    )  # fmt: skip
-    """Datasets, parted by commas: SAEBench's, or sandbox/... ones."""
+        "LabHC/bias_in_bios_class_set1",
+        "LabHC/bias_in_bios_class_set2",
+        "LabHC/bias_in_bios_class_set3",
+        "canrager/amazon_reviews_mcauley_1and5",
+        "canrager/amazon_reviews_mcauley_1and5_sentiment",
+        "codeparrot/github-code",
+        "fancyzhx/ag_news",
+        "Helsinki-NLP/europarl",
+    )
+    """Datasets, separated by commas: those of SAEBench, or names that begin with sandbox/."""
     k_values: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
-    """Numbers of latents, or channels, that a probe may use."""
+    """Numbers of latents, or of channels, that a probe may use."""
     probe_train_set_size: int | None = None
-    """Documents that a probe is fitted on, half of them of its class; if not given 4000, or what the data allow."""
+    """Documents that a probe is fitted on, half of them of its class; the default is 4000, or what the data allow."""
     probe_test_set_size: int | None = None
-    """Documents that it is tested on, half of them of its class; if not given 1000, or what the data allow."""
+    """Documents that a probe is tested on, half of them of its class; the default is 1000, or what the data allow."""
     context_length: int = 128
-    """Tokens of a document that are read, from its beginning."""
+    """Tokens that are read from the beginning of a document."""
     llm_batch_size: int = 32
     """Documents in a batch of the language model."""
     sae_batch_size: int = 125
     """Documents in a batch of the SAE."""
     random_seed: int = 42
-    """Seed of the choice of documents and of the other classes' share in a task."""
+    """Seed of the sampled documents, and of the share of each other class in a task."""
 
 
 def _metrics() -> Iterator[Metric]:
     for k in (None, *KS):
-        part, title = ("", "all") if k is None else (f"top_{k}_", f"k = {k}")
-        for who, shown in (("sae", "SAE"), ("llm", "LLM")):
-            name = f"{who}_{part}test"
-            better = "higher" if who == "sae" else "neither"
-            for score, where in (("accuracy", f"eval_result_metrics.{who}"), ("f1", "eval_result_unstructured.f1")):
-                path, word = f"{where}.{name}_{score}", "F1" if score == "f1" else score
-                is_sae = who == "sae"
+        part, which = ("", "all") if k is None else (f"top_{k}_", f"k = {k}")
+        for representation, shown in (("sae", "SAE"), ("llm", "LLM")):
+            for score, title in (("accuracy", "accuracy"), ("f1", "F1")):
+                is_sae, is_f1 = representation == "sae", score == "f1"
+                category = "f1" if is_f1 else representation
+                reference = f"{'f1' if is_f1 else 'llm'}.llm_{part}test_{score}"
                 yield Metric(
-                    f"{name}_{score}",
-                    f"{shown} {word}, {title}",
-                    better,
-                    path,
-                    short=f"{word}, {title}" if is_sae and k in ON_THE_BOARD else "",
-                    references=(("residual stream", path.replace("sae", "llm")),) if is_sae else (),
-                    curve=(f"{word} of probes", "latents that a probe may use", k) if is_sae and k else None,
+                    category,
+                    f"{representation}_{part}test_{score}",
+                    f"{shown} {title}, {which}",
+                    "higher" if is_sae else "neither",
+                    short=f"{title}, {which}" if is_sae and k in SHOWN_KS else "",
+                    references=(("residual stream", reference),) if is_sae else (),
+                    curve=Curve(f"{title} of probes", "latents that a probe may use", k) if is_sae and k else None,
+                    section=UNSTRUCTURED if is_f1 else HOST_METRICS,
                 )
 
 
 METRICS = tuple(_metrics())
 
 
-def output_class() -> type:
-    from sae_bench.evals.sparse_probing.eval_output import SparseProbingEvalOutput
+class SparseProbing(Evaluator[Settings]):
+    """SAEBench's sparse probing."""
 
-    return SparseProbingEvalOutput
+    settings_class = Settings
+    metrics = METRICS
+    detail = "task"
+
+    def host_output_class(self) -> type:
+        """SAEBench's class of sparse probing results."""
+        from sae_bench.evals.sparse_probing.eval_output import SparseProbingEvalOutput
+
+        return SparseProbingEvalOutput
+
+    def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
+        """Register the file of tasks, settle the sizes of the probes' sets, and find the version of every dataset."""
+        from eval_runners.data.labelled import dataset_version, largest_set_sizes
+
+        layer_of(target.hook_name)
+        check_ks(settings.k_values, "--k-values")
+        settings = _with_task_file(settings, target)
+        settings = replace(
+            settings,
+            dataset_names=tuple(dict.fromkeys(settings.dataset_names)),
+            k_values=tuple(dict.fromkeys(settings.k_values)),
+        )
+        train, test = largest_set_sizes(settings.dataset_names)
+        train, test = settings.probe_train_set_size or train, settings.probe_test_set_size or test
+        settings = replace(settings, probe_train_set_size=train, probe_test_set_size=test)
+        _print_sizes(settings, target)
+        seed = settings.random_seed
+        return settings, {name: dataset_version(name, train, test, seed) for name in settings.dataset_names}
+
+    def evaluate(self, sae: SAE[Any], target: Target, settings: Settings, context: Context) -> Evaluation:
+        """Run SAEBench's sparse probing of one SAE, and add F1 of all its probes and the verdict."""
+        from eval_runners.measures.checks import require_finite_weights, why_at_chance
+        from eval_runners.saebench.sparse_probing import score_sparse_probing
+
+        require_finite_weights(sae)
+        for dimension, width in (("d_sae", sae.cfg.d_sae), ("d_in", sae.cfg.d_in)):
+            if max(settings.k_values) > width:
+                raise UsageError(f"--k-values asks for {max(settings.k_values)} of {dimension} = {width}")
+        if settings.context_length > context.model.cfg.n_ctx:
+            raise UsageError(
+                f"--context-length {settings.context_length} exceeds the model's {context.model.cfg.n_ctx} positions"
+            )
+        host_settings = asdict(settings)
+        del host_settings["tasks"]
+        output, f1_by_dataset = score_sparse_probing(sae, target, host_settings, context)
+        names = list(next(iter(f1_by_dataset.values())))
+        f1 = {
+            name: fmean(value for scores in f1_by_dataset.values() for value in scores[name].values()) for name in names
+        }
+        unstructured = {
+            "f1": f1,
+            "f1_by_task": f1_by_dataset,
+            "tasks": sum(len(scores[names[0]]) for scores in f1_by_dataset.values()),
+            "protocol": PROTOCOL,
+        }
+        accuracies = [
+            accuracy
+            for dataset in output[UNSTRUCTURED].values()
+            for name, scores in dataset.items()
+            if name.startswith("sae_")
+            for accuracy in scores.values()
+        ]
+        return Evaluation(unstructured=unstructured, failures=why_at_chance(accuracies), host_output=output)
+
+    def untrained_reasons(self, result: Result) -> list[str]:
+        """All SAE probes are at chance."""
+        from eval_runners.measures.checks import why_at_chance
+
+        scores = (result[HOST_METRICS] or {}).get("sae") or {}
+        accuracies = [value for name, value in scores.items() if name.startswith("sae_top_") and value is not None]
+        return why_at_chance(accuracies) if accuracies else []
+
+    def detail_rows(self, result: Result) -> Iterator[dict[str, Any]]:
+        """One row per task: accuracy and F1 at every k."""
+        unstructured = result[UNSTRUCTURED]
+        for dataset, f1 in unstructured["f1_by_task"].items():
+            accuracy = unstructured[f"{dataset}_results"]
+            for label in f1["sae_test_f1"]:
+                row: dict[str, Any] = {"dataset": dataset, "class": label}
+                for k in ("all", *result["eval_config"]["k_values"]):
+                    for representation, shown in (("llm", "LLM"), ("sae", "SAE")):
+                        name = f"{representation}_test" if k == "all" else f"{representation}_top_{k}_test"
+                        row[f"{shown} {k}"] = accuracy[f"{name}_accuracy"][label]
+                        row[f"{shown} F1 {k}"] = f1[f"{name}_f1"][label]
+                yield row
 
 
-def prepare(target: Any, config: EvalConfig) -> tuple[EvalConfig, dict[str, str]]:
-    """The settings as they will be used, and the version of every dataset. UsageError for those that cannot be."""
-    from eval_runners.data.labelled import (
-        dataset_version,
-        distinct_classes,
-        is_local_dataset,
-        largest_set_sizes,
-        register_task_file,
-    )
-    from eval_runners.saebench.shared import layer_of
+def _target_settings(target: Target) -> dict[str, Any]:
+    return target.evaluations.get("sparse_probing", {})
 
-    layer_of(target.hook_name)
-    for k in config.k_values:
-        if k not in KS:
-            raise UsageError(f"--k-values may hold {', '.join(map(str, KS))}, not {k}")
-    if config.tasks is not None:
-        own = target.evaluations.get("sparse_probing", {})
-        if config.dataset_names not in (EvalConfig.dataset_names, tuple(own.get("dataset_names", ()))):
-            raise UsageError("--tasks and --dataset-names both say what to probe: give one of them")
-        config = replace(config, tasks=None, dataset_names=(register_task_file(config.tasks),))
-        for size in ("probe_train_set_size", "probe_test_set_size"):
-            if getattr(config, size) == own.get(size):
-                config = replace(config, **{size: None})  # the target's sizes are for its own datasets
-    config = replace(
-        config,
-        dataset_names=tuple(dict.fromkeys(config.dataset_names)),
-        k_values=tuple(dict.fromkeys(config.k_values)),
-    )
-    train, test = largest_set_sizes(config.dataset_names)
-    train, test = config.probe_train_set_size or train, config.probe_test_set_size or test
-    config = replace(config, probe_train_set_size=train, probe_test_set_size=test)
-    for name in filter(is_local_dataset, config.dataset_names):
-        if name not in target.evaluations.get("sparse_probing", {}).get("dataset_names", ()):
+
+def _with_task_file(settings: Settings, target: Target) -> Settings:
+    """The settings with the user's file of tasks, if there is one, as their only dataset."""
+    from eval_runners.data.labelled import register_task_file
+
+    if settings.tasks is None:
+        return settings
+    recipe = _target_settings(target)
+    if settings.dataset_names not in (Settings.dataset_names, tuple(recipe.get("dataset_names", ()))):
+        raise UsageError("--tasks and --dataset-names both say what to probe: give one of them")
+    settings = replace(settings, tasks=None, dataset_names=(register_task_file(settings.tasks),))
+    # the target's sizes are for the target's datasets, so they do not hold for the user's file
+    if settings.probe_train_set_size == recipe.get("probe_train_set_size"):
+        settings = replace(settings, probe_train_set_size=None)
+    if settings.probe_test_set_size == recipe.get("probe_test_set_size"):
+        settings = replace(settings, probe_test_set_size=None)
+    return settings
+
+
+def _print_sizes(settings: Settings, target: Target) -> None:
+    """Print how many distinct documents each class of the user's datasets has."""
+    from eval_runners.data.labelled import distinct_classes, is_local_dataset
+
+    for name in filter(is_local_dataset, settings.dataset_names):
+        if name not in _target_settings(target).get("dataset_names", ()):
             distinct = ", ".join(f"{label} {len(texts)}" for label, texts in distinct_classes(name).items())
+            train, test = settings.probe_train_set_size, settings.probe_test_set_size
             print(f"{name}: distinct documents {distinct}; a probe is fitted on {train} and tested on {test}")
-    return config, {name: dataset_version(name, train, test, config.random_seed) for name in config.dataset_names}
-
-
-def evaluate(sae: Any, target: Any, config: EvalConfig, *, model: Any, device: str) -> Evaluation:
-    """SAEBench's output of one SAE, F1 of all its probes, and what speaks against the SAE being trained."""
-    from eval_runners.measures.checks import require_finite_weights, why_at_chance
-    from eval_runners.saebench.sparse_probing import score_sparse_probing
-
-    require_finite_weights(sae)
-    for what, width in (("d_sae", sae.cfg.d_sae), ("d_in", sae.cfg.d_in)):
-        if max(config.k_values) > width:
-            raise UsageError(f"--k-values asks for {max(config.k_values)} of {what} = {width}")
-    if config.context_length > model.cfg.n_ctx:
-        raise UsageError(f"--context-length {config.context_length} exceeds the model's {model.cfg.n_ctx} positions")
-    settings = asdict(config)
-    del settings["tasks"]
-    output, by_task = score_sparse_probing(sae, model, target, settings, device)
-    names = list(next(iter(by_task.values())))
-    f1 = {name: fmean(score for scores in by_task.values() for score in scores[name].values()) for name in names}
-    ours = {
-        "f1": f1,
-        "f1_by_task": by_task,
-        "tasks": sum(len(scores[names[0]]) for scores in by_task.values()),
-        "protocol": PROTOCOL,
-    }
-    probes = [
-        accuracy
-        for dataset in output["eval_result_unstructured"].values()
-        for name, scores in dataset.items()
-        if name.startswith("sae_")
-        for accuracy in scores.values()
-    ]
-    return Evaluation(output, ours, why_at_chance(probes))
-
-
-def untrained(result: dict[str, Any]) -> list[str]:
-    """What in a sparse probing result says that the SAE is not trained."""
-    from eval_runners.measures.checks import why_at_chance
-
-    scores = (result["eval_result_metrics"] or {}).get("sae") or {}
-    accuracies = [value for name, value in scores.items() if name.startswith("sae_top_") and value is not None]
-    return why_at_chance(accuracies) if accuracies else []
-
-
-def details(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row per task: accuracy and F1 at every k."""
-    ours = result["eval_result_unstructured"]
-    for dataset, f1 in ours["f1_by_task"].items():
-        accuracy = ours[f"{dataset}_results"]
-        for label in f1["sae_test_f1"]:
-            row: dict[str, Any] = {"dataset": dataset, "class": label}
-            for k in ("all", *result["eval_config"]["k_values"]):
-                for who, shown in (("llm", "LLM"), ("sae", "SAE")):
-                    name = f"{who}_test" if k == "all" else f"{who}_top_{k}_test"
-                    row[f"{shown} {k}"] = accuracy[f"{name}_accuracy"][label]
-                    row[f"{shown} F1 {k}"] = f1[f"{name}_f1"][label]
-            yield row
 
 
 if __name__ == "__main__":
-    from pathlib import Path
-
     from eval_runners.commands.evaluate import run_evaluator
 
-    run_evaluator(Path(__file__).stem)
+    run_evaluator(__file__)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from filelock import FileLock
 
 from eval_runners.store.cache import CAPACITY, MANIFEST, ROOT, cache_capacity, cached_folder, evict_unused, folder_size
 from sae_variants.common.errors import UsageError
@@ -109,21 +112,47 @@ def test_nothing_goes_while_there_is_room():
 
 
 def test_what_a_killed_process_left_goes_and_what_a_living_one_makes_stays(root):
-    dead, alive = root / f"a.{2**22 + 1}.partial", root / f"b.{os.getpid()}.partial"
-    for path in (dead, alive):
+    abandoned, in_progress = root / "a.partial", root / "b.partial"
+    for path in (abandoned, in_progress):
         path.mkdir(parents=True)
+    with FileLock(root / "b.lock"):
+        evict_unused(keep=[])
+        assert [abandoned.exists(), in_progress.exists()] == [False, True]
     evict_unused(keep=[])
-    assert [dead.exists(), alive.exists()] == [False, True]
+    assert list(root.iterdir()) == []
 
 
-def test_another_process_that_is_faster_is_no_error():
-    def slower(folder) -> None:
-        name = folder.name.partition(".")[0]
-        (folder.parent / name).mkdir()
-        (folder.parent / name / "x").write_text("other")
-        raise OSError(39, "Directory not empty")
+def test_a_folder_that_a_killed_process_left_is_filled_anew(root):
+    folder = cached_folder({"k": 1}, maker([]))
+    partial = folder.rename(folder.with_name(folder.name + ".partial"))
+    (partial / "half.pt").write_bytes(b"x")
+    cached_folder({"k": 1}, maker([]))
+    assert [path.name for path in root.iterdir()] == [folder.name]
+    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, "x.pt"]
 
-    assert cached_folder({"k": 1}, slower).is_dir()
+
+FILL = """
+import sys, time
+from pathlib import Path
+from eval_runners.store.cache import cached_folder
+
+def fill(folder):
+    with Path(sys.argv[1]).open("a") as log:
+        log.write("filled ")
+    time.sleep(2)
+    (folder / "x").write_text("whole")
+
+print((cached_folder({"k": 1}, fill) / "x").read_text())
+"""
+
+
+def test_two_processes_fill_a_folder_once(root, tmp_path):
+    log = tmp_path / "log"
+    words = [sys.executable, "-c", FILL, str(log)]
+    processes = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0] for process in processes] == ["whole\n", "whole\n"]
+    assert log.read_text() == "filled "
+    assert len(list(root.iterdir())) == 1, "neither a lock nor a part is left"
 
 
 def test_a_cap_that_is_no_number_is_refused(monkeypatch):

@@ -11,15 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import identity, tiny, zero
+from conftest import evaluate, identity, tiny, zero
 from sae_bench.evals.core.eval_output import CoreEvalOutput
 from safetensors.torch import load_file, save_file
 
 import eval_runners
-from eval_runners import core
 from eval_runners.commands import evaluate as eval_command
-from eval_runners.contract.contract import value_at
-from eval_runners.core import METRICS, EvalConfig
+from eval_runners.core import Settings
 from eval_runners.saebench.shared import serving_text
 from eval_runners.store.paths import without_paths
 from eval_runners.store.result import package_commit
@@ -27,7 +25,7 @@ from sae_variants.language_model.contexts import heldout_text_name, read_context
 from sae_variants.language_model.hooks import hook_activations
 from sae_variants.training.plan import make_plan
 
-SMALL = EvalConfig(
+SMALL = Settings(
     batch_size_prompts=4, n_eval_reconstruction_batches=2, n_eval_sparsity_variance_batches=3, context_size=32
 )
 FLAGS = [
@@ -37,17 +35,12 @@ FLAGS = [
 
 
 def score(sae, target, model):
-    return core.evaluate(sae, target, SMALL, model=model, device="cpu")
-
-
-def metrics(evaluation):
-    result = {**evaluation.output, "eval_result_unstructured": evaluation.ours}
-    return {m.name: value_at(result, m.path) for m in METRICS}
+    return evaluate("core", sae, target, model, **asdict(SMALL))
 
 
 def test_the_identity_is_perfect(target, model):
     evaluation = score(identity(target), target, model)
-    found = metrics(evaluation)
+    found = evaluation.values
     assert found["explained_variance_corrected"] == pytest.approx(1, abs=1e-6)
     assert found["ce_loss_score"] == pytest.approx(1, abs=1e-4)
     assert found["kl_div_score"] == pytest.approx(1, abs=1e-4)
@@ -58,20 +51,20 @@ def test_the_identity_is_perfect(target, model):
 
 def test_all_zero_weights_are_the_floor_and_called_untrained(target, model):
     evaluation = score(zero(target), target, model)
-    found = metrics(evaluation)
+    found = evaluation.values
     assert found["ce_loss_score"] == pytest.approx(0, abs=1e-5)
     assert found["kl_div_score"] == pytest.approx(0, abs=1e-5)
     assert found["explained_variance_corrected"] <= 0
     assert "L0 is 0: no latent ever fires" in evaluation.failures
     # SAEBench writes NaN as -1, which looks like a score; it is named
     assert found["cossim"] == -1
-    assert "reconstruction_quality.cossim" in evaluation.ours["not_a_number"]
+    assert "reconstruction_quality.cossim" in evaluation.unstructured["not_a_number"]
 
 
 def test_the_mean_activation_explains_nothing(target, model):
     sae = zero(target)
     sae.b_dec.data = activations(target, model).mean(0)
-    assert metrics(score(sae, target, model))["explained_variance_corrected"] == pytest.approx(0, abs=1e-4)
+    assert score(sae, target, model).values["explained_variance_corrected"] == pytest.approx(0, abs=1e-4)
 
 
 def activations(target, model) -> torch.Tensor:
@@ -88,7 +81,7 @@ def test_corrected_explained_variance_is_the_textbook_one(target, model, trained
     x = activations(target, model)
     error = x - sae.decode(sae.encode(x))
     expected = 1 - (error.pow(2).sum() / (x - x.mean(0)).pow(2).sum()).item()
-    assert metrics(score(sae, target, model))["explained_variance_corrected"] == pytest.approx(expected, abs=1e-5)
+    assert score(sae, target, model).values["explained_variance_corrected"] == pytest.approx(expected, abs=1e-5)
 
 
 def _train_sae(target, trained, name="temporal"):
@@ -99,10 +92,10 @@ def _train_sae(target, trained, name="temporal"):
 
 def test_saebench_own_explained_variance_is_still_wrong(target, model):
     # should this fail, SAEBench has mended the formula and the corrected field can go
-    assert metrics(score(identity(target), target, model))["explained_variance"] == pytest.approx(1, abs=1e-6)
+    assert score(identity(target), target, model).values["explained_variance"] == pytest.approx(1, abs=1e-6)
     sae = zero(target)
     sae.b_dec.data = activations(target, model).mean(0)
-    assert abs(metrics(score(sae, target, model))["explained_variance"]) > 1e-3
+    assert abs(score(sae, target, model).values["explained_variance"]) > 1e-3
 
 
 def test_watching_changes_no_number_of_saebench(target, model, trained):
@@ -139,7 +132,7 @@ def test_what_does_not_depend_on_the_sae_is_computed_once_and_changes_no_number(
         for evaluation in found:
             for changing in ("eval_id", "datetime_epoch_millis"):
                 del evaluation.output[changing]
-        return [(evaluation.output, evaluation.ours) for evaluation in found], runs
+        return [evaluation.output for evaluation in found], runs
 
     plain, all_runs = scored(0)
     remembered, runs = scored(1)
@@ -218,7 +211,7 @@ def test_other_settings_make_another_result(argv, tmp_path):
 
 
 def test_same_seed_same_numbers(target, model, trained):
-    first, second = (metrics(score(_train_sae(target, trained), target, model)) for _ in range(2))
+    first, second = (score(_train_sae(target, trained), target, model).values for _ in range(2))
     assert first == second
 
 
@@ -290,7 +283,7 @@ def test_saebench_still_takes_its_commit_from_the_current_folder(tmp_path, monke
 
 
 def test_saebench_still_leaves_decoder_norms_of_objects_alone(target):
-    # should this fail, `Found.load` need not fold
+    # should this fail, `LocatedSAE.load` need not fold
     from sae_bench.sae_bench_utils.general_utils import load_and_format_sae
 
     sae = identity(target)
@@ -334,7 +327,7 @@ def test_provenance_names_the_package_s_own_commit():
 
 
 def test_the_config_is_saebench_s_comparable_one():
-    config = asdict(EvalConfig())
+    config = asdict(Settings())
     assert config == {
         "batch_size_prompts": 16,
         "n_eval_reconstruction_batches": 200,

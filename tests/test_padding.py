@@ -7,7 +7,7 @@ import torch
 from conftest import identity, make_tasks
 from sae_bench.sae_bench_utils import activation_collection as collection
 
-from eval_runners.saebench.padding import _Agreement, skipped_by_model, skipped_by_sae
+from eval_runners.saebench.padding import Agreement, skipped_by_model, skipped_by_sae
 from sae_variants.language_model.load import load_model
 
 
@@ -91,7 +91,7 @@ def test_an_sae_that_needs_whole_contexts_gets_them(target):
 
 
 def test_a_differing_bit_ends_the_short_cut():
-    agreement = _Agreement()
+    agreement = Agreement()
     one, other = torch.tensor([1.0]), torch.tensor([1.0 + 1e-7])
     assert agreement.result((1,), lambda: one.clone(), lambda: one).equal(one)
     assert agreement.result((2,), lambda: other, lambda: one).equal(one)

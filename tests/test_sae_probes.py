@@ -7,12 +7,12 @@ import shutil
 from dataclasses import asdict
 
 import pytest
-from conftest import identity, tiny, zero
+from conftest import evaluate, identity, tiny, zero
 from sae_bench.evals.sparse_probing_sae_probes.eval_output import SparseProbingSaeProbesEvalOutput
 
-from eval_runners import sae_probes
 from eval_runners.commands import evaluate as eval_command
-from eval_runners.sae_probes import EvalConfig, prepare
+from eval_runners.contract.registry import load_evaluator
+from eval_runners.sae_probes import Settings
 from sae_variants.common.errors import UsageError
 
 SMALL = ("95_toxic_is", "109_ball_ws", "130_temp_cat_Frequency")
@@ -27,12 +27,12 @@ def names():
 
 @pytest.fixture(scope="module")
 def config(target, names):
-    settled, _ = prepare(target, EvalConfig(dataset_names=names, ks=(1, 5), random_seed=7))
+    settled, _ = load_evaluator("sae_probes").prepare(target, Settings(dataset_names=names, ks=(1, 5), random_seed=7))
     return settled
 
 
 def score(sae, target, config, model):
-    return sae_probes.evaluate(sae, target, config, model=model, device="cpu")
+    return evaluate("sae_probes", sae, target, model, **asdict(config))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_saebench_still_writes_a_config_that_its_plots_cannot_read(target):
 
 
 def test_all_means_113(target):
-    settled, versions = prepare(target, EvalConfig(all=True, dataset_names=("95_toxic_is",)))
+    settled, versions = load_evaluator("sae_probes").prepare(target, Settings(all=True, dataset_names=("95_toxic_is",)))
     assert len(settled.dataset_names) == len(versions) == 113
 
 
@@ -156,4 +156,4 @@ def test_all_means_113(target):
 )
 def test_settings_that_cannot_be(target, setting, says):
     with pytest.raises(UsageError, match=says):
-        prepare(target, EvalConfig(**setting))
+        load_evaluator("sae_probes").prepare(target, Settings(**setting))

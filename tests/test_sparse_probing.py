@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import identity, linear_sae, make_model, make_tasks, tiny, zero
+from conftest import evaluate, identity, linear_sae, make_model, make_tasks, tiny, zero
 from sae_bench.evals.sparse_probing import main as saebench
 from sae_bench.evals.sparse_probing import probe_training
 from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
 from sae_bench.evals.sparse_probing.eval_output import SparseProbingEvalOutput
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 
-from eval_runners import sparse_probing
 from eval_runners.commands import evaluate as eval_command
+from eval_runners.contract.registry import load_evaluator
 from eval_runners.data.labelled import register_task_file
 from eval_runners.measures.checks import why_at_chance
+from eval_runners.saebench.probe_f1 import F1Recorder
 from eval_runners.saebench.shared import hide_output
-from eval_runners.saebench.sparse_probing import _Recorder, serving_tasks
-from eval_runners.sparse_probing import EvalConfig, prepare
+from eval_runners.saebench.sparse_probing import serving_tasks
+from eval_runners.sparse_probing import Settings
 from sae_variants.language_model.load import load_model
 from sae_variants.language_model.target import choose_target, load_target
 
@@ -39,19 +40,19 @@ def other_tasks(tmp_path_factory):
 def config(target, tasks_file, other_tasks):
     """Two datasets of three and two classes."""
     names = [register_task_file(str(path)) for path in (tasks_file, other_tasks)]
-    asked = EvalConfig(
+    given = Settings(
         dataset_names=tuple(names), k_values=KS, probe_train_set_size=60, probe_test_set_size=30, context_length=32
     )
-    settled, _ = prepare(target, asked)
+    settled, _ = load_evaluator("sparse_probing").prepare(target, given)
     return settled
 
 
 def score(sae, target, config, model):
-    return sparse_probing.evaluate(sae, target, config, model=model, device="cpu")
+    return evaluate("sparse_probing", sae, target, model, **asdict(config))
 
 
 def numbers(evaluation):
-    return {**evaluation.output["eval_result_metrics"]["sae"], **evaluation.ours["f1"]}
+    return {**evaluation.output["eval_result_metrics"]["sae"], **evaluation.unstructured["f1"]}
 
 
 class Same(StandardSAE):
@@ -72,7 +73,7 @@ def test_latents_that_are_the_channels_score_as_the_channels_do(target, config, 
     evaluation = score(same(target), target, config, model)
     # the first dataset: SAEBench draws the same documents for both, so every number is the same
     first = evaluation.output["eval_result_details"][0]
-    f1 = evaluation.ours["f1_by_task"][config.dataset_names[0]]
+    f1 = evaluation.unstructured["f1_by_task"][config.dataset_names[0]]
     for part in ("", *(f"top_{k}_" for k in KS)):
         assert first[f"sae_{part}test_accuracy"] == first[f"llm_{part}test_accuracy"]
         assert f1[f"sae_{part}test_f1"] == f1[f"llm_{part}test_f1"]
@@ -89,7 +90,11 @@ def test_all_zero_weights_are_at_chance_and_called_untrained(target, config, mod
         assert value in (None, 0.5), name
     # a probe that knows nothing says yes to all, F1 2/3, or no to all, F1 0
     by_class = [
-        v for d in evaluation.ours["f1_by_task"].values() for n, s in d.items() if n[:3] == "sae" for v in s.values()
+        v
+        for d in evaluation.unstructured["f1_by_task"].values()
+        for n, s in d.items()
+        if n[:3] == "sae"
+        for v in s.values()
     ]
     assert all(v == 0 or v == pytest.approx(2 / 3) for v in by_class)
     assert evaluation.failures == ["at chance: every SAE probe is within 0.02 of 0.5"]
@@ -259,14 +264,13 @@ def test_the_sandbox_s_own_numbers_are_saebench_s(tmp_path):
     target = load_target("sandbox")
     model = load_model("sandbox", "cpu", target.dtype)
     settings = {**target.evaluations["sparse_probing"], "dataset_names": ("sandbox/it_ticket",), "k_values": KS}
-    config, _ = prepare(target, EvalConfig(**settings))
 
     def sae():
         made = sae_variants.build("stock:topk", d_in=192, d_sae=1024, k=30, seed=0)
         made.cfg.metadata.model_name, made.cfg.metadata.hook_name = target.model_name, target.hook_name
         return made
 
-    ours = sparse_probing.evaluate(sae(), target, config, model=model, device="cpu").output["eval_result_metrics"]
+    ours = evaluate("sparse_probing", sae(), target, model, prepare=True, **settings).metrics
     own = SparseProbingEvalConfig(
         dataset_names=["sandbox/it_ticket"], k_values=list(KS), llm_batch_size=64, llm_dtype="float32",
         model_name="sandbox", probe_train_set_size=720, probe_test_set_size=180,
@@ -279,22 +283,22 @@ def test_the_sandbox_s_own_numbers_are_saebench_s(tmp_path):
 
 
 def test_f1_by_hand():
-    recorder = _Recorder()
+    recorder = F1Recorder()
     # two hits, one false alarm, one miss: 2 * 2 / (2 * 2 + 1 + 1)
-    recorder._record([1, 1, 1, 0, 0], [1, 1, 0, 1, 0], 0.6)
-    assert recorder._scores == [pytest.approx(2 / 3)]
-    recorder._record([1, 0], [0, 0], 0.5)
-    assert recorder._scores[1] == 0
+    recorder.record([1, 1, 1, 0, 0], [1, 1, 0, 1, 0], 0.6)
+    assert recorder.scores == [pytest.approx(2 / 3)]
+    recorder.record([1, 0], [0, 0], 0.5)
+    assert recorder.scores[1] == 0
     with pytest.raises(RuntimeError, match="F1 would not be that of the probe"):
-        recorder._record([1, 1, 1, 0, 0], [1, 1, 0, 1, 0], 0.8)
+        recorder.record([1, 1, 1, 0, 0], [1, 1, 0, 1, 0], 0.8)
 
 
 def test_macro_f1_weighs_every_task_alike(target, config, model):
     evaluation = score(identity(target), target, config, model)
-    by_task = evaluation.ours["f1_by_task"]
+    by_task = evaluation.unstructured["f1_by_task"]
     values = [v for dataset in by_task.values() for v in dataset["sae_top_1_test_f1"].values()]
-    assert evaluation.ours["tasks"] == len(values) == 5
-    assert evaluation.ours["f1"]["sae_top_1_test_f1"] == pytest.approx(sum(values) / 5)
+    assert evaluation.unstructured["tasks"] == len(values) == 5
+    assert evaluation.unstructured["f1"]["sae_top_1_test_f1"] == pytest.approx(sum(values) / 5)
 
 
 @pytest.fixture

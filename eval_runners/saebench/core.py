@@ -7,7 +7,7 @@ import io
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from unittest import mock
 
 from eval_runners.contract.contract import Context, Result
 from eval_runners.saebench.memo import reusing_model_runs
-from eval_runners.saebench.shared import OneModel, mute_loggers, serving_text
+from eval_runners.saebench.shared import PreloadedModel, mute_loggers, serving_text
 from eval_runners.store.envelope import sae_bench_release
 from sae_variants.language_model.contexts import heldout_text_name
 from sae_variants.language_model.target import Target
@@ -30,7 +30,7 @@ def observing_variance() -> Iterator[ExplainedVariance]:
     """Observe the SAE and the tokens while SAEBench computes sparsity and variance.
 
     SAEBench's `explained_variance` averages the per-dimension means into one scalar before squaring them, and takes the
-    mean of x² for the mean of x: on real activations it can exceed 1. The sums here are taken in float64 from the very
+    mean of x² for the mean of x: on real activations it can exceed 1. The sums here are taken in float64 from the same
     tensors that SAEBench encodes and decodes. Special tokens are left out, as SAEBench leaves them out.
     """
     import torch
@@ -72,7 +72,7 @@ def observing_variance() -> Iterator[ExplainedVariance]:
 
 @contextlib.contextmanager
 def catching_errors() -> Iterator[list[BaseException]]:
-    """`multiple_evals` logs what goes wrong with an SAE and goes on, exit code 0; here it is kept."""
+    """Keep the errors of an SAE, which `multiple_evals` logs and ignores, with exit code 0."""
     from sae_bench.evals.core import main as core
 
     caught: list[BaseException] = []
@@ -90,9 +90,15 @@ def catching_errors() -> Iterator[list[BaseException]]:
 
 
 def score_core(
-    sae: SAE[Any], target: Target, settings: dict[str, Any], context: Context
+    sae: SAE[Any], target: Target, settings: Mapping[str, Any], context: Context
 ) -> tuple[Result, float, list[str]]:
-    """SAEBench's core evaluation of one SAE.
+    """Run SAEBench's core evaluation of one SAE.
+
+    Args:
+        sae: in inference form.
+        target: names the model, the hook and the held-out text.
+        settings: fields of the evaluator's settings.
+        context: the loaded model and the device.
 
     Returns:
         The result as SAEBench wrote it; the corrected explained variance; the metrics that were NaN, which SAEBench
@@ -102,7 +108,7 @@ def score_core(
 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         stack.enter_context(serving_text(target, heldout_text_name(target)))
-        stack.enter_context(mock.patch.object(core, "HookedTransformer", OneModel(context.model)))
+        stack.enter_context(mock.patch.object(core, "HookedTransformer", PreloadedModel(context.model)))
         stack.enter_context(reusing_model_runs(context.model, target.hook_name))
         variance = stack.enter_context(observing_variance())
         caught = stack.enter_context(catching_errors())
@@ -114,13 +120,13 @@ def score_core(
             eval_batch_size_prompts=settings["batch_size_prompts"],
             n_eval_reconstruction_batches=settings["n_eval_reconstruction_batches"],
             n_eval_sparsity_variance_batches=settings["n_eval_sparsity_variance_batches"],
-            # both must be on: without them the output lacks fields that its own model requires
+            # both must be True: without them the output lacks fields that its own model requires
             compute_featurewise_density_statistics=True,
             compute_featurewise_weight_based_metrics=True,
             exclude_special_tokens_from_reconstruction=settings["exclude_special_tokens_from_reconstruction"],
             dataset=heldout_text_name(target),
             context_size=settings["context_size"],
-            # an empty folder each time: SAEBench skips an existing result even if the SAE was trained anew
+            # an empty folder each time: SAEBench skips an existing result even if the SAE was retrained
             output_folder=folder,
             verbose=True,
             dtype=target.dtype,

@@ -1,68 +1,77 @@
-"""What a language model gives that does not depend on the SAE: computed for the first SAE, remembered for the others.
+"""Computes what does not depend on the SAE once, for the first SAE, and reuses it for the others.
 
 SAEBench's core evaluation runs, for every SAE, the clean model, the model without the hooked activation, and the layers
-up to the hook, all on the same tokens. The tensors handed back are those of the first time, so no number changes.
+up to the hook, all on the same tokens. The reused tensors are those of the first run, so no number changes.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 from weakref import WeakKeyDictionary
 
 from sae_variants.language_model.load import free_memory
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformer_lens import HookedTransformer
+
 SHARE = 0.25
-"""Of the memory that is free at first, what may be remembered; the rest is computed each time."""
+"""Share of the memory that is free at first which stored outputs may take; what exceeds it is computed each time."""
 
 
 @dataclass
 class Memory:
+    """Outputs of one language model, by the call that gave them, within a limit of size."""
+
     room: float
     """Bytes that are left."""
-    kept: dict[Any, Any] = field(default_factory=dict)
+    outputs: dict[Hashable, Any] = field(default_factory=dict)
 
-    def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key in self.kept:
-            return self.kept[key]
-        made = make()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(made))
+    def get(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """The stored output for a key, or a computed one, which is stored if there is room for its tensors."""
+        if key in self.outputs:
+            return self.outputs[key]
+        output = compute()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(output))
         if size <= self.room:
             self.room -= size
-            self.kept[key] = made
-        return made
+            self.outputs[key] = output
+        return output
 
 
-_memories: WeakKeyDictionary[Any, Memory] = WeakKeyDictionary()
+_memories: WeakKeyDictionary[HookedTransformer, Memory] = WeakKeyDictionary()
 
 
-def _tensors(made: Any) -> list[Any]:
-    if isinstance(made, tuple | list):
-        return [tensor for part in made for tensor in _tensors(part)]
-    return [tensor for part in made.values() for tensor in _tensors(part)] if isinstance(made, dict) else [made]
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, tuple | list):
+        return [tensor for part in output for tensor in _tensors(part)]
+    return [tensor for part in output.values() for tensor in _tensors(part)] if isinstance(output, dict) else [output]
 
 
-def memory_of(model: Any) -> Memory:
+def memory_of(model: HookedTransformer) -> Memory:
+    """The memory of a language model, which lives as long as the model."""
     if model not in _memories:
         _memories[model] = Memory(SHARE * free_memory(str(model.cfg.device)))
     return _memories[model]
 
 
 @contextlib.contextmanager
-def reusing_model_runs(model: Any, hook_name: str) -> Iterator[None]:
-    """While SAEBench's core evaluation runs: the same calls on the same tokens are answered from memory."""
+def reusing_model_runs(model: HookedTransformer, hook_name: str) -> Iterator[None]:
+    """Answer SAEBench's repeated calls of the model on the same tokens from memory."""
     memory = memory_of(model)
     forward, with_hooks, with_cache = model.forward, model.run_with_hooks, model.run_with_cache
     hook = model.hook_dict[hook_name]
 
-    def key(what: str, tokens: Any, settings: dict[str, Any]) -> Any:
-        return what, hook_name, tokens.shape, tokens.cpu().numpy().tobytes(), str(sorted(settings.items()))
+    def key(call: str, tokens: Tensor, settings: dict[str, Any]) -> Hashable:
+        return call, hook_name, tokens.shape, tokens.cpu().numpy().tobytes(), str(sorted(settings.items()))
 
     def clean(tokens: Any, *args: Any, **settings: Any) -> Any:
-        if args or hook.fwd_hooks or settings.get("return_type") != "both":  # an SAE's run, or a part of another call
+        # with a hook it is an SAE's run; without "both" it is a part of another call
+        if args or hook.fwd_hooks or settings.get("return_type") != "both":
             return forward(tokens, *args, **settings)
         return memory.get(key("clean", tokens, settings), lambda: forward(tokens, **settings))
 
@@ -75,11 +84,11 @@ def reusing_model_runs(model: Any, hook_name: str) -> Iterator[None]:
 
     def cached(tokens: Any, *args: Any, **settings: Any) -> Any:
         def run() -> Any:
-            found, cache = with_cache(tokens, *args, **settings)
-            return found, {hook_name: cache[hook_name]}
+            output, cache = with_cache(tokens, *args, **settings)
+            return output, {hook_name: cache[hook_name]}
 
-        only_this = settings.get("names_filter") == [hook_name] and settings.get("stop_at_layer") is not None
-        if args or not only_this:
+        hook_only = settings.get("names_filter") == [hook_name] and settings.get("stop_at_layer") is not None
+        if args or not hook_only:
             return with_cache(tokens, *args, **settings)
         return memory.get(key("activations", tokens, settings), run)
 

@@ -1,7 +1,7 @@
-"""What several of SAEBench's evaluations need to be given; SAEBench's own code computes its numbers.
+"""Adaptations that several of SAEBench's evaluations need. SAEBench's code computes SAEBench's numbers.
 
-`_core`, `_sparse_probing` and `_sae_probes` adapt one evaluation each, every piece beside the fault it answers. Faults
-are those of sae-bench 0.6.0 and sae-probes 0.4.2; the tests fail when one of them is gone.
+`core`, `sparse_probing` and `sae_probes` adapt one evaluation each. Every adaptation lies beside the fault it answers.
+The faults are those of sae-bench 0.6.0 and sae-probes 0.4.2; a test fails when one of them is gone.
 """
 
 from __future__ import annotations
@@ -11,36 +11,42 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.contexts import text_dataset
 from sae_variants.language_model.target import Target
 
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
 KS = (1, 2, 5, 10, 20, 50, 100)
-"""The numbers of latents that SAEBench's probing results have fields for."""
+"""Numbers of latents for which SAEBench's probing results have fields."""
 
 
-class OneModel:
-    """SAEBench loads the language model by name for every call; this hands it the one that is loaded already."""
+class PreloadedModel:
+    """Stand-in for the class `HookedTransformer`, from which SAEBench loads the model by name in every call."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: HookedTransformer) -> None:
+        """Keep the model that is loaded already."""
         self.model = model
 
-    def from_pretrained_no_processing(self, name: str, **kwargs: Any) -> Any:
+    def from_pretrained_no_processing(self, name: str, **kwargs: Any) -> HookedTransformer:
+        """Return the loaded model, whatever is asked for."""
         return self.model
 
 
-def to_lists(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as SAEBench's configs take them."""
+def to_lists(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as SAEBench's configs take them: lists in place of tuples."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
 
 @contextlib.contextmanager
 def serving_text(target: Target, name: str) -> Iterator[None]:
-    """SAEBench's store asks the Hub for a dataset by name; the name of local text is answered with that text."""
+    """Serve the target's held-out text under a dataset name, which SAEBench's store asks the Hub for."""
     from sae_lens.training import activations_store
 
     load = activations_store.load_dataset
@@ -55,8 +61,8 @@ def serving_text(target: Target, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hide_output(*modules: Any) -> Iterator[None]:
-    """Without SAEBench's prints, its bars within bars, and scikit-learn's notices about how it is called."""
+def hide_output(*modules: ModuleType) -> Iterator[None]:
+    """Hide SAEBench's prints, the nested progress bars of these modules, and scikit-learn's notices on arguments."""
     from sklearn.exceptions import ConvergenceWarning
     from tqdm import tqdm
 
@@ -76,6 +82,7 @@ def hide_output(*modules: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def mute_loggers(*names: str) -> Iterator[None]:
+    """Let these loggers report critical events only."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -88,8 +95,23 @@ def mute_loggers(*names: str) -> Iterator[None]:
 
 
 def layer_of(hook_name: str) -> int:
-    """The layer in a hook's name. UsageError for a hook that has none, which SAEBench's probing needs."""
-    found = re.search(r"\d+", hook_name)
-    if found is None:
+    """The layer in a hook's name.
+
+    Raises:
+        UsageError: the hook is in no layer; SAEBench's probing needs one.
+    """
+    number = re.search(r"\d+", hook_name)
+    if number is None:
         raise UsageError(f"probing needs a hook inside a layer, such as blocks.3.hook_resid_post, not {hook_name}")
-    return int(found[0])
+    return int(number[0])
+
+
+def check_ks(ks: Iterable[int], option: str) -> None:
+    """Check that SAEBench's results have fields for these numbers of latents.
+
+    Raises:
+        UsageError: names the option and the numbers that are possible.
+    """
+    for k in ks:
+        if k not in KS:
+            raise UsageError(f"{option} may hold {', '.join(map(str, KS))}, not {k}")

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @cache
 def output_class(evaluator: Evaluator[Any]) -> type:
-    """The class that an evaluator's results validate against: SAEBench's own, or one that follows from its metrics.
+    """The class that an evaluator's results validate against: SAEBench's, or one that follows from its metrics.
 
-    The latter is a `BaseEvalOutput` of SAEBench's with every metric name, a number or null, in every category.
+    The latter is a subclass of SAEBench's `BaseEvalOutput` with every metric name, a number or null, in every category.
     """
     if host := evaluator.host_output_class():
         return host
@@ -48,10 +48,14 @@ def output_class(evaluator: Evaluator[Any]) -> type:
 def make_output(
     evaluator: Evaluator[Any], settings: Any, values: Mapping[str, float | None], sae: SAE[Any], target: Target
 ) -> Result:
-    """A result of an evaluation that SAEBench does not have, in SAEBench's envelope.
+    """Put the values of an evaluation that SAEBench does not have into SAEBench's envelope.
 
     Args:
+        evaluator: declares the metrics.
+        settings: an instance of its `settings_class`.
         values: `category.name` -> number. Metrics that are absent or not finite become null.
+        sae: the SAE that was evaluated.
+        target: names the language model and its data type.
 
     Raises:
         KeyError: a value that is no metric of the evaluator.
@@ -79,7 +83,7 @@ def make_output(
 
 
 def _value_ids(evaluator: Evaluator[Any]) -> list[str]:
-    """Ids of the metrics among SAEBench's, and of the values that they refer to."""
+    """Ids of the metrics in SAEBench's section, and of the values that they refer to."""
     metrics = [metric for metric in evaluator.metrics if metric.section == METRICS]
     references = [reference for metric in metrics for _, reference in metric.references]
     return list(dict.fromkeys([*(metric.id for metric in metrics), *references]))
@@ -91,5 +95,5 @@ def _categories_and_names(evaluator: Evaluator[Any]) -> tuple[list[str], list[st
 
 
 def sae_bench_release() -> str:
-    """For `sae_bench_commit_hash`, where SAEBench writes the HEAD of whatever repository it is started in."""
+    """Value of `sae_bench_commit_hash`, where SAEBench writes the HEAD of the repository that it is started in."""
     return f"sae-bench {version('sae-bench')}"

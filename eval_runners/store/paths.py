@@ -9,15 +9,15 @@ ABSOLUTE_PATH = re.compile(
     r"""(?:file:(?://)?(?=/)|(?<![\w/.])(?:~\w*|[A-Za-z]:|(?:\./)?\.\.)?)[/\\](?:[^\s/\\'"]+[/\\])*([^\s/\\'"]+)[/\\]?"""
 )
 WHOLE_PATH = re.compile(r"""(?:~|[A-Za-z]:)?[/\\](?:[^/\\'"\n]+[/\\])+([^/\\'"\n]+)""")
-"""A text that is nothing but a path, spaces and all."""
+"""A text that is a path and nothing else; the path may hold spaces."""
 
 
 def without_paths(value: Any) -> Any:
-    """The same with every absolute path in it cut down to its last part: a result may be published."""
+    """Cut every absolute path in a JSON value down to its last part, so that the value may be published."""
     if isinstance(value, dict):
-        return {without_paths(key): without_paths(part) for key, part in value.items()}
+        return {without_paths(key): without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [without_paths(part) for part in value]
+        return [without_paths(item) for item in value]
     if not isinstance(value, str):
         return value
     if (whole := WHOLE_PATH.fullmatch(value)) and " -" not in value:
@@ -26,5 +26,5 @@ def without_paths(value: Any) -> Any:
 
 
 def folder_name(label: str) -> str:
-    """An SAE's name as a folder: its label without what stands in brackets."""
+    """Folder name of an SAE: its label without the fields in brackets."""
     return label.partition("[")[0].replace(":", "_").replace("/", "_")

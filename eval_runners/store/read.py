@@ -1,95 +1,143 @@
-"""Result files -> rows and differences, of what may be compared. Pure: imports no torch, writes nothing."""
+"""Reads result files, and finds what separates results that were made under other conditions.
+
+Imports no torch and writes nothing.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from eval_runners.contract.contract import Metric, value_at
+from eval_runners.contract.contract import METRICS, UNSTRUCTURED, Metric, Result, value_at
 from sae_variants.common.errors import UsageError
 
-Result = dict[str, Any]
 PUBLISHED, BASELINES, RUNS = (Path("results") / name for name in ("published", "baselines", "runs"))
 
 HUGE = 1e308
 IMMATERIAL = {
-    "llm_batch_size", "sae_batch_size", "lower_vram_usage", "verbose", "random_seed", "results_path",
-    "model_cache_path", "compute_featurewise_density_statistics", "compute_featurewise_weight_based_metrics",
-}  # fmt: skip
+    "llm_batch_size",
+    "sae_batch_size",
+    "lower_vram_usage",
+    "verbose",
+    "random_seed",
+    "results_path",
+    "model_cache_path",
+    "compute_featurewise_density_statistics",
+    "compute_featurewise_weight_based_metrics",
+}
 """Settings of SAEBench's that may differ between two results that are compared."""
 
-
-_OURS, _TEXT, _NUMBER = "eval_result_unstructured", (str, type(None)), (int, float, type(None))
-SHAPES: dict[str, tuple[type, ...]] = {
-    "eval_type_id": (str,), "datetime_epoch_millis": _NUMBER, "sae_cfg_dict.d_sae": (int, type(None)),
-    "sae_cfg_dict.hook_name": _TEXT, "source": _TEXT,
-    f"{_OURS}.not_trained_because": (list, type(None)), f"{_OURS}.not_a_number": (list, type(None)),
-    f"{_OURS}.densities": (dict, type(None)), f"{_OURS}.provenance": (dict, type(None)),
-    f"{_OURS}.provenance.seed": (int, type(None)), f"{_OURS}.provenance.training_tokens": (int, type(None)),
-    **{f"{_OURS}.provenance.{name}": _TEXT for name in ("command", "commit", "target", "weight_hash", "kind")},
-    **{f"{_OURS}.densities.{name}": _NUMBER for name in ("log10_from", "bins_per_decade", "never")},
-}  # fmt: skip
-"""Place in a result -> what may stand there; beside the metrics, all that the leaderboard reads."""
+_TEXT, _COUNT, _NUMBER = (str, type(None)), (int, type(None)), (int, float, type(None))
+TYPES: dict[str, tuple[type, ...]] = {
+    "eval_type_id": (str,),
+    "datetime_epoch_millis": _NUMBER,
+    "sae_cfg_dict.d_sae": _COUNT,
+    "sae_cfg_dict.hook_name": _TEXT,
+    "source": _TEXT,
+    f"{UNSTRUCTURED}.not_trained_because": (list, type(None)),
+    f"{UNSTRUCTURED}.not_a_number": (list, type(None)),
+    f"{UNSTRUCTURED}.densities": (dict, type(None)),
+    f"{UNSTRUCTURED}.densities.log10_from": _NUMBER,
+    f"{UNSTRUCTURED}.densities.bins_per_decade": _NUMBER,
+    f"{UNSTRUCTURED}.densities.never": _NUMBER,
+    f"{UNSTRUCTURED}.provenance": (dict, type(None)),
+    f"{UNSTRUCTURED}.provenance.seed": _COUNT,
+    f"{UNSTRUCTURED}.provenance.training_tokens": _COUNT,
+    f"{UNSTRUCTURED}.provenance.command": _TEXT,
+    f"{UNSTRUCTURED}.provenance.commit": _TEXT,
+    f"{UNSTRUCTURED}.provenance.target": _TEXT,
+    f"{UNSTRUCTURED}.provenance.weight_hash": _TEXT,
+    f"{UNSTRUCTURED}.provenance.kind": _TEXT,
+}
+"""Path in a result -> types of its value: everything that the leaderboard reads beside the metrics."""
 
 
 def load_result(path: Path) -> Result:
-    """A result of SAEBench, of any version, or of ours. UsageError if the file is none."""
+    """Load a result of SAEBench, of any version, or of ours.
+
+    Raises:
+        UsageError: the file is no result.
+    """
+    return parse_result(_read_text(path), str(path))
+
+
+def _read_text(path: Path) -> str:
     try:
-        text = path.read_text()
+        return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(f"cannot read the result {path}: {reason}") from error
-    return parse_result(text, str(path))
 
 
-def parse_result(text: str, path: str) -> Result:
-    """The same of the text of one result, at a place to be named in errors."""
+def parse_result(text: str, name: str) -> Result:
+    """Parse the text of one result.
+
+    Args:
+        text: JSON.
+        name: names the result in errors, such as by its path.
+
+    Raises:
+        UsageError: the text is no result.
+    """
     try:
         result = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"cannot read the result {path}: it is not JSON: {error}") from error
-    needed = ("eval_type_id", "eval_config", "eval_result_metrics")
+        raise UsageError(f"cannot read the result {name}: it is not JSON: {error}") from error
+    needed = ("eval_type_id", "eval_config", METRICS)
     missing = [key for key in needed if not isinstance(result, dict) or key not in result]
     if missing:
-        raise UsageError(f"{path} is not a result of SAEBench: it has no {', '.join(missing)}")
-    for key in ("eval_config", "eval_result_metrics", "sae_cfg_dict", "eval_result_unstructured"):
+        raise UsageError(f"{name} is not a result of SAEBench: it has no {', '.join(missing)}")
+    for key in ("eval_config", METRICS, "sae_cfg_dict", UNSTRUCTURED):
         if not isinstance(result.get(key) or {}, dict):
-            raise UsageError(f"{path} is not a result of SAEBench: its {key} holds no names")
-    for place, kinds in SHAPES.items():
-        found = value_at(result, place)
-        if not isinstance(found, kinds) or (isinstance(found, list) and not all(isinstance(x, str) for x in found)):
-            raise UsageError(f"{path} is not a result of SAEBench: its {place} is {str(found)[:40]!r}")
+            raise UsageError(f"{name} is not a result of SAEBench: its {key} holds no names")
+    for path, types in TYPES.items():
+        value = value_at(result, path)
+        if not isinstance(value, types) or (isinstance(value, list) and not all(isinstance(x, str) for x in value)):
+            raise UsageError(f"{name} is not a result of SAEBench: its {path} is {str(value)[:40]!r}")
     return result
 
 
-def read_results(folders: list[Path]) -> tuple[list[Result], list[str]]:
-    """Every result in the folders, from .json files and the lines of .jsonl files; of those that are none, why."""
+def read_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
+    """Read every result in the folders, from .json files and from the lines of .jsonl files.
+
+    Returns:
+        The results; one line for each file, or line of a file, that is no result.
+    """
     results: list[Result] = []
     broken: list[str] = []
     for path in (path for folder in folders for path in sorted(folder.rglob("*.json*"))):
-        texts = {str(path): None}
-        if path.suffix == ".jsonl":
-            try:
-                lines = path.read_text().splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                broken.append(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not text'}")
-                continue
-            texts = {f"{path}, line {number}": line for number, line in enumerate(lines, start=1) if line.strip()}
-        elif path.suffix != ".json":
+        if path.suffix not in (".json", ".jsonl"):
             continue
-        for place, text in texts.items():
+        try:
+            texts = list(_texts(path))
+        except UsageError as error:
+            broken.append(str(error))
+            continue
+        for name, text in texts:
             try:
-                results.append(load_result(path) if text is None else parse_result(text, place))
+                results.append(parse_result(text, name))
             except UsageError as error:
                 broken.append(str(error))
     return results, broken
 
 
+def _texts(path: Path) -> Iterator[tuple[str, str]]:
+    """Name and text of every result in a file."""
+    text = _read_text(path)
+    if path.suffix == ".json":
+        yield str(path), text
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield f"{path}, line {number}", line
+
+
 def weight_hash_of(result: Result) -> str | None:
-    """Of the SAE that a result of ours belongs to."""
+    """Weight hash of the SAE of a result of ours."""
     return provenance_of(result).get("weight_hash")
 
 
@@ -99,30 +147,34 @@ def metric_value(metric: Metric, result: Result) -> float | None:
 
 
 def why_missing(metric: Metric, result: Result) -> str | None:
-    """Why a result has no number for a metric; None if it has one."""
-    ours = result.get("eval_result_unstructured") or {}
-    found = value_at(result, metric.path)
-    if any(metric.path.endswith("." + name) for name in ours.get("not_a_number", [])):
+    """Reason why a result has no number for a metric; None if it has one."""
+    unstructured = result.get(UNSTRUCTURED) or {}
+    value = value_at(result, metric.path)
+    if any(metric.path.endswith("." + name) for name in unstructured.get("not_a_number", [])):
         return "not a number"
-    if found is None:
+    if value is None:
         return "not among its numbers"
-    if isinstance(found, bool) or not isinstance(found, int | float) or not -HUGE < found < HUGE:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -HUGE < value < HUGE:
         return "not a number"
-    if found == -1 and not provenance_of(result):
+    if value == -1 and not provenance_of(result):
         return "-1, SAEBench's sign for not a number"
     return None
 
 
 def provenance_of(result: Result) -> dict[str, Any]:
-    """Where a result of ours comes from; empty for those of others."""
-    found = (result.get("eval_result_unstructured") or {}).get("provenance")
-    return found if isinstance(found, dict) else {}
+    """Provenance of a result of ours; empty for results of others."""
+    provenance = (result.get(UNSTRUCTURED) or {}).get("provenance")
+    return provenance if isinstance(provenance, dict) else {}
 
 
-def mean_and_error(metric: Metric, results: list[Result]) -> tuple[float, float | None] | None:
-    """Mean and standard error over the seeds; no error for one seed, nothing if one has no number."""
+def mean_and_error(metric: Metric, results: Sequence[Result]) -> tuple[float, float | None] | None:
+    """Mean and standard error of a metric over results, one per seed.
+
+    Returns:
+        The mean; the standard error of the mean, None for one seed. None if a result has no number, or there is none.
+    """
     values = [metric_value(metric, result) for result in results]
-    numbers = [v for v in values if v is not None]
+    numbers = [value for value in values if value is not None]
     if not numbers or len(numbers) < len(values):
         return None
     if len(numbers) == 1:
@@ -132,27 +184,33 @@ def mean_and_error(metric: Metric, results: list[Result]) -> tuple[float, float 
 
 
 def conditions_of(result: Result) -> dict[str, Any]:
-    """What must be equal in two results whose numbers are subtracted or ranked."""
-    found = {key: value for key, value in (result["eval_config"] or {}).items() if key not in IMMATERIAL}
+    """Conditions that must be equal in two results whose numbers are subtracted or ranked."""
+    settings = {key: value for key, value in (result["eval_config"] or {}).items() if key not in IMMATERIAL}
     cfg = result.get("sae_cfg_dict") or {}
     metadata = cfg.get("metadata")  # SAEBench's sae-probes writes it as a text
     hook_name = cfg.get("hook_name") or (metadata.get("hook_name") if isinstance(metadata, dict) else None)
-    documents = provenance_of(result).get("read") or None
-    said = {name: provenance_of(result).get(name) for name in ("text", "text_version")}
-    return {"evaluation": result["eval_type_id"], "hook_name": hook_name, "documents": documents, **said, **found}
+    provenance = provenance_of(result)
+    return {
+        "evaluation": result["eval_type_id"],
+        "hook_name": hook_name,
+        "documents": provenance.get("read") or None,
+        "text": provenance.get("text"),
+        "text_version": provenance.get("text_version"),
+        **settings,
+    }
 
 
-def _plain(key: str, value: Any) -> Any:
-    """`google/gemma-2-2b` and `gemma-2-2b` are one model, and the order of datasets or of k counts for nothing."""
+def _normalized(key: str, value: Any) -> Any:
+    """A condition without what does not matter: the model's owner, and the order of datasets or of k."""
     if key == "model_name":
         return str(value).rpartition("/")[2]
     return sorted(value, key=str) if isinstance(value, list | tuple) else value
 
 
-def describe_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """What separates two sets of conditions, in words; a condition that either does not name separates nothing."""
+def describe_differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """One line for each condition that separates two results. A condition that either lacks separates nothing."""
     return [
-        f"{key} is {one[key]!r} here and {other[key]!r} there"
-        for key in one
-        if one[key] is not None and other.get(key) is not None and _plain(key, one[key]) != _plain(key, other[key])
+        f"{key} is {value!r} here and {there[key]!r} there"
+        for key, value in here.items()
+        if value is not None and there.get(key) is not None and _normalized(key, value) != _normalized(key, there[key])
     ]

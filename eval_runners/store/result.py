@@ -1,9 +1,9 @@
-"""A result file: SAEBench's envelope with ours inside it, where it lies, and how it is written.
+"""Result files: SAEBench's envelope with our values inside it, where they lie, and how they are written.
 
     <output>/<target>/<evaluation>/<sae>/<hash>.json
 
-The hash is of the SAE's weights and of everything else that decides the numbers, so that a result of other weights is
-never taken for it.
+The hash is of the SAE's weights and of everything else that decides the numbers. So a result of other weights is never
+taken for this SAE's.
 """
 
 from __future__ import annotations
@@ -29,19 +29,24 @@ from sae_variants.language_model.target import Target
 
 @dataclass(frozen=True)
 class ResultLocation:
-    """Where the results of one evaluation with one set of settings go, and their provenance."""
+    """Location and provenance of the results of one evaluation with one set of settings."""
 
     root: Path
+    """Root of all results, such as `results/runs`."""
     evaluation: str
     """Name of the evaluator."""
     target: Target
+    """The language model, hook and text."""
     settings: Mapping[str, Any]
+    """The evaluator's settings by field."""
     versions: Mapping[str, str]
-    """Of what the evaluation reads beside the target's text."""
+    """Versions, by name, of the data that the evaluation reads beside the target's text."""
     device: str
+    """Device that the evaluation runs on."""
     command: Sequence[str]
+    """The command line that makes the results, word by word."""
     commit: str | None = field(default_factory=lambda: package_commit())
-    """Taken when the work begins, whatever is committed meanwhile."""
+    """The package's commit when the work begins, whatever is committed meanwhile."""
 
     @property
     def folder(self) -> Path:
@@ -63,10 +68,12 @@ class ResultLocation:
         return self.folder / folder_name(located.label) / f"{hash_value(key)}.json"
 
     def complete(self, output: Result, evaluation: Evaluation, located: LocatedSAE, seconds: float) -> Result:
-        """SAEBench's output with ours under `eval_result_unstructured`: added values, verdict, provenance.
+        """Add values, the verdict and provenance to an output, under `eval_result_unstructured`.
 
         Args:
-            output: in SAEBench's envelope.
+            output: the numbers in SAEBench's envelope.
+            evaluation: holds the added values and the reasons to treat the SAE as untrained.
+            located: the SAE.
             seconds: wall-clock time of the evaluation.
         """
         failures = list(evaluation.failures)
@@ -84,7 +91,7 @@ class ResultLocation:
         return {**output, **ids, UNSTRUCTURED: unstructured}
 
     def provenance(self, located: LocatedSAE, seconds: float) -> dict[str, Any]:
-        """What made the result, from what, where and when."""
+        """Versions, command, device, duration, SAE and text behind a result."""
         packages = ("sae-variants", "sae-lens", "sae-bench", "transformer-lens", "torch")
         return {
             "command": shlex.join(without_paths(list(self.command))),
@@ -104,15 +111,19 @@ class ResultLocation:
         }
 
 
-def validate_result(output_class: type, result: dict[str, Any]) -> None:
-    """The result must load as SAEBench's own output class."""
+def validate_result(output_class: type, result: Result) -> None:
+    """Check that a result loads as an output class of SAEBench's kind.
+
+    Raises:
+        pydantic.ValidationError: it does not.
+    """
     from pydantic import TypeAdapter
 
     TypeAdapter(output_class).validate_python(result)
 
 
 def package_commit() -> str | None:
-    """Commit of this package's own repository, `+` if files differ from it; None if it was installed from a wheel."""
+    """Commit of this package's repository, with `+` if files differ from it; None if it was installed from a wheel."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -128,8 +139,14 @@ def package_commit() -> str | None:
         return None
 
 
-def write_result(path: Path, result: dict[str, Any], files: dict[str, bytes]) -> None:
-    """The result, after the files that lie beside it, each whole or not at all."""
+def write_result(path: Path, result: Result, files: Mapping[str, bytes]) -> None:
+    """Write a result after the files that lie beside it, each whole or not at all.
+
+    Args:
+        path: the result's file, which ends in `.json`.
+        result: JSON values without NaN.
+        files: content by the end of the file's name.
+    """
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     for ending, content in {**files, "json": text.encode()}.items():
         write_atomically(path.with_suffix(f".{ending}"), content, "--output")
