@@ -20,7 +20,7 @@ from test_leaderboard import made
 import sae_variants
 from eval_runners.__main__ import main
 from eval_runners.commands import evaluate as eval_command
-from eval_runners.commands.publish import upload
+from eval_runners.commands.publish.hub import upload
 from eval_runners.store.paths import without_paths
 from sae_variants.common.errors import UsageError
 
@@ -65,17 +65,17 @@ def test_a_dry_run_writes_sae_lens_layout_results_and_a_card(place, tmp_path, ca
     assert card.data.eval_results
     assert f'SAE.from_pretrained("me/saes", "{folder.name}")' in card.text
     assert "| SAE | L0 |" in card.text
-    assert "Plain SAELens loads it (architecture `jumprelu`)" in card.text
+    assert "SAELens alone loads it (architecture `jumprelu`)" in card.text
 
 
 def test_a_trace_goes_with_the_weights(tmp_path):
-    from eval_runners.commands.publish import _copy
+    from eval_runners.commands.publish.repository import copy_sae
 
     source, folder = tmp_path / "sae", tmp_path / "published"
     source.mkdir()
     for name in ("cfg.json", "sae_weights.safetensors", "trace.npz", "notes.txt"):
         (source / name).write_text("{}")
-    _copy(source, folder, [])
+    copy_sae(source, folder, [])
     names = {path.name for path in folder.iterdir() if path.is_file()}
     assert names == {"cfg.json", "sae_weights.safetensors", "trace.npz"}
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from eval_runners import core, sparse_probing
 from eval_runners.commands.evaluate import _baseline
 from eval_runners.contract.contract import Metric
+from eval_runners.contract.registry import load_evaluator
 from eval_runners.harness.score import prepare_scoring
-from eval_runners.sparse_probing import METRICS, EvalConfig
+from eval_runners.sparse_probing import METRICS, Settings
 from eval_runners.store.read import conditions_of, describe_differences, load_result, mean_and_error, metric_value
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import load_target
@@ -23,34 +23,38 @@ ACCURACY = next(metric for metric in METRICS if metric.name == "sae_top_1_test_a
 @pytest.mark.parametrize("path", sorted(BASELINES.glob("*.json")), ids=lambda path: path.stem)
 def test_every_baseline_loads_and_is_named_in_the_readme(path):
     result = load_result(path)
-    evaluator = {"core": core, "sparse_probing": sparse_probing}[result["eval_type_id"]]
-    found = {m.name: metric_value(m, result) for m in evaluator.METRICS}
+    evaluator = load_evaluator(result["eval_type_id"])
+    found = {m.name: metric_value(m, result) for m in evaluator.metrics}
     assert sum(v is not None for v in found.values()) >= 5
     assert path.name in (BASELINES.parent / "README.md").read_text()
 
 
+def result(**values):
+    return {"eval_result_metrics": {"a": values}}
+
+
 def test_mean_and_standard_error_by_hand():
-    metric = Metric("x", "x", "higher", "a.x")
-    results = [{"a": {"x": value}} for value in (1.0, 2.0, 6.0)]
+    metric = Metric("a", "x", "x", "higher")
+    results = [result(x=value) for value in (1.0, 2.0, 6.0)]
     mean, error = mean_and_error(metric, results)
     assert mean == 3
     assert error == pytest.approx((7 / 3) ** 0.5)  # variance 7, of three
     assert mean_and_error(metric, results[:1]) == (1.0, None)
     assert mean_and_error(metric, results[:1] * 3) == (1.0, 0.0)
-    assert mean_and_error(metric, [{"a": {"x": 0.1}}] * 3) == pytest.approx((0.1, 0), abs=1e-15)
-    assert metric_value(metric, {"a": {"x": "high"}}) is None
-    assert mean_and_error(metric, [*results, {"a": {}}]) is None
+    assert mean_and_error(metric, [result(x=0.1)] * 3) == pytest.approx((0.1, 0), abs=1e-15)
+    assert metric_value(metric, result(x="high")) is None
+    assert mean_and_error(metric, [*results, result()]) is None
 
 
 def test_what_stands_for_not_a_number_is_none():
-    metric = Metric("cossim", "x", "higher", "m.a.cossim")
-    result = {"m": {"a": {"cossim": -1}}, "eval_result_unstructured": {"not_a_number": ["a.cossim"]}}
-    assert metric_value(metric, result) is None
+    metric = Metric("a", "cossim", "x", "higher")
+    named = {**result(cossim=-1), "eval_result_unstructured": {"not_a_number": ["a.cossim"]}}
+    assert metric_value(metric, named) is None
 
 
 GEMMA = {
     "evaluation": "sparse_probing", "model_name": "google/gemma-2-2b", "hook_name": "blocks.5.hook_resid_post",
-    "llm_dtype": "bfloat16", **asdict(EvalConfig(probe_train_set_size=4000, probe_test_set_size=1000)),
+    "llm_dtype": "bfloat16", **asdict(Settings(probe_train_set_size=4000, probe_test_set_size=1000)),
 }  # fmt: skip
 
 
@@ -80,10 +84,10 @@ def test_what_matters_separates_and_is_named(changes):
 
 
 def test_the_gemma_targets_are_compared_with_the_baselines_out_of_the_box():
-    for target_name, module in (("gemma-2-2b-l5", sparse_probing), ("gemma-2-2b-l19", core)):
+    for target_name, evaluation in (("gemma-2-2b-l5", "sparse_probing"), ("gemma-2-2b-l19", "core")):
         target = load_target(target_name)
-        (file,) = BASELINES.glob(f"{module.__name__.rpartition('.')[2]}_*.json")
-        scoring = prepare_scoring(module.__name__.rpartition(".")[2], target, {}, Path("x"), "cpu", [])
+        (file,) = BASELINES.glob(f"{evaluation}_*.json")
+        scoring = prepare_scoring(evaluation, target, {}, Path("x"), "cpu", [])
         assert _baseline(str(file), scoring)
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
 from conftest import TINY
 
-from eval_runners import core
 from eval_runners.__main__ import main
 from eval_runners.commands.suite import _l0_setting, _split_options
+from eval_runners.contract.registry import load_evaluator
+from eval_runners.core import Core
 from eval_runners.harness.score import prepare_scoring
+from eval_runners.store.read import mean_and_error
+from eval_runners.views.grid_picture import _draw_line, _lines
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import load_target
 
@@ -53,14 +58,14 @@ def test_every_cell_is_scored_once_and_found_again(target, tmp_path, model_folde
 def test_a_cell_that_fails_is_named_and_the_others_finish(
     target, tmp_path, model_folder, text_file, capsys, monkeypatch
 ):
-    evaluate = core.evaluate
+    evaluate = Core.evaluate
 
-    def fails_once(sae, *args, **kwargs):
+    def fails_once(self, sae, *args):
         if sae.cfg.metadata.seed == 0:
             raise RuntimeError("out of luck\nat length")
-        return evaluate(sae, *args, **kwargs)
+        return evaluate(self, sae, *args)
 
-    monkeypatch.setattr(core, "evaluate", fails_once)
+    monkeypatch.setattr(Core, "evaluate", fails_once)
     argv = [*words(target, tmp_path, model_folder, text_file), "--sae", "temporal", "--evals", "core", "--seeds", "0,1"]
     assert main(argv_without(argv)) == 1
     said = capsys.readouterr().out
@@ -130,6 +135,39 @@ def test_bad_options_are_refused_before_any_work(argv, says, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def located(label, seed, **point):
+    return SimpleNamespace(label=label, seed=seed, grid_point=point)
+
+
+def core_result(**preservation):
+    return {"eval_type_id": "core", "eval_result_metrics": {"model_performance_preservation": preservation}}
+
+
+def test_a_picture_shows_the_table_s_means_and_errors():
+    column = ("core", next(metric for metric in load_evaluator("core").metrics if metric.name == "ce_loss_score"))
+    scored = [
+        *[(located("temporal[k=2]", seed, k=2), core_result(ce_loss_score=0.4 + 0.2 * seed)) for seed in (0, 1)],
+        *[
+            (located("temporal[k=4]", seed, k=4), core_result(**{"ce_loss_score": 0.9} if seed else {}))
+            for seed in (0, 1)
+        ],
+        *[(located("temporal[k=8]", seed, k=8), core_result(ce_loss_score=0.9)) for seed in (0,)],
+        (located("random", 0), core_result(ce_loss_score=0.1)),
+    ]
+    lines = _lines(scored, ["k"])
+    assert {label: list(points) for label, points in lines.items()} == {"temporal": [2, 4, 8], "random": [None]}
+    panel = Mock()
+    for label, points in lines.items():
+        _draw_line(panel, column, label, points, {2: 2, 4: 4, 8: 8})
+    places, means, errors = panel.errorbar.call_args.args
+    assert places == [2, 8], "a seed of k = 4 has no number, so the table has none either"
+    assert list(zip(means, errors, strict=True)) == [
+        mean_and_error(column[1], [result for _, result in scored[:2]]),
+        (0.9, 0.0),
+    ]
+    assert panel.axhline.call_args.args == (0.1,)
+
+
 def test_scoring_is_prepared_with_the_targets_settings():
     scoring = prepare_scoring("core", load_target("sandbox"), {"context_size": 64}, None, "cpu", [])
-    assert (scoring.config.context_size, scoring.config.n_eval_reconstruction_batches) == (64, 16)
+    assert (scoring.settings.context_size, scoring.settings.n_eval_reconstruction_batches) == (64, 16)

@@ -32,8 +32,8 @@ from sae_variants.common.files import check_file_writable, check_folder_writable
 from sae_variants.language_model.contexts import heldout_text_name
 from sae_variants.training.grid import grid_fields, parse_grid
 
-NEEDED = ("dataset_names", "k_values", "ks", "context_length", "context_size")
-"""Settings that a baseline must name, where the evaluator has them, beside the model."""
+REQUIRED = ("dataset_names", "k_values", "ks", "context_length", "context_size")
+"""Settings that a baseline must hold, where the evaluator has them, beside the model."""
 
 
 def run_evaluator(file: str) -> None:
@@ -52,21 +52,20 @@ def main(name: str, argv: list[str]) -> int:
         0 if every SAE has a result and is trained, else 1.
 
     Raises:
-        UsageError: anything that cannot work, before any SAE is trained where it can be known.
+        UsageError: input that cannot work; raised before any SAE is trained wherever that is possible.
     """
     from eval_runners.harness.find_sae import locate_requests, resolve_requests
 
     evaluator, module = load_evaluator(name), evaluator_modules()[name]
-    module_words = [module] if module == f"eval_runners.{name}" else ["eval_runners", name]
-    args, overrides = parse_with_overrides(_parser(evaluator, module_words), argv)
+    module_args = [module] if module == f"eval_runners.{name}" else ["eval_runners", name]
+    args, overrides = parse_with_overrides(_parser(evaluator, module_args), argv)
     hide_host_warnings()
     targets, device, output = targets_from(args), device_from(args), Path(args.output)
     if args.csv:
         check_file_writable(Path(args.csv), "--csv")
-    given, command = given_fields(args, evaluator.settings_class), ["python", "-m", *module_words, *argv]
+    given, command = given_fields(args, evaluator.settings_class), ["python", "-m", *module_args, *argv]
     scorings = [prepare_scoring(name, target, given, output, device, command) for target in targets]
     baseline = _baseline(args.baseline, scorings[0]) if args.baseline is not None else None
-    check_folder_writable(output)
     grid_points = parse_grid(args.grid, args.vary)
     names = list(dict.fromkeys(args.saes))
     all_requests = [
@@ -74,6 +73,7 @@ def main(name: str, argv: list[str]) -> int:
     ]
     for scoring, requests in zip(scorings, all_requests, strict=True):
         check_supported([scoring], requests)
+    check_folder_writable(output)
     scored: list[Scored] = []
     failures: list[str] = []
     for scoring, requests in zip(scorings, all_requests, strict=True):
@@ -90,20 +90,20 @@ def main(name: str, argv: list[str]) -> int:
     return report_failures(scored, failures)
 
 
-def _parser(evaluator: Evaluator, module_words: Sequence[str]) -> Parser:
+def _parser(evaluator: Evaluator, module_args: Sequence[str]) -> Parser:
     description = sys.modules[type(evaluator).__module__].__doc__
-    parser = Parser(prog=f"python -m {' '.join(module_words)}", description=description)
-    parser.add_argument("--baseline", metavar="FILE", help="A result of SAEBench's, to print the differences to.")
+    parser = Parser(prog=f"python -m {' '.join(module_args)}", description=description)
+    parser.add_argument("--baseline", metavar="FILE", help="A result file of SAEBench, to print the differences to.")
     if evaluator.detail:
         parser.add_argument("--details", action="store_true", help=f"Print a row for every {evaluator.detail}.")
     parser.add_argument("--csv", metavar="FILE", help="Write a row per SAE and seed, with a column per metric.")
     add_scoring_options(parser)
-    add_fields(parser, evaluator.settings_class, "evaluation (defaults are the target's where it has its own)")
+    add_fields(parser, evaluator.settings_class, "evaluation (the target's recipe replaces defaults)")
     return parser
 
 
 def _print_tables(scoring: Scoring, scored: Sequence[Scored], args: Namespace, baseline: Result | None) -> None:
-    """Print the requested rows beside stored ones that are comparable, and what each result says further."""
+    """Print the requested rows beside stored rows that are comparable, then the summary of each result."""
     evaluator, location = scoring.evaluator, scoring.location
     columns: dict[str, list[Result]] = {}
     for located, result in scored:
@@ -113,21 +113,20 @@ def _print_tables(scoring: Scoring, scored: Sequence[Scored], args: Namespace, b
     for reason in broken:
         print(f"left out of the table: {reason}", file=sys.stderr)
     comparable = comparable_rows([result for _, result in scored], stored)
-    beside = {row.label: row.all_results for row in comparable if row.label not in columns}
-    print_metrics(evaluator.metrics, {**columns, **beside})
+    stored_columns = {row.label: row.all_results for row in comparable if row.label not in columns}
+    print_metrics(evaluator.metrics, {**columns, **stored_columns})
     for located, result in scored:
-        title = located.label if located.seed is None else f"{located.label}, seed {located.seed}"
         for line in evaluator.summary_lines(result):
-            print(f"{title}: {line}")
+            print(f"{located.title}: {line}")
         if getattr(args, "details", False):
-            print_details(title, evaluator.detail_rows(result))
+            print_details(located.title, evaluator.detail_rows(result))
     if baseline is not None:
         for label, results in columns.items():
             print_differences(evaluator.metrics, label, results, Path(args.baseline).stem, baseline)
 
 
 def show_summaries(scorings: Sequence[Scoring], results: Sequence[Result]) -> None:
-    """Print what the results of one evaluator say together, and write the files that go with it."""
+    """Print the summary of all results of one evaluator, and write the files that belong to it."""
     if not results:
         return
     lines, files = scorings[0].evaluator.summarize_all(results)
@@ -144,7 +143,7 @@ def _baseline(file: str, scoring: Scoring) -> Result:
     """Load a result to compare with.
 
     Raises:
-        UsageError: no result, or one that was made under other conditions.
+        UsageError: the file is no result, or a result under other conditions.
     """
     baseline, target = load_result(Path(file)), scoring.target
     planned = {
@@ -159,6 +158,6 @@ def _baseline(file: str, scoring: Scoring) -> Result:
     conditions = conditions_of(baseline)
     if differences := describe_differences(planned, conditions):
         raise UsageError(f"cannot compare with {file}: {'; '.join(differences)}")
-    if missing := [key for key in ("model_name", *NEEDED) if key in planned and conditions.get(key) is None]:
-        raise UsageError(f"cannot compare with {file}: it does not say its {', '.join(missing)}")
+    if missing := [key for key in ("model_name", *REQUIRED) if key in planned and conditions.get(key) is None]:
+        raise UsageError(f"cannot compare with {file}: it does not name its {', '.join(missing)}")
     return baseline

@@ -1,7 +1,8 @@
-"""python -m eval_runners suite: several SAEs, seeds and evaluations at once, and one table of them all.
+"""python -m eval_runners suite: several SAEs, seeds and evaluations at once, and one table of all results.
 
-Trains what is missing, in as few streams as fit, then scores one SAE after another. Finished results are reused, so the
-same command continues after an interruption. An SAE that fails is named at the end, with its error; the others finish.
+Trains the SAEs that are missing, in as few streams as fit in memory, then scores each SAE. Finished results are reused,
+so the same command continues after an interruption. An SAE that fails is named at the end, with its error; the others
+are scored all the same.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
         0 if every SAE has every result and is trained, else 1.
 
     Raises:
-        UsageError: anything that cannot work, before any SAE is trained where it can be known.
+        UsageError: input that cannot work; raised before any SAE is trained wherever that is possible.
     """
     parser = _parser()
     known, unknown = split_unknown_options(parser, argv)
@@ -90,7 +91,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--l0",
         metavar="16,32,64",
-        help="Train every SAE for each L0: by k or, without k, by the coefficient that the target lists for that L0.",
+        help="Train every SAE for each L0, by k or else by the coefficient that the target lists for that L0.",
     )
     parser.add_argument("--csv", metavar="FILE", help="Write the table's rows, with a column per metric.")
     parser.add_argument("--picture", metavar="FILE", help="Draw every metric of the table over the fields of --grid.")
@@ -111,22 +112,21 @@ def _evaluations(text: str) -> list[str]:
 def _split_options(extra: list[str], evaluations: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Sort `--train.FIELD` and `--EVALUATION.FIELD` into config fields to train with, and settings by evaluation."""
     parts: dict[str, list[str]] = {"train": [], **{name: [] for name in evaluations}}
-    words = list(extra)
-    while words:
-        word = words.pop(0)
-        owner = word.removeprefix("--").partition(".")[0].replace("-", "_")
-        if not word.startswith("--") or owner not in parts or "." not in word:
-            raise UsageError(f"unknown option or argument {word!r} (see python -m eval_runners suite --help)")
-        rest = ["--" + word.partition(".")[2]]
-        if "=" not in word and words and not words[0].startswith("--"):
-            rest.append(words.pop(0))
-        parts[owner] += rest
+    remaining = list(extra)
+    while remaining:
+        option = remaining.pop(0)
+        owner = option.removeprefix("--").partition(".")[0].replace("-", "_")
+        if not option.startswith("--") or owner not in parts or "." not in option:
+            raise UsageError(f"unknown option or argument {option!r} (see python -m eval_runners suite --help)")
+        parts[owner].append("--" + option.partition(".")[2])
+        if "=" not in option and remaining and not remaining[0].startswith("--"):
+            parts[owner].append(remaining.pop(0))
     settings = {}
     for name in evaluations:
-        config_class = load_evaluator(name).settings_class
+        settings_class = load_evaluator(name).settings_class
         parser = Parser(prog=f"python -m eval_runners.{name}")
-        add_fields(parser, config_class, "evaluation")
-        settings[name] = given_fields(parser.parse_args(parts[name]), config_class)
+        add_fields(parser, settings_class, "evaluation")
+        settings[name] = given_fields(parser.parse_args(parts[name]), settings_class)
     return parse_extra_options(parts["train"]), settings
 
 
@@ -169,13 +169,17 @@ def _requests(
 
 
 def _l0_setting(name: str, l0: float, target: Target) -> GridPoint:
-    """The field that sets an SAE's L0, with its value: k, or the coefficient that the target lists."""
+    """The field that sets an SAE's L0, with its value: k, or the coefficient that the target lists.
+
+    Raises:
+        UsageError: the SAE has no k, and the target lists no coefficient for that L0.
+    """
     if name not in target.l0 and "k" in find_variant(name).field_names:
         return {"k": int(l0) if l0.is_integer() else l0}
     for field, values in target.l0.get(name, {}).items():
-        if (value := {float(at): value for at, value in values.items()}.get(l0)) is not None:
+        if (value := {float(level): value for level, value in values.items()}.get(l0)) is not None:
             return {field: value}
-    known = ", ".join(at for values in target.l0.get(name, {}).values() for at in values)
+    known = ", ".join(level for values in target.l0.get(name, {}).values() for level in values)
     raise UsageError(
         f"{name} has no k, and the target {target.name} knows its coefficient "
         + (f"for L0 {known} only, not {l0:g}" if known else "for no L0")

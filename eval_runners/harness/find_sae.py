@@ -1,6 +1,6 @@
 """From the name that a user types to an SAE on disk: resolve the request, train what is missing, locate the folder.
 
-A name is a variant, a folder, or `user/repo:sae_id` on the Hub. Every command takes the same way:
+A name is a variant, a folder, or `user/repo:sae_id` on the Hub. Every command takes the same steps:
 
     resolve_requests -> SAERequest -> locate_requests -> LocatedSAE -> fit.load_for_target -> SAE
 """
@@ -61,11 +61,14 @@ def resolve_requests(
     seeds: Sequence[int] = (0,),
     trained: str | Path | None = None,
 ) -> list[SAERequest]:
-    """Find out what names stand for, without training or loading anything.
+    """Resolve names to requests, without training or loading anything.
 
     Args:
         names: variants, folders or Hub ids. A variant gives one request for each grid point and seed.
+        target: the language model, hook and text that variants are trained on.
         overrides: config fields that replace those of the target's recipe.
+        grid_points: values of the config fields that the command's grid varies.
+        seeds: seeds of variants.
         trained: root of trained SAEs; None for the default.
 
     Raises:
@@ -96,6 +99,8 @@ def locate_requests(
     """Locate the requested SAEs, after training those that are missing.
 
     Args:
+        requests: the SAEs.
+        device: device to train on.
         axes: config fields that the command's grid varies; their values are kept with each SAE.
         snapshots: shares of the training after which a snapshot of each SAE is needed. An SAE without its snapshots is
             trained again, so that it and its snapshots come from one training.
@@ -118,10 +123,10 @@ def locate_requests(
 
 
 def locate_all(requests: Sequence[SAERequest], device: str) -> list[LocatedSAE]:
-    """Locate the requested SAEs. Unlike `locate_requests`, fail if one of them cannot be trained.
+    """Locate the requested SAEs. Unlike `locate_requests`, fail if an SAE cannot be trained.
 
     Raises:
-        UsageError: an SAE that holds no SAE, or cannot be trained.
+        UsageError: a folder or repository that holds no SAE, or an SAE that cannot be trained.
     """
     located, failures = locate_requests(requests, device)
     if failures:
@@ -168,12 +173,12 @@ def _learns(config_class: type | None) -> bool:
 
 
 def locate_snapshot(folder: Path) -> LocatedSAE:
-    """An SAE beside another one that needs no label, such as a snapshot of its training."""
+    """Locate a snapshot of an SAE's training, which needs no label."""
     return LocatedSAE(folder.name, folder)
 
 
 def locate_name(name: str) -> LocatedSAE:
-    """The SAE in a folder, or on the Hub, from which it is downloaded.
+    """Locate the SAE in a folder or, after downloading it, on the Hub.
 
     Raises:
         UsageError: there is no SAE, it cannot be loaded, or the Hub cannot be reached.
@@ -195,7 +200,7 @@ def locate_name(name: str) -> LocatedSAE:
 
 
 def _folder_label(folder: Path) -> str:
-    """The folder's name, with the variant of an SAE that was trained here, or else with a hash of the weights."""
+    """Label of a folder: its name with the variant of an SAE that was trained here, else with a hash of the weights."""
     name, record_file = folder.resolve().name, folder / RECORD
     if not record_file.is_file():
         return f"{name}-{hash_files([folder / 'sae_weights.safetensors'])[:6]}"

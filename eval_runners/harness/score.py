@@ -24,6 +24,7 @@ from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import Target
 
 if TYPE_CHECKING:
+    from sae_lens import SAE
     from transformer_lens import HookedTransformer
 
 Scored = tuple[LocatedSAE, Result]
@@ -35,6 +36,7 @@ class Scoring:
 
     evaluator: Evaluator[Any]
     settings: Any
+    """An instance of the evaluator's `settings_class`."""
     location: ResultLocation
 
     @property
@@ -46,7 +48,15 @@ class Scoring:
 def prepare_scoring(
     name: str, target: Target, given: Mapping[str, Any], output: Path, device: str, command: Sequence[str]
 ) -> Scoring:
-    """Settle an evaluator's settings: its defaults, the target's, then those given on the command line.
+    """Settle an evaluator's settings: its defaults, then the target's, then those that are given.
+
+    Args:
+        name: the evaluator's.
+        target: the language model, hook and text.
+        given: settings by field, as given on the command line.
+        output: root of the results.
+        device: device that the evaluation runs on.
+        command: the command line, word by word, for the provenance.
 
     Raises:
         UsageError: an unknown evaluator, or settings that cannot work.
@@ -102,6 +112,9 @@ def score_all(
     """Score every SAE by every evaluator.
 
     Args:
+        scorings: evaluators with their settings.
+        located: the SAEs.
+        load_model: loads the target's language model; called only if a result is missing.
         force: evaluate again although there is a result.
         keep_going: turn errors into failures, so that the other SAEs are still scored.
 
@@ -115,7 +128,7 @@ def score_all(
 
     scored: list[Scored] = []
     failures: list[str] = []
-    bar = tqdm(total=len(scorings) * len(located), unit="cell", desc="suite", disable=not keep_going)
+    bar = tqdm(total=len(scorings) * len(located), unit="result", desc="suite", disable=not keep_going)
     with bar:
         for scoring in scorings:
             for title, sae in _with_titles(located):
@@ -147,7 +160,14 @@ def _with_titles(located: Sequence[LocatedSAE]) -> Iterator[tuple[str, LocatedSA
 def score_sae(
     scoring: Scoring, located: LocatedSAE, title: str, load_model: Callable[[], HookedTransformer], force: bool = False
 ) -> Result:
-    """The result of one SAE by one evaluator: a finished one is reused, unless forced; a new one is written.
+    """Score one SAE by one evaluator and write the result, or reuse a finished result.
+
+    Args:
+        scoring: the evaluator with its settings.
+        located: the SAE.
+        title: names the SAE in what is printed.
+        load_model: loads the target's language model; called only if the result is missing.
+        force: evaluate again although there is a result.
 
     Raises:
         UsageError: the SAE does not fit the target or the settings.
@@ -157,20 +177,36 @@ def score_sae(
     if not force and (result := _reusable_result(path, located)):
         print(f"{title}: {path} (reused: same weights, same settings; --force makes it again)")
         return result
-    target, settings, device = scoring.target, scoring.settings, scoring.location.device
-    model = load_model()
-    sae = load_for_target(located, target, model, device, getattr(settings, "context_size", None))
+    target, context = scoring.target, Context(load_model(), scoring.location.device, located)
+    sae = load_for_target(
+        located, target, context.model, context.device, getattr(scoring.settings, "context_size", None)
+    )
     print(f"{title}: evaluating {scoring.evaluator.name} on {target.name}")
-    started = time.time()
-    evaluation = scoring.evaluator.evaluate(sae, target, settings, Context(model, device, located))
-    if not isinstance(evaluation, Evaluation):
-        evaluation = Evaluation(evaluation)
-    output = evaluation.host_output or make_output(scoring.evaluator, settings, evaluation.values, sae, target)
-    result = scoring.location.complete(output, evaluation, located, time.time() - started)
-    validate_result(output_class(scoring.evaluator), result)
-    write_result(path, result, evaluation.files)
+    result, files = evaluate_sae(scoring, sae, context)
+    write_result(path, result, files)
     print(f"{title}: {path}")
     return result
+
+
+def evaluate_sae(scoring: Scoring, sae: SAE[Any], context: Context) -> tuple[Result, Mapping[str, bytes]]:
+    """Evaluate one SAE that fits the target, and complete and validate the result.
+
+    Returns:
+        The result; the files to write beside it, by the end of their name.
+
+    Raises:
+        UsageError: the SAE does not fit the settings.
+        Untrained: there can be no result.
+    """
+    evaluator, settings, target = scoring.evaluator, scoring.settings, scoring.target
+    started = time.time()
+    evaluation = evaluator.evaluate(sae, target, settings, context)
+    if not isinstance(evaluation, Evaluation):
+        evaluation = Evaluation(evaluation)
+    output = evaluation.host_output or make_output(evaluator, settings, evaluation.values, sae, target)
+    result = scoring.location.complete(output, evaluation, context.located, time.time() - started)
+    validate_result(output_class(evaluator), result)
+    return result, evaluation.files
 
 
 def _reusable_result(path: Path, located: LocatedSAE) -> Result | None:
@@ -180,12 +216,12 @@ def _reusable_result(path: Path, located: LocatedSAE) -> Result | None:
     try:
         result = load_result(path)
         endings = (result.get(UNSTRUCTURED) or {}).get("files") or []
-        if gone := [ending for ending in endings if not path.with_suffix(f".{ending}").exists()]:
-            raise UsageError(f"beside {path} there is no {', '.join(gone)}")
+        if missing := [ending for ending in endings if not path.with_suffix(f".{ending}").exists()]:
+            raise UsageError(f"beside {path} there is no file {', '.join(missing)}")
     except UsageError as error:
         print(f"warning: {error}; it is made again", file=sys.stderr)
         return None
-    if result.get("sae_lens_id") != located.label:  # the recipe that labels refer to has changed, the SAE has not
+    if result.get("sae_lens_id") != located.label:  # a label changes with the recipe that it refers to
         result["sae_lens_id"] = located.label
         write_result(path, result, {})
     return result
@@ -195,7 +231,7 @@ def report_failures(scored: Sequence[Scored], failures: Sequence[str]) -> int:
     """Print the failures and the untrained SAEs.
 
     Returns:
-        Exit code: 0 if every SAE has a result and is trained. `random` is untrained and may be.
+        Exit code: 0 if every SAE has a result and is trained. SAEs that do not learn, `random`, may be untrained.
     """
     code = 1 if failures else 0
     lines = list(failures)

@@ -64,10 +64,11 @@ def skipped_by_model(model: HookedTransformer) -> Iterator[Agreement]:
     from sae_bench.sae_bench_utils import activation_collection as collection
 
     original = collection.get_llm_activations
+    tokenizer: Any = model.tokenizer
     agreement = Agreement()
 
     def collect_sorted(tokens_BL: Tensor, batch_size: int, rest: tuple[Any, ...]) -> Tensor:
-        real_BL = tokens_BL != model.tokenizer.pad_token_id
+        real_BL = tokens_BL != tokenizer.pad_token_id
         # a document ends at its last token that is not padding; special tokens before that are kept
         lengths = (real_BL * torch.arange(1, tokens_BL.shape[1] + 1, device=tokens_BL.device)).amax(1)
         parts, order = [], lengths.argsort(stable=True)
@@ -91,7 +92,7 @@ def skipped_by_model(model: HookedTransformer) -> Iterator[Agreement]:
         def unchanged() -> Tensor:
             return original(tokens, given, batch_size, *rest, show_progress=False)
 
-        if not mask or model.tokenizer.padding_side != "right" or given is not model:
+        if not mask or tokenizer.padding_side != "right" or given is not model:
             return unchanged()
         return agreement.result(("all",), lambda: collect_sorted(tokens, batch_size, rest), unchanged)
 

@@ -126,8 +126,8 @@ def _activations_folder(name: str, config: SparseProbingSaeProbesEvalConfig, tar
         run_baseline_evals(
             model_name=target.model_name,
             hook_name=target.hook_name,
-            setting=config.setting,
-            method=config.baseline_method,
+            setting=config.setting,  # pyright: ignore[reportArgumentType]
+            method=config.baseline_method,  # pyright: ignore[reportArgumentType]
             results_path=folder,
             model_cache_path=folder,
             datasets=[name],

@@ -67,17 +67,17 @@ class ResultLocation:
         }
         return self.folder / folder_name(located.label) / f"{hash_value(key)}.json"
 
-    def complete(self, output: Result, evaluation: Evaluation, located: LocatedSAE, seconds: float) -> Result:
+    def complete(self, output: Result, evaluation: Evaluation, located: LocatedSAE | None, seconds: float) -> Result:
         """Add values, the verdict and provenance to an output, under `eval_result_unstructured`.
 
         Args:
             output: the numbers in SAEBench's envelope.
             evaluation: holds the added values and the reasons to treat the SAE as untrained.
-            located: the SAE.
+            located: the SAE; None for an SAE that exists in memory only, whose ids the caller sets.
             seconds: wall-clock time of the evaluation.
         """
         failures = list(evaluation.failures)
-        if located.training_tokens is not None and located.training_tokens <= 0:
+        if located and located.training_tokens is not None and located.training_tokens <= 0:
             failures.insert(0, "trained on 0 tokens")
         unstructured = {
             **(output.get(UNSTRUCTURED) or {}),
@@ -87,10 +87,10 @@ class ResultLocation:
             "not_trained_because": failures,
             "provenance": self.provenance(located, seconds),
         }
-        ids = {"sae_lens_id": located.label, "sae_lens_release_id": self.target.name}
+        ids = {"sae_lens_id": located.label, "sae_lens_release_id": self.target.name} if located else {}
         return {**output, **ids, UNSTRUCTURED: unstructured}
 
-    def provenance(self, located: LocatedSAE, seconds: float) -> dict[str, Any]:
+    def provenance(self, located: LocatedSAE | None, seconds: float) -> dict[str, Any]:
         """Versions, command, device, duration, SAE and text behind a result."""
         packages = ("sae-variants", "sae-lens", "sae-bench", "transformer-lens", "torch")
         return {
@@ -99,10 +99,7 @@ class ResultLocation:
             "versions": {package: version(package) for package in packages},
             "device": self.device,
             "seconds": round(seconds, 1),
-            "seed": located.seed,
-            "training_tokens": located.training_tokens,
-            "weight_hash": located.weight_hash,
-            "kind": located.kind,
+            **{name: getattr(located, name, None) for name in ("seed", "training_tokens", "weight_hash", "kind")},
             "target": self.target.name,
             "hook_name": self.target.hook_name,
             "text": self.target.text_id,

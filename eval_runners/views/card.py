@@ -2,46 +2,113 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from eval_runners.leaderboard.boards import Board, select_evaluations
-from eval_runners.leaderboard.render import LEGEND, to_markdown
-from eval_runners.leaderboard.rows import metrics_of
+from eval_runners.leaderboard.render import LEGEND, format_count, to_markdown
+from eval_runners.leaderboard.rows import Row, metrics_of
 from eval_runners.leaderboard.select import has_l0_near
 from sae_variants.registry.variants import variant_summaries
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md"
 
 
+@dataclass(frozen=True)
+class CardEntry:
+    """An SAE of the repository, as the card shows it."""
+
+    id: str
+    """Its folder in the repository."""
+    label: str
+    """Its label in tables, such as `temporal[k=16]`."""
+    name: str
+    """The label without fields, as a tag."""
+    model: str | None
+    """The language model."""
+    hook_name: str
+    """The hook; "-" if it is unknown."""
+    seed: int | None
+    """Seed of its training."""
+    weight_hash: str | None
+    """Weight hash, to which its results refer."""
+    row: Row
+    """Its results as a row of the leaderboard."""
+    d_in: int | None = None
+    """Width of the hook; None for an SAE that the repository holds already."""
+    stock_architecture: str = ""
+    """Architecture as which SAELens loads it without this package; empty if it needs this package."""
+
+    @property
+    def d_sae(self) -> int | str:
+        """Number of latents; "-" if it is unknown."""
+        return self.row.d_sae or "-"
+
+    @property
+    def l0(self) -> str:
+        """L0; "-" if it is unknown."""
+        return f"{self.row.l0:.1f}" if self.row.l0 else "-"
+
+    @property
+    def tokens(self) -> str:
+        """Training tokens, such as 4.2M."""
+        return format_count(self.row.training_tokens)
+
+
 def render_card(
-    repo: str, saes: list[dict[str, Any]], boards: list[Board], licence: str, warning: str, others: list[dict[str, Any]]
+    repo: str,
+    saes: Sequence[CardEntry],
+    boards: Sequence[Board],
+    licence: str,
+    warning: str,
+    others: Sequence[CardEntry],
 ) -> str:
-    """The model card, metadata first: of the SAEs published now, and of others that the repository holds already."""
-    from huggingface_hub import EvalResult, ModelCardData
+    """Render the model card, metadata first.
+
+    Args:
+        repo: `user/name` on the Hub.
+        saes: the SAEs that are published now.
+        boards: the leaderboard's, with the results of these SAEs and of others.
+        licence: licence of the weights, in the Hub's spelling.
+        warning: begins the card, unless it is empty.
+        others: SAEs that the repository holds already.
+    """
     from jinja2 import Environment
 
     every = [*saes, *others]
+    names = list(dict.fromkeys(sae.name for sae in every))
+    summaries = variant_summaries()
+    intro = " ".join(f"`{name}`: {summaries[name]}." for name in names if name in summaries)
+    all_stock = all(sae.stock_architecture for sae in saes)
+    template = Environment(trim_blocks=True, keep_trailing_newline=True).from_string(TEMPLATE.read_text())
+    body = template.render(
+        warning=warning,
+        title=repo.partition("/")[2],
+        intro=intro or "Sparse autoencoders.",
+        saes=saes,
+        repo=repo,
+        every=every,
+        stock_architectures=", ".join(sorted({sae.stock_architecture for sae in saes})) if all_stock else "",
+        table=_table(every, boards) or "None yet.",
+        legend=LEGEND,
+        version=version("sae-variants"),
+        year=date.today().year,
+    )
+    return f"---\n{_metadata(repo, every, names, licence)}\n---\n\n{body.strip()}\n"
 
-    def results() -> Any:
-        for sae in every:
-            row = sae["row"]
-            for evaluation, own in row.results.items():
-                for metric in metrics_of(evaluation):
-                    number = row.number((evaluation, metric))
-                    if metric.short and number:
-                        text = str(own[0]["eval_config"].get("dataset") or evaluation)
-                        yield EvalResult(
-                            task_type="feature-extraction", dataset_type=text, dataset_name=text,
-                            dataset_config=sae["id"], metric_type=metric.key, metric_name=metric.title,
-                            metric_value=number[0],
-                        )  # fmt: skip
 
-    names = list(dict.fromkeys(sae["name"] for sae in every))
-    models = {sae["model"] for sae in every}
+def _metadata(repo: str, saes: Sequence[CardEntry], names: Sequence[str], licence: str) -> str:
+    """The card's metadata for the Hub, as YAML."""
+    from huggingface_hub import ModelCardData
+
+    models = {sae.model for sae in saes}
     on_hub = [model for model in models if model and model != "sandbox" and not model.startswith("local-")]
     data = ModelCardData(
         library_name="saelens",
@@ -49,34 +116,46 @@ def render_card(
         tags=["sparse-autoencoder", "interpretability", "saelens", "saebench", *names],
         base_model=on_hub or None,
         model_name=repo.partition("/")[2],
-        eval_results=list(results()) or None,
+        eval_results=list(_eval_results(saes)) or None,
         ignore_metadata_errors=True,
     )
-    summaries = variant_summaries()
-    intro = " ".join(f"`{name}`: {summaries[name]}." for name in names if name in summaries)
-    plain = ", ".join(sorted({sae["plain"] for sae in saes})) if all(sae["plain"] for sae in saes) else ""
-    template = Environment(trim_blocks=True, keep_trailing_newline=True).from_string(TEMPLATE.read_text())
-    body = template.render(
-        warning=warning, title=repo.partition("/")[2], intro=intro or "Sparse autoencoders.", saes=saes, repo=repo,
-        every=every, plain=plain, table=_table(every, boards) or "None yet.", legend=LEGEND,
-        version=version("sae-variants"), year=date.today().year,
-    )  # fmt: skip
-    return f"---\n{data.to_yaml()}\n---\n\n{body.strip()}\n"
+    return data.to_yaml()
 
 
-def _table(saes: list[dict[str, Any]], boards: list[Board]) -> str:
-    """The boards that these SAEs are on: they, and what was made by a recipe at about their L0."""
-    hashes = {sae["hash"] for sae in saes}
-    chosen = []
+def _eval_results(saes: Sequence[CardEntry]) -> Iterator[EvalResult]:
+    """The numbers of the leaderboard's columns, in the Hub's form."""
+    from huggingface_hub import EvalResult
+
+    for sae in saes:
+        for evaluation, results in sae.row.results.items():
+            dataset = str(results[0]["eval_config"].get("dataset") or evaluation)
+            for metric in metrics_of(evaluation):
+                number = sae.row.number((evaluation, metric))
+                if metric.short and number:
+                    yield EvalResult(
+                        task_type="feature-extraction",
+                        dataset_type=dataset,
+                        dataset_name=dataset,
+                        dataset_config=sae.id,
+                        metric_type=metric.key,
+                        metric_name=metric.title,
+                        metric_value=number[0],
+                    )
+
+
+def _table(saes: Sequence[CardEntry], boards: Sequence[Board]) -> str:
+    """The boards that hold these SAEs, with these SAEs and the recipes at about their L0."""
+    hashes = {sae.weight_hash for sae in saes}
+    shown = []
     for board in boards:
         ours = [row for row in board.rows if hashes & row.weight_hashes]
         levels = [row.l0 for row in ours if row.l0]
-        beside = [
+        rows = [
             row
             for row in board.rows
             if not row.results or row in ours or (has_l0_near(row, levels) and not row.changed_kind)
         ]
         if ours:
-            scored = list(dict.fromkeys(evaluation for row in ours for evaluation in row.results))
-            chosen.append(select_evaluations(replace(board, rows=beside), scored))
-    return to_markdown(chosen, legend=False).strip()
+            evaluations = list(dict.fromkeys(evaluation for row in ours for evaluation in row.results))
+            shown.append(select_evaluations(replace(board, rows=rows), evaluations))
+    return to_markdown(shown, legend=False).strip()

@@ -1,97 +1,156 @@
-"""The picture of a grid: the leaderboard's metrics over the first field, a line per value of the others."""
+"""Picture of a grid: the leaderboard's metrics over its first field, with a line for each value of the other fields."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eval_runners.leaderboard.rows import column_key, metrics_of
-from eval_runners.leaderboard.terminal import to_frame
-from eval_runners.store.read import Result
+from eval_runners.leaderboard.rows import Column, metrics_of
+from eval_runners.store.read import mean_and_error, metric_value
+from eval_runners.views.figures import to_image
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import write_atomically
 
-COLUMNS = 3
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
+    from eval_runners.contract.contract import Result
+    from eval_runners.contract.located import LocatedSAE
 
+    Scored = tuple[LocatedSAE, Result]
+
+PANELS_PER_ROW = 3
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def check_picture(path: Path, grid: list[str]) -> None:
-    """UsageError, before any work, if there will be nothing to draw, or the file's ending is none of a picture's."""
+def check_picture(path: Path, grid: Sequence[str]) -> None:
+    """Check, before any work, that there will be a grid to draw and that the file's ending is that of a picture.
+
+    Raises:
+        UsageError: names what to give.
+    """
     if not grid:
         raise UsageError("--picture draws a --grid: give one")
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"--picture ends with {', '.join(FORMATS)}, not {path.name!r}")
 
 
-def draw_grid(path: Path, results: list[tuple[Any, Result]], axes: list[str]) -> None:
-    """Mean and standard error over seeds, a panel for each metric of the leaderboard, or each where it has none."""
+def draw_grid(path: Path, scored: Sequence[Scored], fields: Sequence[str]) -> None:
+    """Draw mean and standard error over seeds, in a panel for each metric of the leaderboard, or each if it has none.
+
+    Args:
+        path: the picture's file.
+        scored: SAEs with their results.
+        fields: config fields of the grid; the first is the x axis.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
-    table = to_frame(results)
-    evaluations = dict.fromkeys(result["eval_type_id"] for _, result in results)
-    every = [(evaluation, metric) for evaluation in evaluations for metric in metrics_of(evaluation)]
-    known = [column for column in every if column_key(column) in table]
-    panels = [column for column in known if column[1].short] or known
-    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *axes])))
-    first, others = axes[0], axes[1:]
-    fixed = {found.label: _fixed(found.label, axes) for found, _ in results}
-    table = table.assign(line=table.apply(lambda row: _line(row, others), axis="columns"))
-    values = list(dict.fromkeys(table[first].dropna()))
+    columns = _columns(scored)
+    lines = _lines(scored, fields)
+    values = list(dict.fromkeys(value for points in lines.values() for value in points if value is not None))
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    places = values if numeric else list(range(len(values)))
+    places = {value: value if numeric else number for number, value in enumerate(values)}
     with matplotlib.rc_context({"font.size": 9}):
-        rows = math.ceil(len(panels) / COLUMNS)
-        figure = Figure(figsize=(4 * COLUMNS, 2.8 * rows), layout="constrained")
-        grid_of_axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
-        for panel, (evaluation, metric) in zip(grid_of_axes, panels, strict=False):
-            for line, part in table.groupby("line", sort=False):
-                found = part.groupby(first, sort=False, dropna=False)[column_key((evaluation, metric))]
-                mean, error = found.mean(), found.sem().fillna(0.0)
-                if part[first].isna().all():
-                    panel.axhline(mean.iloc[0], linestyle="--", color="0.5", label=line)
-                    panel.axhspan(mean.iloc[0] - error.iloc[0], mean.iloc[0] + error.iloc[0], color="0.5", alpha=0.2)
-                    continue
-                at = [places[values.index(value)] for value in mean.index]
-                panel.errorbar(at, mean, error, marker="o", capsize=2, label=line)
-            panel.set_title(f"{metric.short or metric.title} ({evaluation})", fontsize=9)
-            panel.set_xlabel(first)
-            positive = [place for place in places if place > 0] if numeric else []
-            if positive and min(places) >= 0 and _is_stretched(places):
-                has_zero = len(positive) < len(places)
-                panel.set_xscale("symlog" if has_zero else "log", **({"linthresh": min(positive)} if has_zero else {}))
-            panel.set_xticks(places, labels=[f"{v:g}" if isinstance(v, float) else str(v) for v in values])
+        n_rows = math.ceil(len(columns) / PANELS_PER_ROW)
+        figure = Figure(figsize=(4 * PANELS_PER_ROW, 2.8 * n_rows), layout="constrained")
+        panels = figure.subplots(n_rows, PANELS_PER_ROW, squeeze=False).flatten()
+        for panel, column in zip(panels, columns, strict=False):
+            for label, points in lines.items():
+                _draw_line(panel, column, label, points, places)
+            panel.set_title(f"{column[1].short or column[1].title} ({column[0]})", fontsize=9)
+            panel.set_xlabel(fields[0])
+            if numeric:
+                _scale_axis(panel, list(places.values()))
+            texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+            panel.set_xticks(list(places.values()), labels=texts)
             panel.minorticks_off()
-        for empty in grid_of_axes[len(panels) :]:
+        for empty in panels[len(columns) :]:
             empty.set_axis_off()
-        if same := set(fixed.values()) - {""}:
-            figure.suptitle("; ".join(sorted(same)), fontsize=10)
-        handles, labels = grid_of_axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=110, format=path.suffix.lstrip(".").lower())
-    write_atomically(path, buffer.getvalue(), "--picture")
+        if shared := {_other_fields(sae.label, fields) for sae, _ in scored} - {""}:
+            figure.suptitle("; ".join(sorted(shared)), fontsize=10)
+        # a line without a number in one panel is in the legend all the same
+        handles = {
+            label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+        }
+        order = [label for label in lines if label in handles]
+        figure.legend(
+            [handles[label] for label in order],
+            order,
+            loc="outside lower center",
+            ncols=max(1, min(4, len(order))),
+            frameon=False,
+        )
+        content = to_image(figure, path.suffix.lstrip(".").lower())
+    write_atomically(path, content, "--picture")
 
 
-def _is_stretched(places: list[Any]) -> bool:
-    """Whether one step is longer than all others together, so that a straight scale crowds the rest."""
+def _columns(scored: Sequence[Scored]) -> list[Column]:
+    """The leaderboard's columns for which a result has a number; all such columns where the leaderboard has none."""
+    by_type: dict[str, list[Result]] = {}
+    for _, result in scored:
+        by_type.setdefault(result["eval_type_id"], []).append(result)
+    known = [
+        (evaluation, metric)
+        for evaluation, results in by_type.items()
+        for metric in metrics_of(evaluation)
+        if any(metric_value(metric, result) is not None for result in results)
+    ]
+    return [column for column in known if column[1].short] or known
+
+
+def _lines(scored: Sequence[Scored], fields: Sequence[str]) -> dict[str, dict[Any, list[Result]]]:
+    """Label of a line -> value of the first field, None for an SAE that lacks it -> results over seeds."""
+    lines: dict[str, dict[Any, list[Result]]] = {}
+    for sae, result in scored:
+        others = [f"{field}={sae.grid_point[field]}" for field in fields[1:] if sae.grid_point.get(field) is not None]
+        label = " ".join([sae.label.partition("[")[0], *others])
+        lines.setdefault(label, {}).setdefault(sae.grid_point.get(fields[0]), []).append(result)
+    return lines
+
+
+def _draw_line(
+    panel: Axes, column: Column, label: str, points: Mapping[Any, list[Result]], places: Mapping[Any, float]
+) -> None:
+    """Draw an SAE's points with error bars; one that lacks the field of the x axis is a level line with a band."""
+    evaluation, metric = column
+    known = {
+        value: (number[0], number[1] or 0.0)
+        for value, results in points.items()
+        if (number := mean_and_error(metric, [r for r in results if r["eval_type_id"] == evaluation]))
+    }
+    if None in known:
+        mean, error = known.pop(None)
+        panel.axhline(mean, linestyle="--", color="0.5", label=label)
+        panel.axhspan(mean - error, mean + error, color="0.5", alpha=0.2)
+    if known:
+        means, errors = zip(*known.values(), strict=True)
+        panel.errorbar([places[value] for value in known], means, errors, marker="o", capsize=2, label=label)
+
+
+def _scale_axis(panel: Axes, places: Sequence[float]) -> None:
+    """Make the x axis logarithmic where a linear axis would crowd the points."""
+    positive = [place for place in places if place > 0]
+    if not positive or min(places) < 0 or not _is_stretched(places):
+        return
+    if len(positive) < len(places):
+        panel.set_xscale("symlog", linthresh=min(positive))
+    else:
+        panel.set_xscale("log")
+
+
+def _is_stretched(places: Sequence[float]) -> bool:
+    """Whether one step is longer than all others together, so that a linear scale crowds the rest."""
     ordered = sorted(places)
-    steps = [b - a for a, b in itertools.pairwise(ordered)]
+    steps = [after - before for before, after in itertools.pairwise(ordered)]
     return len(steps) > 1 and 2 * max(steps) > ordered[-1] - ordered[0]
 
 
-def _fixed(label: str, axes: list[str]) -> str:
-    """What an SAE differs in from its recipe beside the fields of the grid: `temporal: pairs=adjacent`."""
-    name, _, fields = label.rstrip("]").partition("[")
-    words = [word for word in fields.split() if word.partition("=")[0] not in axes]
-    return f"{name}: {' '.join(words)}" if words else ""
-
-
-def _line(row: Any, fields: list[str]) -> str:
-    own = [f"{field}={row[field]}" for field in fields if row[field] == row[field]]
-    return row["sae"] + (f" {' '.join(own)}" if own else "")
+def _other_fields(label: str, fields: Sequence[str]) -> str:
+    """Fields beside the grid's in which an SAE differs from its recipe: `temporal: pairs=adjacent`."""
+    name, _, changed = label.rstrip("]").partition("[")
+    texts = [text for text in changed.split() if text.partition("=")[0] not in fields]
+    return f"{name}: {' '.join(texts)}" if texts else ""

@@ -1,4 +1,4 @@
-"""Pages that open from disk: one file each, with its data, its style and its script, that fetches nothing."""
+"""HTML pages that open from disk: each is one file with its data, style and script, and loads nothing else."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from sae_variants.common.values import finite_or_none
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render_page(template: str, data: Any, **more: str) -> str:
-    """A page of this folder with its data. Text in the data is never taken for markup."""
+def render_page(template: str, data: Any, **texts: str) -> str:
+    """Render a page. Text in the data is never read as markup.
+
+    Args:
+        template: file in `templates/`.
+        data: JSON values; NaN and infinity become null.
+        texts: further variables of the template.
+    """
     from jinja2 import Environment
 
-    made = Environment(autoescape=True).from_string((TEMPLATES / template).read_text())
+    page = Environment(autoescape=True).from_string((TEMPLATES / template).read_text())
     shared = {"style": (TEMPLATES / "page.css").read_text(), "script": (TEMPLATES / "page.js").read_text()}
-    return made.render(data=_inert(finite_or_none(data)), **shared, **more)
+    return page.render(data=_inert_json(finite_or_none(data)), **shared, **texts)
 
 
-def _inert(data: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
+def _inert_json(data: Any) -> str:
+    """JSON that cannot end the script element that holds it."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,212 @@
+"""The harness: names become SAEs, SAEs become results, and what cannot work is refused before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from conftest import evaluate, identity, tiny, zero
+from pydantic import TypeAdapter
+
+from eval_runners.__main__ import main
+from eval_runners.contract.contract import Evaluation, Untrained
+from eval_runners.contract.registry import load_evaluator
+from eval_runners.core import Core
+from eval_runners.core import Settings as CoreSettings
+from eval_runners.harness import find_sae
+from eval_runners.harness.find_sae import SAERequest, locate_all, locate_requests, resolve_requests
+from eval_runners.harness.saebench_api import make_run_eval
+from eval_runners.harness.score import check_supported, prepare_scoring, score_all
+from eval_runners.n2g import N2G
+from eval_runners.n2g import Settings as N2GSettings
+from eval_runners.store.envelope import make_output, output_class
+from sae_variants.common.errors import UsageError
+from sae_variants.training.plan import make_plan
+
+CORE = {
+    "batch_size_prompts": 4,
+    "n_eval_reconstruction_batches": 1,
+    "n_eval_sparsity_variance_batches": 1,
+    "context_size": 32,
+}
+
+
+def where(target, model_folder, text_file, trained) -> list[str]:
+    target_options = ["--model", str(model_folder), "--hook-name", target.hook_name, "--dataset", str(text_file)]
+    return [*target_options, "--trained", str(trained)]
+
+
+def test_a_variant_is_a_request_for_each_grid_point_and_seed(target, trained, tmp_path):
+    folder = make_plan("temporal", target, tiny("temporal"), trained).folder
+    names = ["temporal", str(folder), "someone/saes:layer_1"]
+    requests = resolve_requests(names, target, grid_points=[{"k": 2}, {"k": 4}], seeds=[0, 1], trained=tmp_path)
+    assert [request.name for request in requests] == ["temporal"] * 4 + names[1:]
+    assert [(plan.values["k"], plan.settings.seed) for request in requests if (plan := request.plan)] == [
+        (2, 0), (2, 1), (4, 0), (4, 1),
+    ]  # fmt: skip
+    assert len({request.key for request in requests}) == len(requests)
+    assert requests[0].key == resolve_requests(["temporal"], target, {"k": 2}, trained=tmp_path)[0].key
+    assert not list(tmp_path.iterdir()), "nothing is trained"
+
+
+def test_sae_requests_are_located_in_their_order(target, trained):
+    plan = make_plan("temporal", target, tiny("temporal"), trained)
+    located, failures = locate_requests([SAERequest(str(plan.folder)), SAERequest("temporal", plan)], "cpu", ["k"])
+    assert failures == []
+    assert [sae.folder for sae in located] == [plan.sae_folder] * 2
+    assert [sae.plan for sae in located] == [None, plan]
+    assert located[1].grid_point == {"k": plan.values["k"]}
+    assert located[1].training_tokens == tiny("temporal")["training_tokens"]
+
+
+def test_an_sae_that_cannot_be_trained_is_a_failure_or_an_error(target, trained, tmp_path, monkeypatch):
+    good = make_plan("temporal", target, tiny("temporal"), trained)
+    bad = make_plan("temporal", target, tiny("temporal"), tmp_path)
+    monkeypatch.setattr(find_sae, "train_missing", lambda *_: {bad.folder: "temporal diverged"})
+    requests = [SAERequest("temporal", bad), SAERequest("temporal", good)]
+    located, failures = locate_requests(requests, "cpu")
+    assert ([sae.plan for sae in located], failures) == ([good], ["temporal diverged"])
+    with pytest.raises(UsageError, match="temporal diverged"):
+        locate_all(requests, "cpu")
+
+
+@pytest.fixture
+def scoring(target, tmp_path):
+    return prepare_scoring("core", target, CORE, tmp_path / "out", "cpu", ["python"])
+
+
+@pytest.fixture
+def two_saes(target, trained):
+    requests = resolve_requests(["temporal", "random"], target, tiny("temporal"), trained=trained)
+    return locate_all(requests, "cpu")
+
+
+ERRORS = [(UsageError("too short"), "too short"), (RuntimeError("out of luck\nat length"), "RuntimeError: out of luck")]
+
+
+@pytest.mark.parametrize(("error", "line"), ERRORS, ids=["usage", "other"])
+def test_an_error_stops_the_scoring_unless_it_keeps_going(scoring, two_saes, model, monkeypatch, error, line):
+    original = Core.evaluate
+
+    def fails_for_the_first(self, sae, target, settings, context):
+        if context.located.label.startswith("temporal"):
+            raise error
+        return original(self, sae, target, settings, context)
+
+    monkeypatch.setattr(Core, "evaluate", fails_for_the_first)
+    with pytest.raises(type(error)):
+        score_all([scoring], two_saes, lambda: model, force=False)
+    scored, failures = score_all([scoring], two_saes, lambda: model, force=False, keep_going=True)
+    assert [sae.label for sae, _ in scored] == [two_saes[1].label]
+    assert failures == [f"core of [1/2] {two_saes[0].label}: {line}"]
+    assert [path.parent.name for path in scoring.location.root.rglob("*.json")] == ["random"]
+
+
+def test_an_untrained_sae_stops_nothing(scoring, two_saes, model, monkeypatch):
+    def untrained(self, sae, target, settings, context):
+        raise Untrained("no weights")
+
+    monkeypatch.setattr(Core, "evaluate", untrained)
+    scored, failures = score_all([scoring], two_saes, lambda: model, force=False)
+    assert scored == []
+    assert failures == [
+        f"[{number}/2] {sae.label}: untrained: no weights; there is no result"
+        for number, sae in enumerate(two_saes, start=1)
+    ]
+
+
+def test_a_finished_result_is_reused_without_the_language_model(scoring, two_saes, model):
+    first, _ = score_all([scoring], two_saes, lambda: model, force=False)
+    again, _ = score_all([scoring], two_saes, lambda: pytest.fail("loaded the model"), force=False)
+    assert [result for _, result in again] == [result for _, result in first]
+
+
+def refuse_temporal(self, plan, settings) -> str:
+    return "is not for N2G" if plan.name == "temporal" else ""
+
+
+@pytest.mark.parametrize("command", ["suite", "evaluation"])
+def test_an_unsupported_variant_is_refused_before_any_training(
+    target, tmp_path, model_folder, text_file, monkeypatch, command
+):
+    monkeypatch.setattr(N2G, "why_unsupported", refuse_temporal)
+    monkeypatch.setattr(find_sae, "train_missing", lambda *_: pytest.fail("trained"))
+    argv = ["--sae", "random", "--sae", "temporal", *where(target, model_folder, text_file, tmp_path / "trained")]
+    argv += ["--output", str(tmp_path / "out")]
+    begin = {"suite": ["suite", "--evals", "core,n2g"], "evaluation": ["n2g"]}
+    with pytest.raises(UsageError, match=r"temporal.*: is not for N2G"):
+        main([*begin[command], *argv])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_not_asked_whether_it_is_supported(scoring):
+    check_supported([scoring], [SAERequest("a/folder")])
+
+
+def test_values_that_no_metric_declares_are_an_error(target, model, monkeypatch):
+    evaluator, sae = load_evaluator("n2g"), identity(target)
+    settings = evaluator.settings_class()
+    metrics = make_output(evaluator, settings, {"firing.f1": float("nan")}, sae, target)["eval_result_metrics"]
+    assert metrics["firing"]["f1"] is None
+    with pytest.raises(KeyError, match=r"n2g declares no metric firing\.f2"):
+        make_output(evaluator, settings, {"firing.f1": 1.0, "firing.f2": 0.5}, sae, target)
+    monkeypatch.setattr(N2G, "evaluate", lambda *_: Evaluation({"all.surprise": 1.0}))
+    with pytest.raises(KeyError, match=r"all\.surprise"):
+        evaluate("n2g", sae, target, model)
+
+
+SMALL_N2G = {"n_contexts": 16, "context_size": 32, "n_latents": 3, "n_min": 2, "examples": 2, "longest": 4}
+
+
+def test_saebench_s_scripts_can_call_ours(target, model, tmp_path, capsys):
+    sae, output = identity(target), tmp_path / "eval_results"
+    sae.W_dec.data *= 2
+    weights = sae.W_dec.detach().clone()
+    run_eval = make_run_eval("n2g", target)
+    results = run_eval(SMALL_N2G, [("me/whole", sae), ("none", zero(target))], "cpu", str(output))
+    assert list(results) == ["me/whole_custom_sae", "none_custom_sae"]
+    assert torch.equal(sae.W_dec, weights), "the caller's SAE stays as it is"
+    files = {path.name: path for path in output.iterdir()}
+    assert set(files) == {"me_whole_custom_sae_eval_results.json", "none_custom_sae_eval_results.json"}
+    for result in results.values():
+        TypeAdapter(output_class(load_evaluator("n2g"))).validate_python(result)
+    written = json.loads(files["me_whole_custom_sae_eval_results.json"].read_text())
+    assert written == results["me/whole_custom_sae"]
+    assert (written["sae_lens_release_id"], written["sae_lens_id"]) == ("me/whole", "custom_sae")
+    unstructured = written["eval_result_unstructured"]
+    assert unstructured["trained"] is True
+    assert unstructured["provenance"]["weight_hash"] is None
+    assert results["none_custom_sae"]["eval_result_unstructured"]["trained"] is False
+
+    before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    assert run_eval(N2GSettings(**SMALL_N2G), [("none", zero(target))], "cpu", str(output)) == {}
+    assert "Skipping none_custom_sae as results already exist" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in output.iterdir()} == before
+    again = run_eval(N2GSettings(**SMALL_N2G), [("none", zero(target))], "cpu", str(output), force_rerun=True)
+    assert again["none_custom_sae"]["eval_result_metrics"] == results["none_custom_sae"]["eval_result_metrics"]
+
+
+def test_the_file_of_a_result_is_the_one_that_saebench_writes():
+    from sae_bench.sae_bench_utils.general_utils import get_results_filepath
+
+    from eval_runners.harness.saebench_api import result_path
+
+    assert str(result_path("out", "me/saes", "layer/1")) == get_results_filepath("out", "me/saes", "layer/1")
+
+
+def test_saebench_s_own_evaluation_has_the_same_numbers_by_either_way(target, model, tmp_path):
+    run_eval = make_run_eval("core", target)
+    results = run_eval(CoreSettings(**CORE), [("whole", identity(target))], "cpu", str(tmp_path))
+    expected = evaluate("core", identity(target), target, model, **asdict(CoreSettings(**CORE)))
+    assert results["whole_custom_sae"]["eval_result_metrics"] == expected.metrics
+
+
+def test_what_does_not_fit_is_refused_by_run_eval_too(target, tmp_path):
+    elsewhere = identity(target)
+    elsewhere.cfg.metadata.hook_name = "blocks.0.hook_resid_pre"
+    with pytest.raises(UsageError, match=r"x was trained at blocks\.0\.hook_resid_pre"):
+        make_run_eval("core", target)(CORE, [("x", elsewhere)], "cpu", str(tmp_path))
+    with pytest.raises(UsageError, match="did you mean 'core'"):
+        make_run_eval("corr", target)(CORE, [], "cpu", str(tmp_path))
