@@ -29,9 +29,15 @@ SMALL = Settings(
     batch_size_prompts=4, n_eval_reconstruction_batches=2, n_eval_sparsity_variance_batches=3, context_size=32
 )
 FLAGS = [
-    "--batch-size-prompts", "4", "--n-eval-reconstruction-batches", "2", "--n-eval-sparsity-variance-batches", "3",
-    "--context-size", "32",
-]  # fmt: skip
+    "--batch-size-prompts",
+    "4",
+    "--n-eval-reconstruction-batches",
+    "2",
+    "--n-eval-sparsity-variance-batches",
+    "3",
+    "--context-size",
+    "32",
+]
 
 
 def score(sae, target, model):
@@ -104,9 +110,19 @@ def test_watching_changes_no_number_of_saebench(target, model, trained):
     ours = score(_train_sae(target, trained), target, model).output["eval_result_metrics"]
     with serving_text(target, heldout_text_name(target)):
         raw = saebench.multiple_evals(
-            [("x", _train_sae(target, trained))], 2, 3, 4, True, True, True, heldout_text_name(target), 32,
-            output_folder=str(trained / "raw"), device="cpu", verbose=False,
-        )  # fmt: skip
+            [("x", _train_sae(target, trained))],
+            2,
+            3,
+            4,
+            True,
+            True,
+            True,
+            heldout_text_name(target),
+            32,
+            output_folder=str(trained / "raw"),
+            device="cpu",
+            verbose=False,
+        )
     for group, values in raw[0]["metrics"].items():
         for name, value in values.items():
             assert ours[group][name] == value, f"{group}.{name}"
@@ -156,8 +172,22 @@ def test_saebench_still_swallows_errors(target, model, tmp_path):
     sae = identity(target)
     sae.decode = lambda acts: (_ for _ in ()).throw(RuntimeError("decoder is broken"))
     with serving_text(target, heldout_text_name(target)):
-        assert saebench.multiple_evals([("x", sae)], 1, 1, 4, True, True, True, heldout_text_name(target), 32,
-            output_folder=str(tmp_path), device="cpu") == []  # fmt: skip
+        assert (
+            saebench.multiple_evals(
+                [("x", sae)],
+                1,
+                1,
+                4,
+                True,
+                True,
+                True,
+                heldout_text_name(target),
+                32,
+                output_folder=str(tmp_path),
+                device="cpu",
+            )
+            == []
+        )
 
 
 def arguments(target, trained: Path, output: Path, model_folder: Path, text_file: Path, *names: str) -> list[str]:

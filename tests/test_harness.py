@@ -44,8 +44,11 @@ def test_a_variant_is_a_request_for_each_grid_point_and_seed(target, trained, tm
     requests = resolve_requests(names, target, grid_points=[{"k": 2}, {"k": 4}], seeds=[0, 1], trained=tmp_path)
     assert [request.name for request in requests] == ["temporal"] * 4 + names[1:]
     assert [(plan.values["k"], plan.settings.seed) for request in requests if (plan := request.plan)] == [
-        (2, 0), (2, 1), (4, 0), (4, 1),
-    ]  # fmt: skip
+        (2, 0),
+        (2, 1),
+        (4, 0),
+        (4, 1),
+    ]
     assert len({request.key for request in requests}) == len(requests)
     assert requests[0].key == resolve_requests(["temporal"], target, {"k": 2}, trained=tmp_path)[0].key
     assert not list(tmp_path.iterdir()), "nothing is trained"

@@ -24,7 +24,16 @@ from eval_runners.commands.publish.hub import upload
 from eval_runners.store.paths import without_paths
 from sae_variants.common.errors import UsageError
 
-CORE = ["--batch-size-prompts", "4", "--n-eval-reconstruction-batches", "1", "--n-eval-sparsity-variance-batches", "2", "--context-size", "32"]  # fmt: skip
+CORE = [
+    "--batch-size-prompts",
+    "4",
+    "--n-eval-reconstruction-batches",
+    "1",
+    "--n-eval-sparsity-variance-batches",
+    "2",
+    "--context-size",
+    "32",
+]
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +103,28 @@ def test_no_path_of_this_machine_is_published(place, tmp_path):
 @pytest.mark.parametrize(
     ("text", "cut"),
     [
-        ("/home/ann/models/gpt", "gpt"), ("--output /data/runs/x --k 3", "--output x --k 3"), ("~/a/b.txt", "b.txt"),
-        ("C:\\Users\\ann\\x.txt", "x.txt"), ("https://huggingface.co/a/b", "https://huggingface.co/a/b"),
-        ("google/gemma-2-2b", "google/gemma-2-2b"), ("1/2 of it", "1/2 of it"), ("file='/home/ann/x'", "file='x'"),
-        ("file:///home/ann/x", "x"), ("~ann/m/x", "x"), ("../up/x.txt", "x.txt"), ("--out=/a/b", "--out=b"),
-        ("/home/ann lee/models/gpt 2", "gpt 2"), ("local:/home/ann/m", "local:m"), ("file:/home/ann/x", "x"),
-        ("./../../home/ann/x", "x"), ("user/name:an-id", "user/name:an-id"), ("--x /a/b c/d", "--x b c/d"),
-        ("sandbox/heldout", "sandbox/heldout"), ("blocks.3.hook_resid_post", "blocks.3.hook_resid_post"),
+        ("/home/ann/models/gpt", "gpt"),
+        ("--output /data/runs/x --k 3", "--output x --k 3"),
+        ("~/a/b.txt", "b.txt"),
+        ("C:\\Users\\ann\\x.txt", "x.txt"),
+        ("https://huggingface.co/a/b", "https://huggingface.co/a/b"),
+        ("google/gemma-2-2b", "google/gemma-2-2b"),
+        ("1/2 of it", "1/2 of it"),
+        ("file='/home/ann/x'", "file='x'"),
+        ("file:///home/ann/x", "x"),
+        ("~ann/m/x", "x"),
+        ("../up/x.txt", "x.txt"),
+        ("--out=/a/b", "--out=b"),
+        ("/home/ann lee/models/gpt 2", "gpt 2"),
+        ("local:/home/ann/m", "local:m"),
+        ("file:/home/ann/x", "x"),
+        ("./../../home/ann/x", "x"),
+        ("user/name:an-id", "user/name:an-id"),
+        ("--x /a/b c/d", "--x b c/d"),
+        ("sandbox/heldout", "sandbox/heldout"),
+        ("blocks.3.hook_resid_post", "blocks.3.hook_resid_post"),
     ],
-)  # fmt: skip
+)
 def test_paths_are_cut_down_and_nothing_else_is(text, cut):
     assert without_paths({"a": [text], text: 1}) == {"a": [cut], cut: 1}
 
@@ -182,8 +204,15 @@ def hub(monkeypatch):
 
 def at_hub(hub: Hub, tmp_path: Path, *words: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
     """A fresh process that knows that server as the Hub."""
-    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1",
-           "HF_TOKEN": token, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"}  # fmt: skip
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": token,
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
     env = {name: value for name, value in env.items() if value}
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env, timeout=300, check=False)
 
@@ -229,8 +258,17 @@ def test_there_and_back_to_the_last_bit(place, hub, tmp_path):
     assert all(torch.equal(state[name], local[name]) for name in local)
     where = words[: words.index("--sae")]
     scored = at_hub(
-        hub, tmp_path, "-m", "eval_runners.core", *where, "--sae", f"me/saes:{sae_id}", *CORE, "--output", str(tmp_path / "runs")
-    )  # fmt: skip
+        hub,
+        tmp_path,
+        "-m",
+        "eval_runners.core",
+        *where,
+        "--sae",
+        f"me/saes:{sae_id}",
+        *CORE,
+        "--output",
+        str(tmp_path / "runs"),
+    )
     (result,) = (tmp_path / "runs").rglob("*.json")
     (before,) = (root / "runs").rglob("*.json")
     found, expected = (json.loads(path.read_text())["eval_result_metrics"] for path in (result, before))

@@ -53,9 +53,12 @@ def test_what_stands_for_not_a_number_is_none():
 
 
 GEMMA = {
-    "evaluation": "sparse_probing", "model_name": "google/gemma-2-2b", "hook_name": "blocks.5.hook_resid_post",
-    "llm_dtype": "bfloat16", **asdict(Settings(probe_train_set_size=4000, probe_test_set_size=1000)),
-}  # fmt: skip
+    "evaluation": "sparse_probing",
+    "model_name": "google/gemma-2-2b",
+    "hook_name": "blocks.5.hook_resid_post",
+    "llm_dtype": "bfloat16",
+    **asdict(Settings(probe_train_set_size=4000, probe_test_set_size=1000)),
+}
 
 
 def separate(**changes) -> list[str]:
@@ -71,12 +74,18 @@ def test_equal_conditions_are_compared():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model_name": "gpt2"}, {"hook_name": "blocks.6.hook_resid_post"}, {"k_values": (1, 2)}, {"context_length": 64},
-        {"dataset_names": ("sandbox/code",)}, {"probe_train_set_size": 400}, {"probe_test_set_size": 100},
-        {"llm_dtype": "float32"}, {"evaluation": "core"},
+        {"model_name": "gpt2"},
+        {"hook_name": "blocks.6.hook_resid_post"},
+        {"k_values": (1, 2)},
+        {"context_length": 64},
+        {"dataset_names": ("sandbox/code",)},
+        {"probe_train_set_size": 400},
+        {"probe_test_set_size": 100},
+        {"llm_dtype": "float32"},
+        {"evaluation": "core"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_matters_separates_and_is_named(changes):
     (name,) = changes
     (line,) = separate(**changes)

@@ -90,10 +90,18 @@ def test_numbers_are_those_of_the_package_itself(target, config, model, evaluati
         patch.setattr(evals, "ensure_dataset_activations", lambda **kw: ensure(**kw, model=model, max_seq_len=128))
         with hide_output(generate, evals):
             run_sae_evals(
-                sae=identity(target), model_name=target.model_name, hook_name=target.hook_name, reg_type="l1",
-                setting="normal", ks=[1, 5], results_path=tmp_path / "r", model_cache_path=tmp_path / "c",
-                datasets=[name], device="cpu", seed=7,
-            )  # fmt: skip
+                sae=identity(target),
+                model_name=target.model_name,
+                hook_name=target.hook_name,
+                reg_type="l1",
+                setting="normal",
+                ks=[1, 5],
+                results_path=tmp_path / "r",
+                model_cache_path=tmp_path / "c",
+                datasets=[name],
+                device="cpu",
+                seed=7,
+            )
     model.tokenizer.truncation_side = "right"
     (file,) = (tmp_path / "r").rglob("*.json")
     theirs = {entry["k"]: entry for entry in json.loads(file.read_text())}
@@ -111,11 +119,29 @@ def test_saebench_s_own_plots_read_the_result(
     train = [
         word for key, value in tiny("temporal").items() for word in (f"--train.{key.replace('_', '-')}", str(value))
     ]
-    code = eval_command.main("sae_probes", [
-        "--sae", "temporal", "--model", str(model_folder), "--hook-name", target.hook_name, "--dataset", str(text_file),
-        "--trained", str(trained), "--output", str(tmp_path / "out"), "--dataset-names", ",".join(names), "--ks", "1,5",
-        "--details", *train,
-    ])  # fmt: skip
+    code = eval_command.main(
+        "sae_probes",
+        [
+            "--sae",
+            "temporal",
+            "--model",
+            str(model_folder),
+            "--hook-name",
+            target.hook_name,
+            "--dataset",
+            str(text_file),
+            "--trained",
+            str(trained),
+            "--output",
+            str(tmp_path / "out"),
+            "--dataset-names",
+            ",".join(names),
+            "--ks",
+            "1,5",
+            "--details",
+            *train,
+        ],
+    )
     assert code in (0, 1)
     assert names[0] in capsys.readouterr().out
     (file,) = (tmp_path / "out").rglob("*.json")

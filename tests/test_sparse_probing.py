@@ -120,9 +120,15 @@ def test_a_latent_per_class_is_perfect_at_k_1(model_folder, text_file, config, m
 def saebench_itself(target, model, config, folder, names, sae):
     """SAEBench's own function, given our texts; the one call that crashes (trap 2) without beartype's check."""
     own = SparseProbingEvalConfig(
-        dataset_names=list(names), k_values=list(KS), probe_train_set_size=60, probe_test_set_size=30,
-        context_length=32, llm_batch_size=32, llm_dtype="float32", model_name=target.model_name,
-    )  # fmt: skip
+        dataset_names=list(names),
+        k_values=list(KS),
+        probe_train_set_size=60,
+        probe_test_set_size=30,
+        context_length=32,
+        llm_batch_size=32,
+        llm_dtype="float32",
+        model_name=target.model_name,
+    )
     return saebench_run(own, sae, model, folder)
 
 
@@ -272,9 +278,14 @@ def test_the_sandbox_s_own_numbers_are_saebench_s(tmp_path):
 
     ours = evaluate("sparse_probing", sae(), target, model, prepare=True, **settings).metrics
     own = SparseProbingEvalConfig(
-        dataset_names=["sandbox/it_ticket"], k_values=list(KS), llm_batch_size=64, llm_dtype="float32",
-        model_name="sandbox", probe_train_set_size=720, probe_test_set_size=180,
-    )  # fmt: skip
+        dataset_names=["sandbox/it_ticket"],
+        k_values=list(KS),
+        llm_batch_size=64,
+        llm_dtype="float32",
+        model_name="sandbox",
+        probe_train_set_size=720,
+        probe_test_set_size=180,
+    )
     (cold, _), (warm, _) = (saebench_run(own, sae(), model, tmp_path) for _ in range(2))
     for name, value in ours["llm"].items():
         assert value is None or value == cold[name], name

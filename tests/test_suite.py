@@ -20,10 +20,21 @@ from eval_runners.views.grid_picture import _draw_line, _lines
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import load_target
 
-SETTINGS = ["--core.batch-size-prompts", "4", "--core.n-eval-reconstruction-batches", "1",
-            "--core.n-eval-sparsity-variance-batches", "2", "--core.context-size=32",
-            "--positional-consistency.n-contexts", "8", "--positional-consistency.context-size", "32",
-            "--positional-consistency.n-min", "1"]  # fmt: skip
+SETTINGS = [
+    "--core.batch-size-prompts",
+    "4",
+    "--core.n-eval-reconstruction-batches",
+    "1",
+    "--core.n-eval-sparsity-variance-batches",
+    "2",
+    "--core.context-size=32",
+    "--positional-consistency.n-contexts",
+    "8",
+    "--positional-consistency.context-size",
+    "32",
+    "--positional-consistency.n-min",
+    "1",
+]
 
 
 def words(target, root, model_folder, text_file) -> list[str]:
@@ -34,9 +45,23 @@ def words(target, root, model_folder, text_file) -> list[str]:
 
 
 def test_every_cell_is_scored_once_and_found_again(target, tmp_path, model_folder, text_file, capsys, monkeypatch):
-    argv = [*words(target, tmp_path, model_folder, text_file), "--sae", "temporal", "--sae", "stock:standard",
-            "--evals", "core,positional_consistency", "--grid", "k=2,4", "--seeds", "0,1",
-            "--csv", str(tmp_path / "t.csv"), "--picture", str(tmp_path / "t.png")]  # fmt: skip
+    argv = [
+        *words(target, tmp_path, model_folder, text_file),
+        "--sae",
+        "temporal",
+        "--sae",
+        "stock:standard",
+        "--evals",
+        "core,positional_consistency",
+        "--grid",
+        "k=2,4",
+        "--seeds",
+        "0,1",
+        "--csv",
+        str(tmp_path / "t.csv"),
+        "--picture",
+        str(tmp_path / "t.png"),
+    ]
     main(argv)
     said = capsys.readouterr().out
     assert said.count("evaluating core on") == 6, "two cells of temporal and one of standard, two seeds"
