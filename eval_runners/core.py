@@ -1,8 +1,8 @@
 """SAEBench's core evaluation, unchanged: KL, CE, explained variance, L0, shrinkage and density on held-out text.
 
-Beside SAEBench's own fields stands `explained_variance_corrected`, because SAEBench's `explained_variance` is wrong
-(`saebench.core` says how). KL and CE scores are 1 for an SAE that changes nothing, and 0 for one that is as bad as
-setting the activations to zero.
+The result holds `explained_variance_corrected` beside SAEBench's fields, because SAEBench's `explained_variance` is
+wrong (`saebench.core` explains the fault). KL and CE scores are 1 for an SAE that changes nothing, and 0 for an SAE
+that is as bad as setting the activations to zero.
 
 Source: Karvonen et al., SAEBench, arXiv 2503.09532.
 """
@@ -93,7 +93,7 @@ class Core(Evaluator[Settings]):
         return Evaluation(unstructured=unstructured, failures=failures, host_output=output)
 
     def untrained_reasons(self, result: Result) -> list[str]:
-        """L0 is 0."""
+        """No latent fires: L0 is 0."""
         sparsity = (result["eval_result_metrics"] or {}).get("sparsity") or {}
         return ["L0 is 0: no latent ever fires"] if sparsity.get("l0") == 0 else []
 

@@ -2,8 +2,8 @@
 
 For every dataset a logistic probe separates its two classes by the activations at a document's last token: those of the
 whole residual stream ("LLM"), and those of the k latents that differ most between the classes ("SAE"). The package
-holds the texts. Its F1 is the mean over both classes, weighted by their size; the F1 of `sparse_probing` is of one
-class. Documents that the package holds twice may lie on both sides of its split.
+holds the texts. Its F1 is the mean over both classes, weighted by their size; the F1 of `sparse_probing` is that of a
+single class. Documents that the package holds twice may lie on both sides of its split.
 
 Source: Kantamneni et al., arXiv 2502.16681; SAEBench, arXiv 2503.09532.
 """

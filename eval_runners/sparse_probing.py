@@ -154,7 +154,7 @@ class SparseProbing(Evaluator[Settings]):
         return Evaluation(unstructured=unstructured, failures=why_at_chance(accuracies), host_output=output)
 
     def untrained_reasons(self, result: Result) -> list[str]:
-        """All SAE probes are at chance."""
+        """All probes on latents are at chance."""
         from eval_runners.measures.checks import why_at_chance
 
         scores = (result[HOST_METRICS] or {}).get("sae") or {}
@@ -188,7 +188,7 @@ def _with_task_file(settings: Settings, target: Target) -> Settings:
         return settings
     recipe = _target_settings(target)
     if settings.dataset_names not in (Settings.dataset_names, tuple(recipe.get("dataset_names", ()))):
-        raise UsageError("--tasks and --dataset-names both say what to probe: give one of them")
+        raise UsageError("--tasks and --dataset-names both name what to probe: give either of them")
     settings = replace(settings, tasks=None, dataset_names=(register_task_file(settings.tasks),))
     # the target's sizes are for the target's datasets, so they do not hold for the user's file
     if settings.probe_train_set_size == recipe.get("probe_train_set_size"):

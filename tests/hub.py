@@ -7,12 +7,18 @@ requests to it get before it works; 0 cuts the connection.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import pytest
+from huggingface_hub.utils import _http
 
 TOKEN = "hf_" + "t" * 34
 
@@ -138,3 +144,16 @@ class Hub:
                 for name, content in files.items()
             ], None  # fmt: skip
         return 200, {"id": repo, "sha": self.sha, "siblings": [{"rfilename": name} for name in files]}, None
+
+
+@contextlib.contextmanager
+def running_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A server that this process may use as the Hub, without waiting between retries."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+    hub = Hub()
+    try:
+        yield hub
+    finally:
+        hub.close()

@@ -8,20 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from conftest import TINY, tiny
-from hub import TOKEN, Hub
+from hub import TOKEN, Hub, running_hub
 from huggingface_hub import ModelCard
-from huggingface_hub.utils import _http
 from test_leaderboard import made
 
 import sae_variants
 from eval_runners.__main__ import main
 from eval_runners.commands import evaluate as eval_command
-from eval_runners.commands.publish.hub import upload
-from eval_runners.store.paths import without_paths
 from sae_variants.common.errors import UsageError
 
 CORE = [
@@ -100,35 +96,6 @@ def test_no_path_of_this_machine_is_published(place, tmp_path):
                 assert word.encode() not in content, (path, word)
 
 
-@pytest.mark.parametrize(
-    ("text", "cut"),
-    [
-        ("/home/ann/models/gpt", "gpt"),
-        ("--output /data/runs/x --k 3", "--output x --k 3"),
-        ("~/a/b.txt", "b.txt"),
-        ("C:\\Users\\ann\\x.txt", "x.txt"),
-        ("https://huggingface.co/a/b", "https://huggingface.co/a/b"),
-        ("google/gemma-2-2b", "google/gemma-2-2b"),
-        ("1/2 of it", "1/2 of it"),
-        ("file='/home/ann/x'", "file='x'"),
-        ("file:///home/ann/x", "x"),
-        ("~ann/m/x", "x"),
-        ("../up/x.txt", "x.txt"),
-        ("--out=/a/b", "--out=b"),
-        ("/home/ann lee/models/gpt 2", "gpt 2"),
-        ("local:/home/ann/m", "local:m"),
-        ("file:/home/ann/x", "x"),
-        ("./../../home/ann/x", "x"),
-        ("user/name:an-id", "user/name:an-id"),
-        ("--x /a/b c/d", "--x b c/d"),
-        ("sandbox/heldout", "sandbox/heldout"),
-        ("blocks.3.hook_resid_post", "blocks.3.hook_resid_post"),
-    ],
-)
-def test_paths_are_cut_down_and_nothing_else_is(text, cut):
-    assert without_paths({"a": [text], text: 1}) == {"a": [cut], cut: 1}
-
-
 def test_stock_sae_lens_loads_it_where_this_package_is_not(place, tmp_path):
     publish(place, "--dry-run", str(tmp_path / "dry"))
     (folder,) = (path for path in (tmp_path / "dry").iterdir() if path.is_dir())
@@ -194,12 +161,8 @@ def test_a_folder_that_is_not_empty_is_left_alone(place, tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
-    made = Hub()
-    yield made
-    made.close()
+    with running_hub(monkeypatch) as server:
+        yield server
 
 
 def at_hub(hub: Hub, tmp_path: Path, *words: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
@@ -275,62 +238,9 @@ def test_there_and_back_to_the_last_bit(place, hub, tmp_path):
     assert found == expected, scored.stderr
 
 
-@pytest.mark.parametrize(
-    ("path", "status", "says"),
-    [
-        ("/api/repos/create", 403, r"HTTP 403\): your token may not write there"),
-        ("/preupload/", 404, r"HTTP 404\): there is no such repository"),
-        ("/commit/", 409, r"HTTP 409\): the repository has changed"),
-        ("/api/repos/create", 429, r"HTTP 429\): the Hub asks for patience"),
-        ("/api/repos/create", 500, r"HTTP 500\): the Hub failed"),
-    ],
-)
-def test_what_the_hub_refuses_is_one_line(hub, tmp_path, path, status, says):
-    hub.fails[path] = [status] * 100
-    (tmp_path / "x.txt").write_text("x")
-    with pytest.raises(UsageError, match=says):
-        upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_connection_that_is_cut_leaves_nothing_and_the_same_upload_works_afterwards(hub, tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x.safetensors").write_bytes(bytes(1000))
-    hub.fails["/upload/"] = [0] * 100
-    with pytest.raises(UsageError, match=r"cannot reach the Hub|the Hub failed"):
-        upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
-    assert hub.repos["me/saes"] == {}
-    hub.fails.clear()
-    upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
-    assert hub.repos["me/saes"] == {"a/x.safetensors": bytes(1000)}
-
-
-def test_an_sae_that_is_published_again_keeps_nothing_of_its_former_self(hub, tmp_path):
-    for name in ("a/cfg.json", "a/results/core.json", "a/results/old.json", "b/cfg.json"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
-    (tmp_path / "a" / "results" / "old.json").unlink()
-    (tmp_path / "b" / "cfg.json").unlink()
-    upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN, replaced=["a"])
-    assert sorted(hub.repos["me/saes"]) == ["a/cfg.json", "a/results/core.json", "b/cfg.json"]
-
-
 def test_what_differs_from_the_recipe_has_a_folder_of_its_own(place, tmp_path):
     publish(place, "--dry-run", str(tmp_path / "dry"))
     (folder,) = (path for path in (tmp_path / "dry").iterdir() if path.is_dir())
     (found,) = (json.loads(path.read_text()) for path in (place[0] / "runs").rglob("*.json"))
     assert "[" in found["sae_lens_id"]
     assert folder.name.endswith(found["eval_result_unstructured"]["provenance"]["kind"][:6])
-
-
-def test_a_wrong_token_and_none(hub, tmp_path):
-    (tmp_path / "x.txt").write_text("x")
-    with pytest.raises(UsageError, match=r"HTTP 401\): the Hub does not know you"):
-        upload(tmp_path, "me/saes", False, endpoint=hub.url, token="hf_wrong")
-
-
-def test_no_hub_at_all(hub, tmp_path):
-    (tmp_path / "x.txt").write_text("x")
-    with pytest.raises(UsageError, match="cannot reach the Hub"):
-        upload(tmp_path, "me/saes", False, endpoint="http://127.0.0.1:9", token=TOKEN)

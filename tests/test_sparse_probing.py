@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import evaluate, identity, linear_sae, make_model, make_tasks, tiny, zero
+from conftest import evaluate, identity, linear_sae, make_model, make_tasks, zero
 from sae_bench.evals.sparse_probing import main as saebench
 from sae_bench.evals.sparse_probing import probe_training
 from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
-from sae_bench.evals.sparse_probing.eval_output import SparseProbingEvalOutput
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 
-from eval_runners.commands import evaluate as eval_command
 from eval_runners.contract.registry import load_evaluator
 from eval_runners.data.labelled import register_task_file
-from eval_runners.measures.checks import why_at_chance
-from eval_runners.saebench.probe_f1 import F1Recorder
 from eval_runners.saebench.shared import hide_output
 from eval_runners.saebench.sparse_probing import serving_tasks
 from eval_runners.sparse_probing import Settings
@@ -89,14 +84,10 @@ def test_all_zero_weights_are_at_chance_and_called_untrained(target, config, mod
     for name, value in evaluation.output["eval_result_metrics"]["sae"].items():
         assert value in (None, 0.5), name
     # a probe that knows nothing says yes to all, F1 2/3, or no to all, F1 0
-    by_class = [
-        v
-        for d in evaluation.unstructured["f1_by_task"].values()
-        for n, s in d.items()
-        if n[:3] == "sae"
-        for v in s.values()
-    ]
-    assert all(v == 0 or v == pytest.approx(2 / 3) for v in by_class)
+    for scores in evaluation.unstructured["f1_by_task"].values():
+        for name, by_class in scores.items():
+            if name.startswith("sae"):
+                assert all(value == 0 or value == pytest.approx(2 / 3) for value in by_class.values())
     assert evaluation.failures == ["at chance: every SAE probe is within 0.02 of 0.5"]
 
 
@@ -166,13 +157,6 @@ def test_saebench_still_scores_differently_with_a_cold_cache(target, config, mod
     assert cold != warm
 
 
-def test_saebench_still_crashes_on_a_fresh_install():
-    # should this fail, `train_sklearn_probe` need not lose beartype's check
-    acts = {"a": torch.randn(20, 4), "b": torch.randn(20, 4)}
-    with hide_output(), pytest.raises(Exception, match="violates type hint"):
-        probe_training.train_probe_on_activations(acts, acts, select_top_k=1)
-
-
 def test_order_and_number_of_saes_count_for_nothing(target, config, model, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path))
     alone = numbers(score(identity(target), target, config, model))
@@ -228,41 +212,6 @@ def test_a_small_cap_on_the_cache_does_not_make_the_model_run_again(target, conf
     score(zero(target), target, config, model)
 
 
-def test_one_probe_that_knows_something_is_not_at_chance():
-    assert why_at_chance([0.5, 0.51, None]) == ["at chance: every SAE probe is within 0.02 of 0.5"]
-    assert why_at_chance([0.5] * 40 + [1.0]) == []
-    assert why_at_chance([0.5] * 40 + [0.4]) == []
-
-
-def test_weights_that_are_not_numbers_are_untrained_and_the_others_are_scored(target, argv, trained, tmp_path, capsys):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    from sae_variants.training.plan import make_plan
-
-    folder = tmp_path / "sick"
-    shutil.copytree(make_plan("temporal", target, tiny("temporal"), trained).folder, folder)
-    state = load_file(folder / "sae_weights.safetensors")
-    state["W_enc"][0] = float("nan")
-    save_file(state, folder / "sae_weights.safetensors")
-    words = ["--sae", str(folder), *argv("temporal"), "--k-values", "1"]
-    assert eval_command.main("sparse_probing", words) == 1
-    assert "untrained: W_enc has values that are not finite" in capsys.readouterr().out
-    assert [file.parent.name for file in (tmp_path / "out").rglob("*.json")] == ["temporal"]
-
-
-def test_a_damaged_result_is_made_again(argv, tmp_path, capsys):
-    words = [*argv("temporal"), "--k-values", "1"]
-    eval_command.main("sparse_probing", words)
-    (file,) = (tmp_path / "out").rglob("*.json")
-    whole = json.loads(file.read_text())
-    file.write_text(file.read_text()[:100])
-    eval_command.main("sparse_probing", words)
-    assert "it is made again" in capsys.readouterr().err
-    assert json.loads(file.read_text())["eval_result_metrics"] == whole["eval_result_metrics"]
-
-
 @pytest.mark.slow
 def test_the_sandbox_s_own_numbers_are_saebench_s(tmp_path):
     import sae_variants
@@ -293,63 +242,9 @@ def test_the_sandbox_s_own_numbers_are_saebench_s(tmp_path):
         assert value is None or value == warm[name], name
 
 
-def test_f1_by_hand():
-    recorder = F1Recorder()
-    # two hits, one false alarm, one miss: 2 * 2 / (2 * 2 + 1 + 1)
-    recorder.record([1, 1, 1, 0, 0], [1, 1, 0, 1, 0], 0.6)
-    assert recorder.scores == [pytest.approx(2 / 3)]
-    recorder.record([1, 0], [0, 0], 0.5)
-    assert recorder.scores[1] == 0
-    with pytest.raises(RuntimeError, match="F1 would not be that of the probe"):
-        recorder.record([1, 1, 1, 0, 0], [1, 1, 0, 1, 0], 0.8)
-
-
 def test_macro_f1_weighs_every_task_alike(target, config, model):
     evaluation = score(identity(target), target, config, model)
     by_task = evaluation.unstructured["f1_by_task"]
     values = [v for dataset in by_task.values() for v in dataset["sae_top_1_test_f1"].values()]
     assert evaluation.unstructured["tasks"] == len(values) == 5
     assert evaluation.unstructured["f1"]["sae_top_1_test_f1"] == pytest.approx(sum(values) / 5)
-
-
-@pytest.fixture
-def argv(target, trained, tmp_path, model_folder, text_file, tasks_file):
-    where = ["--model", str(model_folder), "--hook-name", target.hook_name, "--dataset", str(text_file)]
-    train = [
-        word for key, value in tiny("temporal").items() for word in (f"--train.{key.replace('_', '-')}", str(value))
-    ]
-    where += ["--trained", str(trained), "--output", str(tmp_path / "out"), "--context-length", "32", *train]
-    return lambda *names: [w for n in names for w in ("--sae", n)] + ["--tasks", str(tasks_file), *where]
-
-
-def test_a_user_s_own_tasks_are_one_command(argv, tmp_path, capsys):
-    assert eval_command.main("sparse_probing", [*argv("temporal", "random"), "--k-values", "1,5", "--details"]) == 0
-    shown = capsys.readouterr().out
-    assert "SAE F1, k = 5" in shown
-    assert "k = 2 " not in shown
-    for word in ("red", "rain", "walls"):
-        assert shown.partition("┏")[2].count(f" {word} ") == 2, "a row per task and SAE"
-    files = sorted((tmp_path / "out").rglob("*.json"))
-    assert [file.parent.name for file in files] == ["random", "temporal"]
-    for file in files:
-        result = json.loads(file.read_text())
-        SparseProbingEvalOutput(**result)
-        ours = result["eval_result_unstructured"]
-        assert "warm" in ours["protocol"]
-        assert ours["tasks"] == 3
-        (name,) = result["eval_config"]["dataset_names"]
-        assert name.startswith("local/words-")
-        assert str(tmp_path) not in file.read_text()
-    eval_command.main("sparse_probing", [*argv("temporal"), "--k-values", "1,5"])
-    assert "reused" in capsys.readouterr().out
-
-
-def test_several_seeds_are_several_files_and_one_column(argv, tmp_path, capsys):
-    assert eval_command.main("sparse_probing", [*argv("temporal"), "--k-values", "1", "--seeds", "0,1"]) == 0
-    shown = capsys.readouterr().out
-    results = [json.loads(file.read_text()) for file in (tmp_path / "out").rglob("*.json")]
-    assert sorted(r["eval_result_unstructured"]["provenance"]["seed"] for r in results) == [0, 1]
-    values = [r["eval_result_metrics"]["sae"]["sae_top_1_test_accuracy"] for r in results]
-    mean, error = sum(values) / 2, abs(values[0] - values[1]) / 2
-    assert f"{mean:.4g} ± {error:.2g}" in shown
-    assert "2 seeds" in shown

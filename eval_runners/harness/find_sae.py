@@ -26,7 +26,7 @@ from sae_variants.training.train import TrainingFailed, train_plans
 
 @dataclass(frozen=True)
 class SAERequest:
-    """One SAE that a command is asked to work on."""
+    """An SAE that a command needs."""
 
     name: str
     """As the user typed it."""

@@ -55,7 +55,7 @@ def parse_with_overrides(parser: Parser, argv: list[str]) -> tuple[Namespace, di
     """Parse a command line that may hold `--train.FIELD VALUE`.
 
     Returns:
-        The parser's own options; field -> value of the config fields to train with.
+        The options that the parser knows; field -> value of the config fields to train with.
 
     Raises:
         UsageError: an unknown or malformed option.

@@ -56,7 +56,7 @@ def prepare_scoring(
         given: settings by field, as given on the command line.
         output: root of the results.
         device: device that the evaluation runs on.
-        command: the command line, word by word, for the provenance.
+        command: arguments of the command line, for the provenance.
 
     Raises:
         UsageError: an unknown evaluator, or settings that cannot work.
@@ -175,7 +175,7 @@ def score_sae(
     """
     path = scoring.location.path(located)
     if not force and (result := _reusable_result(path, located)):
-        print(f"{title}: {path} (reused: same weights, same settings; --force makes it again)")
+        print(f"{title}: {path} (reused: same weights, same settings; --force evaluates it again)")
         return result
     target, context = scoring.target, Context(load_model(), scoring.location.device, located)
     sae = load_for_target(
@@ -219,7 +219,7 @@ def _reusable_result(path: Path, located: LocatedSAE) -> Result | None:
         if missing := [ending for ending in endings if not path.with_suffix(f".{ending}").exists()]:
             raise UsageError(f"beside {path} there is no file {', '.join(missing)}")
     except UsageError as error:
-        print(f"warning: {error}; it is made again", file=sys.stderr)
+        print(f"warning: {error}; it is evaluated again", file=sys.stderr)
         return None
     if result.get("sae_lens_id") != located.label:  # a label changes with the recipe that it refers to
         result["sae_lens_id"] = located.label

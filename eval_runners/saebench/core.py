@@ -120,7 +120,7 @@ def score_core(
             eval_batch_size_prompts=settings["batch_size_prompts"],
             n_eval_reconstruction_batches=settings["n_eval_reconstruction_batches"],
             n_eval_sparsity_variance_batches=settings["n_eval_sparsity_variance_batches"],
-            # both must be True: without them the output lacks fields that its own model requires
+            # both must be True: without them the output lacks fields that SAEBench's output class requires
             compute_featurewise_density_statistics=True,
             compute_featurewise_weight_based_metrics=True,
             exclude_special_tokens_from_reconstruction=settings["exclude_special_tokens_from_reconstruction"],

@@ -29,7 +29,7 @@ class F1Recorder:
         """F1 of the classes of the dataset in progress, in SAEBench's order."""
 
     def record(self, labels: ArrayLike, predictions: ArrayLike, accuracy: float) -> None:
-        """Add the F1 of one probe.
+        """Add the F1 of a probe.
 
         Args:
             labels: 0 or 1 for every document.
@@ -52,7 +52,7 @@ class F1Recorder:
         import torch
         from sae_bench.evals.sparse_probing import probe_training
 
-        # beartype refuses this function's own arguments on a fresh install (it is decorated with beartype alone and
+        # beartype refuses this function's arguments on a fresh install (it is decorated with beartype alone and
         # called from a jaxtyped function), so its body is called without the check
         fit_sklearn: Any = probe_training.train_sklearn_probe
         fit_sklearn = getattr(fit_sklearn, "__wrapped__", fit_sklearn)

@@ -91,7 +91,7 @@ def score_sae_probes(sae: SAE[Any], target: Target, settings: Mapping[str, Any],
     scored = {detail["dataset_name"] for detail in output["eval_result_details"]}
     if missing := set(config.dataset_names) - scored:
         raise RuntimeError(f"sae-probes gave no result for {', '.join(sorted(missing))}")
-    # SAEBench writes asdict(cfg): no architecture, and metadata as the text of an object; its own plots fail on it
+    # SAEBench writes asdict(cfg): no architecture, and metadata as the text of an object; SAEBench's plots fail on it
     output["sae_cfg_dict"] = json.loads(json.dumps(sae.cfg.to_dict(), default=str))
     output["eval_config"] |= {"results_path": "", "model_cache_path": None}
     output["sae_bench_commit_hash"] = sae_bench_release()

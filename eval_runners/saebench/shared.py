@@ -1,6 +1,6 @@
 """Adaptations that several of SAEBench's evaluations need. SAEBench's code computes SAEBench's numbers.
 
-`core`, `sparse_probing` and `sae_probes` adapt one evaluation each. Every adaptation lies beside the fault it answers.
+`core`, `sparse_probing` and `sae_probes` each adapt an evaluation. Every adaptation lies beside the fault it answers.
 The faults are those of sae-bench 0.6.0 and sae-probes 0.4.2; a test fails when one of them is gone.
 """
 
@@ -35,7 +35,7 @@ class PreloadedModel:
         self.model = model
 
     def from_pretrained_no_processing(self, name: str, **kwargs: Any) -> HookedTransformer:
-        """Return the loaded model, whatever is asked for."""
+        """Return the loaded model, whatever the name."""
         return self.model
 
 

@@ -177,7 +177,7 @@ def _activations_folder(
                 if "contains NaN" not in str(error):
                     raise
                 raise UsageError(
-                    f"{name} has a document without a token of its own among the first {config.context_length}: "
+                    f"{name} has a document whose first {config.context_length} tokens are all special tokens: "
                     "remove it, or give a larger --context-length"
                 ) from error
         (folder / LLM_F1).write_text(json.dumps(recorder.pop_scores("llm")))

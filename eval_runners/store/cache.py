@@ -98,7 +98,7 @@ def _fill_if_needed(folder: Path, key: Mapping[str, Any], fill: Callable[[Path],
         damage = find_damage(folder)
         if not damage:
             return
-        print(f"warning: {folder}: {damage}; it is made again", file=sys.stderr)
+        print(f"warning: {folder}: {damage}; it is computed again", file=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)
     partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)

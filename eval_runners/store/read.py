@@ -1,4 +1,4 @@
-"""Reads result files, and finds what separates results that were made under other conditions.
+"""Reads result files, and describes the differences between the conditions of two results.
 
 Imports no torch and writes nothing.
 """
@@ -142,7 +142,7 @@ def weight_hash_of(result: Result) -> str | None:
 
 
 def metric_value(metric: Metric, result: Result) -> float | None:
-    """The metric's number in a result; None where it is absent or stands for "not a number"."""
+    """The metric's number in a result; None where it is absent or means "not a number"."""
     return None if why_missing(metric, result) else value_at(result, metric.path)
 
 

@@ -44,7 +44,7 @@ class ResultLocation:
     device: str
     """Device that the evaluation runs on."""
     command: Sequence[str]
-    """The command line that makes the results, word by word."""
+    """Arguments of the command line that gave the results."""
     commit: str | None = field(default_factory=lambda: package_commit())
     """The package's commit when the work begins, whatever is committed meanwhile."""
 
@@ -125,9 +125,9 @@ def package_commit() -> str | None:
     if not (root / ".git").exists():
         return None
 
-    def git(*words: str) -> str:
+    def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:

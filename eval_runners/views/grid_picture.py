@@ -115,7 +115,7 @@ def _lines(scored: Sequence[Scored], fields: Sequence[str]) -> dict[str, dict[An
 def _draw_line(
     panel: Axes, column: Column, label: str, points: Mapping[Any, list[Result]], places: Mapping[Any, float]
 ) -> None:
-    """Draw an SAE's points with error bars; one that lacks the field of the x axis is a level line with a band."""
+    """Draw an SAE's points with error bars, or a level line with a band if it lacks the field of the x axis."""
     evaluation, metric = column
     known = {
         value: (number[0], number[1] or 0.0)
