@@ -24,6 +24,7 @@ from eval_runners.store.result import write_result
 from sae_variants.language_model.target import Target, load_target
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from sae_lens import SAE
 
 IN_MEMORY = "custom_sae"
@@ -35,7 +36,7 @@ class RunEval(Protocol):
 
     def __call__(
         self,
-        config: Any,
+        config: DataclassInstance | Mapping[str, Any],
         selected_saes: Sequence[tuple[str, SAE[Any] | str]],
         device: str,
         output_path: str,
@@ -70,7 +71,7 @@ def make_run_eval(name: str, target: str | Target) -> RunEval:
     resolved = load_target(target) if isinstance(target, str) else target
 
     def run_eval(
-        config: Any,
+        config: DataclassInstance | Mapping[str, Any],
         selected_saes: Sequence[tuple[str, SAE[Any] | str]],
         device: str,
         output_path: str,

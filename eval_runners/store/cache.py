@@ -80,7 +80,7 @@ def cached_folder(key: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:
 
 @contextlib.contextmanager
 def _locked(folder: Path, timeout: float = -1) -> Iterator[None]:
-    """Hold a folder's lock, after waiting for it for at most `timeout` seconds, or for ever if that is negative."""
+    """Hold a folder's lock, after waiting for it for at most `timeout` seconds, or without limit if it is negative."""
     from filelock import FileLock
 
     path = folder.with_name(folder.name + LOCK)
