@@ -12,7 +12,6 @@ Source: Foote et al., arXiv 2305.19911; used by Gao et al., arXiv 2406.04093, se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +64,7 @@ METRICS = (
         for category, tokens in TOKENS.items()
         for score in SCORES
     ),
-    Metric("firing", "latents", "latents looked at", "neither"),
+    Metric("firing", "latents", "latents evaluated", "neither"),
     Metric("firing", "length", "tokens in a pattern", "neither"),
 )
 
@@ -87,6 +86,7 @@ class N2G(Evaluator[Settings]):
         """Describe sampled latents by patterns, and average the scores of the patterns."""
         from eval_runners.measures.checks import require_finite_weights
         from eval_runners.measures.sampled_latents import sample_latents
+        from eval_runners.measures.statistics import mean_of_known
         from eval_runners.measures.token_patterns import describe_by_patterns, sample_replacements
 
         require_finite_weights(sae)
@@ -115,20 +115,18 @@ class N2G(Evaluator[Settings]):
             )
             for number, latent in enumerate(progress(sampled.latents, "latents"))
         ]
-        values = {f"{category}.{score}": _mean(rows, f"{category} {score}") for category in TOKENS for score in SCORES}
-        values |= {"firing.latents": float(len(rows)), "firing.length": _mean(rows, "length")}
+        values = {
+            f"{category}.{score}": mean_of_known(row[f"{category} {score}"] for row in rows)
+            for category in TOKENS
+            for score in SCORES
+        }
+        values |= {"firing.latents": float(len(rows)), "firing.length": mean_of_known(row["length"] for row in rows)}
         return Evaluation(values, {"by_latent": rows}, [] if rows else ["no latent fires often enough"])
 
     def detail_rows(self, result: Result) -> list[dict[str, Any]]:
         """One row per latent."""
         rows = result[UNSTRUCTURED]["by_latent"]
         return [{**row, "patterns": " | ".join(row["patterns"])} for row in rows]
-
-
-def _mean(rows: Sequence[dict[str, Any]], column: str) -> float | None:
-    """Mean of a column over the rows that have a number there; None if none has."""
-    known = [row[column] for row in rows if row[column] is not None]
-    return sum(known) / len(known) if known else None
 
 
 if __name__ == "__main__":

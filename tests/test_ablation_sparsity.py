@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import identity
+from conftest import evaluate, identity
 
-from eval_runners import ablation_sparsity
-from eval_runners.ablation_sparsity import EvalConfig, sparsity, traced
 from eval_runners.measures.ablation import in_float32
+from eval_runners.measures.logit_sparsity import change_sparsity, logit_sparsities
 from eval_runners.measures.sampled_latents import SampledLatents
+from sae_variants.common.errors import UsageError
 from sae_variants.language_model.load import load_model
+
+SMALL = {"n_contexts": 16, "context_size": 32, "tokens_after": 4, "n_latents": 4, "places": 2}
 
 
 def test_by_hand():
     change = torch.zeros(1, 2, 50)
     change[0, 0, 7] = -3.0
-    assert sparsity(change) == pytest.approx(1 / 100)  # one logit of one of two tokens
-    assert sparsity(change + 2.5) == pytest.approx(1 / 100)  # what all have is no change
+    assert change_sparsity(change) == pytest.approx(1 / 100)  # one logit of one of two tokens
+    assert change_sparsity(change + 2.5) == pytest.approx(1 / 100)  # what all have is no change
     change[0, 1, 9] = 3.0
-    assert sparsity(change) == pytest.approx(2 / 100)
+    assert change_sparsity(change) == pytest.approx(2 / 100)
     change[0, 1, 9] = 1.0
-    assert sparsity(change) == pytest.approx((3 + 1) ** 2 / (9 + 1) / 100)
-    assert sparsity(torch.tensor([[[-1.0, 0.0, 1.0]]])) == pytest.approx(2 / 3)
+    assert change_sparsity(change) == pytest.approx((3 + 1) ** 2 / (9 + 1) / 100)
+    assert change_sparsity(torch.tensor([[[-1.0, 0.0, 1.0]]])) == pytest.approx(2 / 3)
     two = torch.zeros(2, 2, 50)
     two[0, 0, 0] = two[1, 0, :4] = 1.0
-    assert sparsity(two) == pytest.approx((1 + 4) / 2 / 100)
-    assert sparsity(torch.zeros(1, 2, 50)) != sparsity(torch.zeros(1, 2, 50))  # NaN: nothing changes
+    assert change_sparsity(two) == pytest.approx((1 + 4) / 2 / 100)
+    assert change_sparsity(torch.zeros(1, 2, 50)) != change_sparsity(torch.zeros(1, 2, 50))  # NaN: nothing changes
 
 
 def test_a_latent_that_writes_one_logit_and_one_that_writes_half_of_them(target, model):
@@ -41,8 +43,9 @@ def test_a_latent_that_writes_one_logit_and_one_that_writes_half_of_them(target,
         model.unembed.W_U.data[1, : V // 4] = 1.0  # direction 1 by a quarter of the words
         sae.W_dec.data[:2] = torch.eye(D)[:2]
         ids = torch.randint(5, V, (6, 20))
-        found = SampledLatents(ids, [0, 1], torch.rand(6, 20, 2) + 0.1, torch.zeros(6, 20).bool())
-        rows = traced(sae, f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", model, found, EvalConfig(tokens_after=4))
+        sampled = SampledLatents(ids, [0, 1], torch.rand(6, 20, 2) + 0.1, torch.zeros(6, 20).bool())
+        hook_name = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+        rows = logit_sparsities(sae, hook_name, model, sampled, tokens_after=4, per_latent=4, seed=0)
     finally:
         model.unembed.W_U.data[:] = unembed
         model.ln_final = ln_final
@@ -52,12 +55,11 @@ def test_a_latent_that_writes_one_logit_and_one_that_writes_half_of_them(target,
 
 
 def test_random_directions_change_more_logits_than_one(target, model):
-    config = EvalConfig(n_contexts=16, context_size=32, tokens_after=4, n_latents=4, places=2)
-    evaluation = ablation_sparsity.evaluate(identity(target), target, config, model=model, device="cpu")
-    values = evaluation.output["eval_result_metrics"]
+    evaluation = evaluate("ablation_sparsity", identity(target), target, model, **SMALL)
+    values = evaluation.metrics
     assert 0.01 < values["random"]["sparsity"] < 1
     assert values["latents"]["sparsity_low"] <= values["latents"]["sparsity"] <= values["latents"]["sparsity_high"]
-    assert len(evaluation.ours["by_latent"]) == values["latents"]["count"] == 4
+    assert len(evaluation.unstructured["by_latent"]) == values["latents"]["count"] == 4
 
 
 def test_documents_that_end_within_the_tokens_compared_are_left_out(target, model):
@@ -65,10 +67,10 @@ def test_documents_that_end_within_the_tokens_compared_are_left_out(target, mode
     special[:, 5] = True  # of four tokens each, those that begin at 0, 1, 6, 7 and 8 have none
     acts = torch.zeros(4, 12, 1)
     acts[:, 2:6] = 1.0
-    config = EvalConfig(tokens_after=4)
-    assert traced(identity(target), target.hook_name, model, SampledLatents(ids, [0], acts, special), config) == []
+    sae, sampled = identity(target), SampledLatents(ids, [0], acts, special)
+    assert logit_sparsities(sae, target.hook_name, model, sampled, tokens_after=4, per_latent=4, seed=0) == []
     acts[:, 7] = 1.0
-    assert len(traced(identity(target), target.hook_name, model, SampledLatents(ids, [0], acts, special), config)) == 1
+    assert len(logit_sparsities(sae, target.hook_name, model, sampled, tokens_after=4, per_latent=4, seed=0)) == 1
 
 
 def test_small_effects_are_not_rounded_away_in_bfloat16(target):
@@ -79,6 +81,17 @@ def test_small_effects_are_not_rounded_away_in_bfloat16(target):
         assert model(torch.tensor([[1, 2]])).dtype == torch.float32
     assert model.cfg.dtype == torch.bfloat16
     assert all(torch.equal(weights, before[name]) for name, weights in model.state_dict().items())
-    small = EvalConfig(n_contexts=16, context_size=32, tokens_after=4, n_latents=4, places=2)
-    found = ablation_sparsity.evaluate(identity(target), target, small, model=model, device="cpu")
-    assert found.output["eval_result_metrics"]["latents"]["sparsity"] > 0.01
+    evaluation = evaluate("ablation_sparsity", identity(target), target, model, **SMALL)
+    assert evaluation.metrics["latents"]["sparsity"] > 0.01
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"tokens_after": 32, "context_size": 32}, "--tokens-after 32 must be below --context-size 32"),
+        ({"n_contexts": 3, "places": 2}, "--n-contexts 3 must be at least twice --places 2"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(target, model, settings, says):
+    with pytest.raises(UsageError, match=says):
+        evaluate("ablation_sparsity", identity(target), target, model, prepare=True, **settings)

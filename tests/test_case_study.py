@@ -11,15 +11,12 @@ from conftest import TINY, fetched, identity, linear_sae, needs_chromium, opened
 from test_hierarchy import tree
 
 from eval_runners.__main__ import main
-from eval_runners.measures import firing as firing_module
+from eval_runners.data.heldout import heldout_activations
+from eval_runners.measures.excerpt_texts import excerpt_groups
 from eval_runners.measures.firing import Excerpt, Firing, collect_firing
-from eval_runners.measures.latent_sheet import (
-    choose_latents,
-    describe_latents,
-    excerpt_groups,
-    logit_effects,
-    position_rates,
-)
+from eval_runners.measures.latent_choice import LatentChoice
+from eval_runners.measures.latent_sheet import describe_latents, position_rates
+from eval_runners.measures.logit_effects import logit_effects
 from eval_runners.views.page import render_page
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.load import load_model
@@ -44,7 +41,7 @@ def firing(sae, target, model):
 
 
 def test_what_fires_where_is_what_the_sae_says(sae, firing, target, model):
-    x = torch.cat([x for x, _ in firing_module._heldout.activations(target, model, 12, 32)])
+    x = torch.cat([x for x, _ in heldout_activations(target, model, 12, 32)])
     acts = sae.encode(x).detach() * ~firing.special_CT[..., None]
     for latent in (0, 7, 31, 32):
         torch.testing.assert_close(firing.acts_CT(latent), acts[..., latent], rtol=1e-4, atol=1e-5)
@@ -54,7 +51,7 @@ def test_what_fires_where_is_what_the_sae_says(sae, firing, target, model):
 
 def test_importance_is_what_the_error_gains_without_a_latent(sae, firing, target, model):
     own = ~firing.special_CT
-    x = torch.cat([x for x, _ in firing_module._heldout.activations(target, model, 12, 32)])[own]
+    x = torch.cat([x for x, _ in heldout_activations(target, model, 12, 32)])[own]
     acts = sae.encode(x).detach()
     total = (x - x.mean(0)).pow(2).sum()
     for latent in (0, 5):
@@ -159,21 +156,21 @@ def test_words_are_read_through_the_last_norm(model):
 )
 def test_latents_that_cannot_be_are_refused(firing, text, says):
     with pytest.raises(UsageError, match=says):
-        choose_latents(firing, text, 0)
+        LatentChoice.parse(text).choose(firing, 0)
 
 
 def test_latents_are_chosen_by_importance_per_token_by_lot_or_by_number(firing):
-    best = choose_latents(firing, "best:5", 0)
+    best = LatentChoice.parse("best:5").choose(firing, 0)
     per_token = (firing.gain_S / firing.counts_S())[best].tolist()
     assert per_token == sorted(per_token, reverse=True)
-    drawn = choose_latents(firing, "random:5", 0)
-    assert drawn == choose_latents(firing, "random:5", 0) != choose_latents(firing, "random:5", 1)
-    assert 32 not in choose_latents(firing, "random:1000", 0)
-    assert choose_latents(firing, "32, 4,4", 0) == [32, 4]
+    drawn = LatentChoice.parse("random:5").choose(firing, 0)
+    assert drawn == LatentChoice.parse("random:5").choose(firing, 0) != LatentChoice.parse("random:5").choose(firing, 1)
+    assert 32 not in LatentChoice.parse("random:1000").choose(firing, 0)
+    assert LatentChoice.parse("32, 4,4").choose(firing, 0) == [32, 4]
 
 
 def test_a_study_says_what_is_known_of_a_latent(sae, target, model):
-    data = describe_latents(sae, target, model, "4,32", 12, 32, seed=0)
+    data = describe_latents(sae, target, model, LatentChoice.parse("4,32"), 12, 32, seed=0)
     alive, dead = data["latents"]
     unit = sae.W_dec.detach()
     cosines = unit @ unit[4]
@@ -190,7 +187,7 @@ def test_a_study_says_what_is_known_of_a_latent(sae, target, model):
 
 def test_an_upper_latent_has_its_children(target, model):
     sae = tree(target)
-    data = describe_latents(sae, target, model, "0", 12, 32, seed=0)
+    data = describe_latents(sae, target, model, LatentChoice.parse("0"), 12, 32, seed=0)
     found = data["latents"][0]["children"]
     assert found["count"] == int((sae.parent_L == 0).sum())
     assert [row["latent"] for row in found["rows"]]
@@ -269,7 +266,7 @@ def test_latents_are_searched_ordered_and_walked_through(driver, page):
 
 @needs_chromium
 def test_text_that_is_markup_is_shown_as_text(driver, target, model, tmp_path):
-    data = describe_latents(identity(target), target, model, "3", 12, 32, seed=0)
+    data = describe_latents(identity(target), target, model, LatentChoice.parse("3"), 12, 32, seed=0)
     row = data["latents"][0]
     row["top"][0]["tokens"][0] = HOSTILE
     row["raised"][0][0] = row["patterns"]["patterns"][0] = HOSTILE
@@ -284,5 +281,5 @@ def test_text_that_is_markup_is_shown_as_text(driver, target, model, tmp_path):
 
 def test_activations_are_looked_up_in_a_model_of_any_precision(sae, target):
     model = load_model(target.model_name, "cpu", "bfloat16")
-    data = describe_latents(sae, target, model, "4", 12, 32, seed=0)
+    data = describe_latents(sae, target, model, LatentChoice.parse("4"), 12, 32, seed=0)
     assert data["latents"][0]["effect"]["kl"] > 0

@@ -6,20 +6,18 @@ import math
 
 import pytest
 import torch
-from conftest import identity
+from conftest import evaluate, identity
 
-from eval_runners import downstream_loss
 from eval_runners.data.heldout import heldout_tokens, special_mask
-from eval_runners.downstream_loss import EvalConfig, compute_share, prepare, read_curve
+from eval_runners.downstream_loss import DownstreamLoss, Settings
+from eval_runners.measures.compute_curve import compute_share, read_curve
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.hooks import hook_activations
 
-SMALL = EvalConfig(n_contexts=8, context_size=32)
 
-
-def metrics(sae, target, model, config=SMALL):
-    evaluation = downstream_loss.evaluate(sae, target, config, model=model, device="cpu")
-    return evaluation.output["eval_result_metrics"], evaluation.failures
+def metrics(sae, target, model, curve=""):
+    evaluation = evaluate("downstream_loss", sae, target, model, n_contexts=8, context_size=32, curve=curve)
+    return evaluation.metrics, evaluation.failures
 
 
 def test_a_perfect_reconstruction_costs_nothing(target, model):
@@ -68,9 +66,8 @@ def test_the_compute_that_a_loss_is_worth_on_a_power_law(tmp_path):
 def test_a_curve_gives_the_compute_share(target, model, tmp_path):
     clean = metrics(identity(target), target, model)[0]["model"]["ce"]
     path = curve_file(tmp_path, [(1, clean + 1), (100, clean - 1)])
-    config = EvalConfig(n_contexts=8, context_size=32, curve=path)
-    assert prepare(target, config)[1].keys() == {"curve"}
-    found, _ = metrics(identity(target), target, model, config)
+    assert DownstreamLoss().prepare(target, Settings(curve=path))[1].keys() == {"curve"}
+    found, _ = metrics(identity(target), target, model, path)
     assert found["sae"]["compute_share"] == pytest.approx(1, abs=1e-3)
     assert math.isfinite(found["sae"]["compute_share"])
 

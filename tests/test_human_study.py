@@ -15,15 +15,15 @@ from scipy.stats import binomtest
 
 from eval_runners.__main__ import main
 from eval_runners.commands.human_study import judge
-from eval_runners.commands.human_study.judge import KEY_VARIABLE, _choice
-from eval_runners.commands.human_study.make import _questions
-from eval_runners.human_study import CATEGORIES, METRICS, EvalConfig
+from eval_runners.commands.human_study.judge import KEY_VARIABLE, parse_choice
+from eval_runners.contract.registry import load_evaluator
 from eval_runners.measures.firing import Firing
+from eval_runners.measures.intruder_questions import sample_questions
 from eval_runners.measures.intrusion import (
     Item,
     Share,
-    fleiss_kappa,
     intrusion_scores,
+    kappa_of,
     newcombe_interval,
     share_of,
     wilson_interval,
@@ -49,13 +49,13 @@ def test_wilson_and_newcombe_by_the_book():
 
 
 def test_raters_of_one_item_are_worth_what_items_leave_of_them():
-    assert share_of([[True] * 5, [False] * 5] * 5).worth == pytest.approx(10)  # all agree: as many as items
+    assert share_of([[True] * 5, [False] * 5] * 5).effective == pytest.approx(10)  # all agree: as many as items
     lot = random.Random(0)
     independent = share_of([[lot.random() < 0.5 for _ in range(5)] for _ in range(400)])
-    assert 1600 < independent.worth <= 2000
-    assert share_of([[True] * 3] * 4).worth == 4
-    assert share_of([[True], [False]]).worth == 2
-    assert share_of([[True, True, False]]).worth == 1
+    assert 1600 < independent.effective <= 2000
+    assert share_of([[True] * 3] * 4).effective == 4
+    assert share_of([[True], [False]]).effective == 2
+    assert share_of([[True, True, False]]).effective == 1
     assert (share_of([]).answers, share_of([]).share) == (0, 0)
 
 
@@ -63,11 +63,11 @@ def test_fleiss_by_the_book():
     table = [[0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1], [7, 7, 0, 0, 0],
              [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7]]  # fmt: skip
     choices = [[choice for choice, n in enumerate(row) for _ in range(n)] for row in table]
-    assert fleiss_kappa(choices) == pytest.approx(0.210, abs=5e-4)
-    assert fleiss_kappa([[1, 1], [2, 2]]) == 1
-    assert fleiss_kappa([[1], [2]]) is None
-    assert fleiss_kappa([[1, 1], [1, 1]]) is None
-    assert fleiss_kappa([]) is None
+    assert kappa_of(choices) == pytest.approx(0.210, abs=5e-4)
+    assert kappa_of([[1, 1], [2, 2]]) == 1
+    assert kappa_of([[1], [2]]) is None
+    assert kappa_of([[1, 1], [1, 1]]) is None
+    assert kappa_of([]) is None
 
 
 def study_of(items: int, controls: int, saes: int = 1) -> dict[str, Item]:
@@ -229,6 +229,8 @@ def test_one_rater_counts_once_and_one_study_at_a_time(study, key, tmp_path):
         (study / name).write_text(json.dumps(answers_of(key)))
     with pytest.raises(UsageError, match="two files are of the rater 'ann'"):
         main(["human-study", "score", str(study / "a.json"), str(study / "b.json")])
+    with pytest.raises(UsageError, match="two files are of the rater 'ann'"):
+        main(["human-study", "score", str(study / "a.json"), str(study / "a.json")])
     (study / "b.json").write_text(json.dumps(answers_of(key) | {"study": "other"}))
     with pytest.raises(UsageError, match="different studies"):
         main(["human-study", "score", str(study / "a.json"), str(study / "b.json")])
@@ -351,7 +353,7 @@ def test_a_language_model_answers_the_same_questions(study, key, endpoint, tmp_p
         ([(401, "{}")], "set OPENAI_API_KEY"),
         ([(404, "{}")], "answers HTTP 404: check --url and --model"),
         ([(500, "{}")] * 3, "answers HTTP 500"),
-        ([(200, "{}")], "no chat completion"),
+        ([(200, "{}")], "does not answer with a chat completion"),
         ([(400, '{"error": "too long"}')] * 3, "HTTP 400: .*too long.*check --model"),
     ],
 )
@@ -403,7 +405,7 @@ def test_a_key_is_said_to_be_none_and_nothing_but_it_is_sent(study, endpoint, tm
     ],
 )
 def test_a_reply_counts_if_it_names_one_number(reply, choice):
-    assert _choice(reply) == choice
+    assert parse_choice(reply) == choice
 
 
 def test_a_key_that_has_been_changed_is_refused(study, key, tmp_path):
@@ -428,16 +430,15 @@ def test_an_intruder_is_an_excerpt_without_the_latent():
         torch.arange(30 * T).view(30, T), torch.zeros(30, T).bool(), order[:, 1],
         acts.permute(2, 0, 1).flatten(1)[order[:, 0], order[:, 1]], torch.arange(1, 13) * 30, torch.zeros(12),
     )  # fmt: skip
-    config = EvalConfig(items=8, controls=3)
-    questions = _questions(firing, config, 0, "made")
+    settings = {"items": 8, "controls": 3, "strongest": 12, "seed": 0}
+    questions = sample_questions(firing, 0, "planted", **settings)
     assert len(questions) == 11
-    found = [q for q in questions if q["item"].has_latent]
-    for q in found:
-        intruder = q["excerpts"][q["item"].intruder]
-        own = next(latent for at, latent in enumerate(q["latents"]) if at != q["item"].intruder)
+    for q in [q for q in questions if q.item.has_latent]:
+        intruder = q.excerpts[q.item.intruder]
+        own = next(latent for at, latent in enumerate(q.latents) if at != q.item.intruder)
         within = acts[intruder.context, intruder.first : intruder.first + len(intruder.ids), own]
         assert not within.any()
-    assert _questions(firing, config, 0, "made")[0]["latents"] == questions[0]["latents"]
+    assert sample_questions(firing, 0, "planted", **settings) == questions
 
 
 def press(driver, key):
@@ -519,4 +520,8 @@ def test_text_that_is_markup_is_shown_as_text(driver, tmp_path):
 
 
 def test_names_of_metrics_are_those_of_the_envelope():
-    assert {m.path.split(".")[1] for m in METRICS} == set(CATEGORIES)
+    items = study_of(4, 2, saes=2)
+    raters = [rater(items, {0: 0.9, 1: 0.5}, random.Random(seed)) for seed in range(2)]
+    metrics = load_evaluator("human_study").metrics
+    for category in ("people", "models"):
+        assert set(intrusion_scores(items, raters, 0, 1)) == {m.name for m in metrics if m.category == category}

@@ -13,7 +13,7 @@ from eval_runners.measures.token_patterns import (
     build_trie,
     find_examples,
     find_pattern,
-    last_activations,
+    make_last_activations,
     match_trie,
     pattern_text,
     precision_recall,
@@ -89,7 +89,7 @@ def test_a_latent_of_a_bigram_is_told_with_precision_and_recall_1(target, model,
     monkeypatch.setattr(
         sampled_latents, "sample_latents", lambda *_, **__: SampledLatents(ids, [4], acts, torch.zeros_like(ids).bool())
     )
-    monkeypatch.setattr(token_patterns, "last_activations", lambda *_: fires_on(21, 25))
+    monkeypatch.setattr(token_patterns, "make_last_activations", lambda *_: fires_on(21, 25))
     evaluation = evaluate("n2g", identity(target), target, model)
     for values in (evaluation.metrics["firing"], evaluation.metrics["strong"]):
         assert (values["precision"], values["recall"], values["f1"]) == (1, 1, 1)
@@ -108,7 +108,7 @@ def test_patterns_are_made_of_the_first_half_only(target, model, monkeypatch):
         sampled_latents, "sample_latents", lambda *_, **__: SampledLatents(ids, [4], acts, torch.zeros_like(ids).bool())
     )
     monkeypatch.setattr(
-        token_patterns, "last_activations", lambda *_: lambda runs: [2.0 * (run[-1] >= 25) for run in runs]
+        token_patterns, "make_last_activations", lambda *_: lambda runs: [2.0 * (run[-1] >= 25) for run in runs]
     )
     (row,) = evaluate("n2g", identity(target), target, model).unstructured["by_latent"]
     assert row["patterns"] == [repr(model.tokenizer.decode([25]))]
@@ -119,7 +119,7 @@ def test_activations_of_runs_are_those_in_the_text(target, model):
     from eval_runners.data.heldout import activations_of, heldout_tokens
 
     sae, ids = identity(target), heldout_tokens(target, model, 2, 16)
-    last = last_activations(sae, target, model, 3)
+    last = make_last_activations(sae, target, model, 3)
     runs = [ids[0, 1:4].tolist(), ids[0, 1:9].tolist()]
     x = next(iter(activations_of(ids, target, model)))[0]
     expected = sae.encode(x)[0, [2, 7], 3].tolist()

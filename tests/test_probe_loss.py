@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from eval_runners.probe_loss import best, cross_entropy, probes
+from eval_runners.measures.single_latent_probe import best_probe, cross_entropy, fit_probes
 
 
 def fires(share_of_class: float, share_of_others: float, n: int = 1000) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,28 +25,28 @@ def entropy(p: float) -> float:
 @pytest.mark.parametrize(("p", "q"), [(0.8, 0.3), (0.5, 0.1), (0.95, 0.6), (0.4, 0.4)])
 def test_what_a_latent_tells_is_the_entropy_that_it_leaves(p, q):
     x, y = fires(p, q)
-    found = best(x, y, x, y, ridge=1e-9)
+    probe = best_probe(x, y, x, y, ridge=1e-9)
     fired, silent = (p + q) / 2, 1 - (p + q) / 2
     left = fired * entropy(p / (p + q)) + silent * entropy((1 - p) / (2 - p - q))
-    assert found["loss"] == found["train_loss"] == pytest.approx(left, abs=1e-4)
+    assert probe.loss == probe.train_loss == pytest.approx(left, abs=1e-4)
 
 
 def test_a_perfect_latent_has_the_loss_that_the_ridge_leaves():
     x, y = fires(1.0, 0.0)  # of unit variance it is 1 and -1
     least = minimize_scalar(lambda w: math.log1p(math.exp(-w)) + 1e-3 / 2 * w**2)
-    assert best(x, y, x, y, ridge=1e-3)["loss"] == pytest.approx(math.log1p(math.exp(-least.x)), rel=1e-3)
-    assert best(x, y, x, y, ridge=1e-6)["loss"] < 1e-4
+    assert best_probe(x, y, x, y, ridge=1e-3).loss == pytest.approx(math.log1p(math.exp(-least.x)), rel=1e-3)
+    assert best_probe(x, y, x, y, ridge=1e-6).loss < 1e-4
 
 
 def test_the_best_latent_is_chosen_in_training_and_judged_in_test():
     torch.manual_seed(0)
     good, y = fires(0.8, 0.3)
     x = torch.cat([torch.rand(2000, 5), good, torch.zeros(2000, 1)], 1)
-    found = best(x, y, torch.rand(40, 7), torch.arange(40).remainder(2).float(), ridge=1e-3)
-    assert found["latent"] == 5
-    assert found["loss"] > 0.6 > found["train_loss"]
-    silent = best(torch.zeros(10, 3), y[:10], torch.zeros(10, 3), y[:10], ridge=1e-3)
-    assert silent["latent"] is None
+    probe = best_probe(x, y, torch.rand(40, 7), torch.arange(40).remainder(2).float(), ridge=1e-3)
+    assert probe.latent == 5
+    assert probe.loss > 0.6 > probe.train_loss
+    silent = best_probe(torch.zeros(10, 3), y[:10], torch.zeros(10, 3), y[:10], ridge=1e-3)
+    assert silent.latent is None
 
 
 def test_probes_are_those_of_scikit_learn():
@@ -55,7 +55,7 @@ def test_probes_are_those_of_scikit_learn():
     torch.manual_seed(0)
     x = torch.randn(300, 4).double()
     y = (x[:, 1] + torch.randn(300) > 0.3).double()
-    weights, biases = probes(x, y, ridge=1e-2)
+    weights, biases = fit_probes(x, y, ridge=1e-2)
     for column in range(4):
         theirs = LogisticRegression(C=1 / (300 * 1e-2), tol=1e-8).fit(x[:, column : column + 1].numpy(), y.numpy())
         assert weights[column].item() == pytest.approx(theirs.coef_[0, 0], abs=1e-4)

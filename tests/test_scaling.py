@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eval_runners.measures.scaling_law import fit_law, mean_losses
-from eval_runners.scaling import NAME, _name, across
+from eval_runners.scaling import Scaling, law_name
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model import target as target_module
 from sae_variants.language_model.target import load_target
@@ -81,11 +81,13 @@ def test_a_law_of_too_little_is_refused(points, says):
 
 def test_results_together_say_the_law_its_extrapolation_and_the_best_of_equal_products():
     points = grid(ns=(512, 1024, 2048, 4096), ts=(5e5, 1e6))
-    lines, files = across([result(p, loss) for p, loss in zip(points, planted(points, -0.08), strict=True)])
+    lines, files = Scaling().summarize_all(
+        [result(p, loss) for p, loss in zip(points, planted(points, -0.08), strict=True)]
+    )
     assert lines[0].startswith("topk: α = -0.4")
     assert "32 SAEs, 32 different ones, off by 0.0%" in lines[1]
     assert "law without n = 4096 is off there by 0.0%" in lines[2]
-    assert "least error for so many products" in lines[3]
+    assert "smallest error for equal n t: " in lines[3]
     # n to the power of -0.12 - 0.045 ln k, t to that of -0.08: latents are worth more than tokens
     assert "n t = 1.0e+09: n = 2048, t = 5.00e+05 (of 2)" in lines[3]
     rows = files["law-n-k-t.csv"].decode().splitlines()
@@ -97,11 +99,11 @@ def test_results_together_say_the_law_its_extrapolation_and_the_best_of_equal_pr
 def test_names_have_their_own_laws_and_too_few_have_none():
     points = grid()
     results = [result(p, loss) for p, loss in zip(points, planted(points), strict=True)]
-    lines, files = across([*results, result([512, 8, 1e6], 0.5, "stock:topk")])
+    lines, files = Scaling().summarize_all([*results, result([512, 8, 1e6], 0.5, "stock:topk")])
     assert lines[-1].startswith("stock:topk: no law: a law needs SAEs of several d_sae")
     assert b"stock:topk" not in files["law-n-k.csv"]
-    assert across([result([512, 8, 1e6], 0.5)])[1] == {}
-    assert across([result([512, 8, 0], 0.5, "random")])[0] == [
+    assert Scaling().summarize_all([result([512, 8, 1e6], 0.5)])[1] == {}
+    assert Scaling().summarize_all([result([512, 8, 0], 0.5, "random")])[0] == [
         "random: no law: no SAE has an error, active latents and training tokens"
     ]
 
@@ -111,7 +113,7 @@ def test_targets_have_their_own_laws():
     losses = planted(points)
     results = [result(p, loss * factor, target=target) for target, factor in (("a", 1), ("b", 1.2))
                for p, loss in zip(points, losses, strict=True)]  # fmt: skip
-    lines, files = across(results)
+    lines, files = Scaling().summarize_all(results)
     assert [line.partition(":")[0] for line in lines if "different ones, off by 0.0%" in line] == [
         "topk on a",
         "topk on b",
@@ -130,13 +132,15 @@ def test_targets_have_their_own_laws():
     ],
 )
 def test_saes_that_differ_otherwise_have_laws_of_their_own(label, name):
-    assert _name(label, load_target("sandbox")) == name
+    assert law_name(label, load_target("sandbox")) == name
 
 
 def test_seeds_are_one_point_of_the_law_and_their_spread_is_told():
     points = np.repeat(grid(), 3, 0)
     noise = np.exp(np.random.default_rng(0).normal(0, 0.02, len(points)))
-    lines, _ = across([result(p, loss) for p, loss in zip(points, planted(points) * noise, strict=True)])
+    lines, _ = Scaling().summarize_all(
+        [result(p, loss) for p, loss in zip(points, planted(points) * noise, strict=True)]
+    )
     assert "60 SAEs, 20 different ones" in lines[1]
     assert float(lines[1].rpartition("seeds are ")[2].rstrip("%")) == pytest.approx(2, abs=0.5)
     cells, losses = mean_losses(np.array([[1.0, 1, 1], [2, 1, 1], [1, 1, 1]]), np.array([1.0, 5.0, 4.0]))
@@ -147,7 +151,7 @@ def test_seeds_are_one_point_of_the_law_and_their_spread_is_told():
 def test_what_is_held_back_is_not_fitted():
     points = grid()
     losses = planted(points) * np.where(points[:, 0] == 8192, 1.5, 1)  # the law ends before the largest
-    lines, _ = across([result(p, loss) for p, loss in zip(points, losses, strict=True)])
+    lines, _ = Scaling().summarize_all([result(p, loss) for p, loss in zip(points, losses, strict=True)])
     assert "law without n = 8192 is off there by 40.5%" in lines[2]  # ln 1.5
     assert "bias -40.5%" in lines[2]
 
@@ -166,7 +170,7 @@ def test_k_is_the_one_that_is_set():
     results = [result(p, loss) for p, loss in zip(measured, planted(points), strict=True)]
     for one in results:
         one["sae_cfg_dict"]["k"] = 64
-    assert "β_k" not in across(results)[0][0]
+    assert "β_k" not in Scaling().summarize_all(results)[0][0]
 
 
 def test_the_law_is_written_beside_the_results(target, model_folder, text_file, tmp_path, capsys, monkeypatch):
@@ -185,7 +189,7 @@ def test_the_law_is_written_beside_the_results(target, model_folder, text_file, 
     said = capsys.readouterr().out
     assert code == 0, said
     assert "topk: α = " in said
-    (folder,) = (tmp_path / "out").glob(f"*/{NAME}")
+    (folder,) = (tmp_path / "out").glob("*/scaling")
     assert {"law-n-k.csv", "law-n-k.png", "residuals-n-k.png"} < {path.name for path in folder.iterdir()}
 
 

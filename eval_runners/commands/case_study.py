@@ -17,7 +17,7 @@ from eval_runners.harness.find_sae import locate_all, resolve_requests
 from eval_runners.harness.fit import load_for_target
 from eval_runners.harness.options import parse_with_overrides
 from eval_runners.harness.score import model_loader
-from eval_runners.measures.latent_choice import parse_latents
+from eval_runners.measures.latent_choice import LatentChoice
 from eval_runners.views.page import render_page
 from sae_variants.cli.options import (
     Parser,
@@ -43,7 +43,6 @@ def main(argv: list[str]) -> int:
     args, overrides = parse_with_overrides(_parser(), argv)
     if len(args.sae) > 1:
         raise UsageError("--sae is given once: a page shows one SAE")
-    parse_latents(args.latents)
     output = Path(args.output)
     check_file_writable(output, "--output")
     hide_host_warnings()
@@ -69,7 +68,13 @@ def _parser() -> Parser:
         metavar="NAME",
         help="A variant, stock:ARCHITECTURE, a folder, or user/repo:sae_id on the Hub.",
     )
-    parser.add_argument("--latents", default="best:12", help="best:N, random:N, or numbers (default: %(default)s).")
+    parser.add_argument(
+        "--latents",
+        type=LatentChoice.parse,
+        default="best:12",
+        metavar="CHOICE",
+        help="Latents to show: best:N, random:N, or numbers (default: %(default)s).",
+    )
     parser.add_argument("--output", default="case-study.html", metavar="FILE", help="The page (default: %(default)s).")
     parser.add_argument(
         "--n-contexts", type=parse_positive, default=256, help="Held-out contexts that are read (default: %(default)s)."

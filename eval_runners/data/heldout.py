@@ -16,7 +16,9 @@ from sae_variants.language_model.target import Target
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch import Tensor
     from transformer_lens import HookedTransformer
+    from transformers import PreTrainedTokenizerBase
 
 
 def special_mask(tokens: Tensor, model: HookedTransformer) -> Tensor:
@@ -82,3 +84,14 @@ def activations_of(
     for batch_CT in progress(ids_CT.split(per_batch), "contexts"):
         acts_CTD = at_hook(batch_CT)
         yield acts_CTD[:, 1:], special_mask(batch_CT, model)[:, 1:].to(acts_CTD.device)
+
+
+def prepend_bos(ids_CT: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Put BOS before contexts that lack it, so that they can be given to the model again.
+
+    Returns:
+        Token ids [C, T + 1].
+    """
+    from torch.nn.functional import pad
+
+    return pad(ids_CT, (1, 0), value=int(tokenizer.bos_token_id))

@@ -1,122 +1,151 @@
 """Where the latents of an SAE fire on held-out text, and excerpts of that text.
 
-Shapes: C contexts, T tokens of a context without BOS, D = d_in, S = d_sae, E places where a latent fires.
+Shapes: C contexts, T tokens of a context without BOS, N = C T, D = d_in, S = d_sae, E firings (a latent on a token).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from eval_runners.data.heldout import activations_of, heldout_tokens
 from sae_variants.language_model.target import Target
+from sae_variants.ops.explained_variance import ExplainedVariance
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+    from transformer_lens import HookedTransformer
+    from transformers import PreTrainedTokenizerBase
 
 BEFORE, AFTER = 24, 8
-"""Tokens of an excerpt before and after the one it is about, within the document."""
+"""Largest number of tokens of an excerpt before and after its main token, within the document."""
 
 
 @dataclass(frozen=True)
 class Excerpt:
+    """Text around the token of a context on which a latent fires most."""
+
     ids: list[int]
+    """Token ids."""
     acts: list[float]
-    """Of the latent it is about, on each token."""
+    """Activation of the latent on each token."""
     at: int
-    """Which token it is about: where the latent fires most in the context."""
+    """Index, within the excerpt, of the token on which the latent fires most."""
     context: int
+    """Index of the context."""
     first: int
-    """Its first token's place in the context."""
+    """Index, within the context, of the excerpt's first token."""
 
 
 @dataclass(frozen=True)
 class Firing:
+    """All firings of an SAE's latents on some contexts."""
+
     ids_CT: Tensor
+    """Token ids."""
     special_CT: Tensor
-    places_E: Tensor
-    """context · T + token of all places where latents fire, latent by latent."""
+    """Mask of special tokens, on which no latent counts as firing."""
+    tokens_E: Tensor
+    """Token of each firing, as context · T + index in the context, ordered by latent."""
     acts_E: Tensor
+    """Activation of each firing."""
     ends_S: Tensor
-    """Where the places of each latent end."""
+    """Where the firings of each latent end in `tokens_E`."""
     gain_S: Tensor
-    """By how much the squared error would rise without each latent, over the squared distance from the mean."""
+    """Increase of the squared error without each latent, relative to the squared distance from the mean."""
 
     def counts_S(self) -> Tensor:
-        """Tokens on which each latent fires."""
+        """Number of tokens on which each latent fires."""
         return self.ends_S.diff(prepend=self.ends_S.new_zeros(1))
 
     @property
-    def tokens(self) -> int:
-        """Tokens that are not special."""
+    def n_tokens(self) -> int:
+        """Number of tokens that are not special."""
         return int((~self.special_CT).sum())
 
-    def of(self, latent: int) -> tuple[Tensor, Tensor]:
-        """Its places and activations there."""
+    def firings_of(self, latent: int) -> tuple[Tensor, Tensor]:
+        """Tokens and activations of the firings of one latent, as in `tokens_E` and `acts_E`."""
         end = int(self.ends_S[latent])
         start = int(self.ends_S[latent - 1]) if latent else 0
-        return self.places_E[start:end], self.acts_E[start:end]
+        return self.tokens_E[start:end], self.acts_E[start:end]
 
     def acts_CT(self, latent: int) -> Tensor:
-        found = torch.zeros(self.ids_CT.numel())
-        places, acts = self.of(latent)
-        found[places] = acts
-        return found.view_as(self.ids_CT)
+        """Activations [C, T] of one latent."""
+        acts_N = torch.zeros(self.ids_CT.numel())
+        tokens, acts = self.firings_of(latent)
+        acts_N[tokens] = acts
+        return acts_N.view_as(self.ids_CT)
 
     def excerpts(self, latent: int) -> Iterator[Excerpt]:
-        """One of each context in which it fires, by falling activation; none twice of the same text."""
+        """An excerpt from each context in which a latent fires, by falling activation; each text once."""
         acts_CT = self.acts_CT(latent)
         largest_C, at_C = acts_CT.max(1)
         seen = set()
         for context in largest_C.argsort(descending=True, stable=True).tolist():
             if largest_C[context] <= 0:
                 return
-            found = self.excerpt(acts_CT, context, int(at_C[context]))
-            if tuple(found.ids) not in seen:
-                seen.add(tuple(found.ids))
-                yield found
+            excerpt = self.excerpt(acts_CT, context, int(at_C[context]))
+            if tuple(excerpt.ids) not in seen:
+                seen.add(tuple(excerpt.ids))
+                yield excerpt
 
     def excerpt(self, acts_CT: Tensor, context: int, at: int) -> Excerpt:
-        """The text around a token, as far as its document goes."""
+        """The text around a token, within its document.
+
+        Args:
+            acts_CT: activations of the latent.
+            at: index of the token in the context.
+        """
         ends = self.special_CT[context].nonzero().squeeze(1)
-        first = max([at - BEFORE, 0, *(int(e) + 1 for e in ends[ends < at])])
-        last = min([at + AFTER + 1, self.ids_CT.shape[1], *(int(e) for e in ends[ends > at])])
+        first = max([at - BEFORE, 0, *(int(end) + 1 for end in ends[ends < at])])
+        last = min([at + AFTER + 1, self.ids_CT.shape[1], *(int(end) for end in ends[ends > at])])
         acts = acts_CT[context, first:last].tolist()
         return Excerpt(self.ids_CT[context, first:last].tolist(), acts, at - first, context, first)
 
 
 @torch.no_grad()
-def collect_firing(sae: Any, target: Target, model: Any, n_contexts: int, context_size: int) -> Firing:
-    """What fires where on the first contexts of the held-out text."""
+def collect_firing(
+    sae: SAE[Any], target: Target, model: HookedTransformer, n_contexts: int, context_size: int
+) -> Firing:
+    """Encode the first contexts of the held-out text, and keep all firings.
+
+    Args:
+        context_size: tokens in a context, BOS included.
+    """
     ids_CT = heldout_tokens(target, model, n_contexts, context_size)
-    latents, places, acts, specials = [], [], [], []
+    latents, tokens, acts, specials = [], [], [], []
     gain_S = torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
-    total_D, squares, offset = torch.zeros(sae.cfg.d_in, dtype=torch.float64), 0.0, 0
-    norms_S = sae.W_dec.pow(2).sum(1)
+    variance, offset = ExplainedVariance(), 0
+    squared_norms_S = sae.W_dec.pow(2).sum(1)
     for x_CTD, special_CT in activations_of(ids_CT, target, model):
-        x_ND, own_N = x_CTD.flatten(0, 1), ~special_CT.flatten()
-        acts_NS = sae.encode(x_ND) * own_N[:, None]
-        error_ND = (x_ND - sae.decode(acts_NS)) * own_N[:, None]
-        gain_S += (acts_NS * (2 * error_ND @ sae.W_dec.T + acts_NS * norms_S)).double().sum(0).cpu()
-        total_D += x_ND[own_N].double().sum(0).cpu()
-        squares += x_ND[own_N].double().pow(2).sum().item()
+        x_ND, kept_N = x_CTD.flatten(0, 1), ~special_CT.flatten()
+        acts_NS = sae.encode(x_ND) * kept_N[:, None]
+        error_ND = (x_ND - sae.decode(acts_NS)) * kept_N[:, None]
+        # |error + a d|² - |error|² of a latent with activation a and decoder row d
+        gain_S += (acts_NS * (2 * error_ND @ sae.W_dec.T + acts_NS * squared_norms_S)).double().sum(0).cpu()
+        variance.add(x_ND[kept_N], error_ND[kept_N])
         token_E, latent_E = acts_NS.nonzero(as_tuple=True)
         latents.append(latent_E.cpu())
-        places.append((token_E + offset).cpu())
+        tokens.append((token_E + offset).cpu())
         acts.append(acts_NS[token_E, latent_E].float().cpu())
         specials.append(special_CT.cpu())
         offset += len(x_ND)
-    special_CT = torch.cat(specials)
-    around_mean = squares - total_D.pow(2).sum().item() / max(int((~special_CT).sum()), 1)
     latent_E = torch.cat(latents)
     order = latent_E.argsort(stable=True)
-    ends_S = torch.bincount(latent_E, minlength=sae.cfg.d_sae).cumsum(0)
     return Firing(
-        ids_CT[:, 1:], special_CT, torch.cat(places)[order], torch.cat(acts)[order], ends_S, gain_S / around_mean
+        ids_CT=ids_CT[:, 1:],
+        special_CT=torch.cat(specials),
+        tokens_E=torch.cat(tokens)[order],
+        acts_E=torch.cat(acts)[order],
+        ends_S=torch.bincount(latent_E, minlength=sae.cfg.d_sae).cumsum(0),
+        gain_S=gain_S / variance.total,
     )
 
 
-def token_texts(ids: list[int], tokenizer: Any) -> list[str]:
-    """Each token as text."""
+def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The text of each token."""
     return tokenizer.batch_decode([[token] for token in ids], clean_up_tokenization_spaces=False)

@@ -1,7 +1,9 @@
-"""Statistics that several measures share: bootstrap intervals, random directions, matching. Shapes: D = d_in."""
+"""Statistics that several measures share: means, bootstrap intervals, random directions, matching. Shapes: D = d_in."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +13,17 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2000
 """Bootstrap resamples behind an interval."""
+
+
+def known_values(values: Iterable[float | None]) -> list[float]:
+    """The values that are numbers: None, NaN and infinity are left out."""
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are numbers, or None where no value is."""
+    known = known_values(values)
+    return sum(known) / len(known) if known else None
 
 
 def bootstrap_interval(values: np.ndarray, seed: int, confidence: float = 0.95) -> tuple[float, float]:

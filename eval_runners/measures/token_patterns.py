@@ -1,58 +1,90 @@
 """Token patterns that explain a latent (N2G), and how well they predict where it fires.
 
-Foote et al., arXiv 2305.19911. Shapes: C contexts, T tokens, n tokens of a run.
+Source: Foote et al., arXiv 2305.19911.
+Shapes: C contexts, T tokens of a context without BOS, N runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sae_variants.language_model.hooks import hook_activations
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+    from transformer_lens import HookedTransformer
+    from transformers import PreTrainedTokenizerBase
+
+    from sae_variants.language_model.target import Target
 
 WILDCARD = None
 END = "end"
 EXAMPLES, LONGEST, REPLACEMENTS = 10, 12, 5
-"""Defaults: contexts that patterns are made from, tokens in a pattern, tokens tried in the place of each."""
+"""Defaults: contexts that patterns come from, tokens in a pattern, tokens tried in place of each token."""
 Pattern = tuple[int | None, ...]
-"""Tokens of a run, wildcards in place of those that do not matter."""
+"""Tokens of a run, with wildcards in place of those that do not matter."""
+Trie = dict[Any, Any]
+"""Patterns from their last token backwards: token -> trie of what may precede it; `END` where a pattern begins."""
+LastActivations = Callable[[list[list[int]]], list[float]]
+"""Function from runs of tokens to a latent's activation on the last token of each run."""
 
 
-def sample_replacements(ids_CT: Any, model: Any, n: int, seed: int) -> list[int]:
-    """Tokens of the text, drawn at random, to try in the place of others."""
-    import torch
-
+def sample_replacements(ids_CT: Tensor, model: HookedTransformer, n: int, seed: int) -> list[int]:
+    """Sample tokens of the text, not special ones, to try in place of others."""
     generator = torch.Generator().manual_seed(seed)
     special = model.tokenizer.all_special_ids
-    others = [token for token in ids_CT.unique().tolist() if token not in special]
-    return [others[i] for i in torch.randperm(len(others), generator=generator)[:n]]
+    tokens = [token for token in ids_CT.unique().tolist() if token not in special]
+    return [tokens[i] for i in torch.randperm(len(tokens), generator=generator)[:n]]
 
 
 def describe_by_patterns(
-    sae: Any, target: Any, model: Any, latent: int, ids_CT: Any, acts_CT: Any, replacements: list[int],
-    n_examples: int = EXAMPLES, longest: int = LONGEST,
-) -> dict[str, Any]:  # fmt: skip
-    """The patterns of one latent as text, made of the first half of the contexts, and their scores on the second."""
+    sae: SAE[Any],
+    target: Target,
+    model: HookedTransformer,
+    latent: int,
+    ids_CT: Tensor,
+    acts_CT: Tensor,
+    replacements: Sequence[int],
+    n_examples: int = EXAMPLES,
+    longest: int = LONGEST,
+) -> dict[str, Any]:
+    """Take a latent's patterns from the first half of the contexts, and score them on the second half.
+
+    Args:
+        ids_CT: tokens without BOS.
+        acts_CT: activations of the latent.
+        replacements: tokens to try in place of each token.
+        n_examples: largest number of contexts that patterns come from.
+        longest: largest number of tokens in a pattern.
+
+    Returns:
+        `latent`, `patterns` as texts, precision, recall and F1 for all tokens on which the latent fires (`firing ...`)
+        and for those of at least half of its largest activation (`strong ...`), and the mean `length` of a pattern.
+    """
     half = len(ids_CT) // 2
-    last = last_activations(sae, target, model, latent)
-    ends = find_examples(ids_CT[:half], acts_CT[:half], n_examples, longest)
-    made = (find_pattern(run, activation, last, replacements) for run, activation in ends)
-    patterns = dict.fromkeys(one for one in made if one is not None)
-    fires = match_trie(build_trie(patterns), ids_CT[half:])
-    row: dict[str, Any] = {"latent": latent, "patterns": [pattern_text(one, model.tokenizer) for one in patterns]}
-    for category, truth in (("firing", acts_CT[half:] > 0), ("strong", acts_CT[half:] >= acts_CT.max() / 2)):
-        row |= {f"{category} {name}": value for name, value in precision_recall(fires, truth).items()}
+    last_activations = make_last_activations(sae, target, model, latent)
+    examples = find_examples(ids_CT[:half], acts_CT[:half], n_examples, longest)
+    candidates = (find_pattern(run, activation, last_activations, replacements) for run, activation in examples)
+    patterns = dict.fromkeys(pattern for pattern in candidates if pattern is not None)
+    predicted_CT = match_trie(build_trie(patterns), ids_CT[half:])
+    texts = [pattern_text(pattern, model.tokenizer) for pattern in patterns]
+    row: dict[str, Any] = {"latent": latent, "patterns": texts}
+    strong = acts_CT.max() / 2
+    for category, fires_CT in (("firing", acts_CT[half:] > 0), ("strong", acts_CT[half:] >= strong)):
+        row |= {f"{category} {name}": value for name, value in precision_recall(predicted_CT, fires_CT).items()}
     return {**row, "length": sum(map(len, patterns)) / max(len(patterns), 1)}
 
 
-def last_activations(sae: Any, target: Any, model: Any, latent: int) -> Callable[[list[list[int]]], list[float]]:
-    """What gives a latent's activation on the last token of each of some runs, each after BOS."""
-    import torch
-
-    from sae_variants.language_model.hooks import hook_activations
-
+def make_last_activations(sae: SAE[Any], target: Target, model: HookedTransformer, latent: int) -> LastActivations:
+    """A function that gives a latent's activation on the last token of runs, each preceded by BOS only."""
     at_hook = hook_activations(model, target.hook_name)
     bos = model.tokenizer.bos_token_id
 
-    def of(runs: list[list[int]]) -> list[float]:
+    def last_activations(runs: list[list[int]]) -> list[float]:
         lengths = [len(run) for run in runs]
         ids = torch.full((len(runs), max(lengths) + 1), bos)
         for row, run in enumerate(runs):
@@ -61,88 +93,99 @@ def last_activations(sae: Any, target: Any, model: Any, latent: int) -> Callable
             x_ND = at_hook(ids)[torch.arange(len(runs)), torch.tensor(lengths)]
             return sae.encode(x_ND)[:, latent].tolist()
 
-    return of
+    return last_activations
 
 
-def find_examples(ids_CT: Any, acts_CT: Any, most: int, longest: int) -> list[tuple[list[int], float]]:
-    """Runs of tokens that end where a latent fires most in a context, and how much; where that is most."""
-    largest_C, places_C = acts_CT.max(1)
-    order = largest_C.argsort(descending=True, stable=True)[:most]
+def find_examples(ids_CT: Tensor, acts_CT: Tensor, n_examples: int, longest: int) -> list[tuple[list[int], float]]:
+    """Find the contexts in which a latent fires most.
+
+    Args:
+        n_examples: largest number of contexts.
+        longest: largest number of tokens in a run.
+
+    Returns:
+        For each context, the run of tokens that ends with the strongest token, and the activation there.
+    """
+    largest_C, at_C = acts_CT.max(1)
+    order = largest_C.argsort(descending=True, stable=True)[:n_examples]
     return [
-        (ids_CT[c, max(0, int(places_C[c]) + 1 - longest) : int(places_C[c]) + 1].tolist(), float(largest_C[c]))
+        (ids_CT[c, max(0, int(at_C[c]) + 1 - longest) : int(at_C[c]) + 1].tolist(), float(largest_C[c]))
         for c in order.tolist()
         if largest_C[c] > 0
     ]
 
 
 def find_pattern(
-    run: Sequence[int], activation: float, last: Callable[[list[list[int]]], list[float]], replacements: Sequence[int]
+    run: Sequence[int], activation: float, last_activations: LastActivations, replacements: Sequence[int]
 ) -> Pattern | None:
-    """The shortest end of a run that keeps half of the activation, wildcards in it where others keep it as well.
-
-    None where no end of the run does: what it fires on is farther back.
+    """Find the shortest end of a run that keeps half of the activation, with wildcards where other tokens keep it too.
 
     Args:
-        activation: that in the text.
-        last: gives the activations on the last token of runs.
-        replacements: tokens to try in the place of each.
+        activation: activation on the last token of the run in the text.
+        replacements: tokens to try in place of each token.
+
+    Returns:
+        The pattern, or None where no end of the run keeps half: the latent depends on earlier tokens.
     """
-    ends = [list(run[-length:]) for length in range(1, len(run) + 1)]
     enough = activation / 2
-    shortest = next((end for end, value in zip(ends, last(ends), strict=True) if value >= enough), None)
+    ends = [list(run[-length:]) for length in range(1, len(run) + 1)]
+    values = zip(ends, last_activations(ends), strict=True)
+    shortest = next((end for end, value in values if value >= enough), None)
     if shortest is None:
         return None
-    found: list[int | None] = list(shortest)
-    for place, token in enumerate(shortest):
-        changed = [[*shortest[:place], other, *shortest[place + 1 :]] for other in replacements if other != token]
-        values = last(changed) if changed else []
-        if values and sum(values) / len(values) >= enough:
-            found[place] = WILDCARD
-    while len(found) > 1 and found[0] is WILDCARD:
-        found.pop(0)
-    return tuple(found)
+    pattern: list[int | None] = list(shortest)
+    for at, token in enumerate(shortest):
+        changed = [[*shortest[:at], other, *shortest[at + 1 :]] for other in replacements if other != token]
+        acts = last_activations(changed) if changed else []
+        if acts and sum(acts) / len(acts) >= enough:
+            pattern[at] = WILDCARD
+    while len(pattern) > 1 and pattern[0] is WILDCARD:
+        pattern.pop(0)
+    return tuple(pattern)
 
 
-def build_trie(patterns: Iterable[Pattern]) -> dict[Any, Any]:
-    """Patterns from their last token on: token -> what may stand before it, `END` where a pattern begins."""
-    root: dict[Any, Any] = {}
-    for one in patterns:
+def build_trie(patterns: Iterable[Pattern]) -> Trie:
+    """Join patterns into a trie that is read from the last token backwards."""
+    root: Trie = {}
+    for pattern in patterns:
         node = root
-        for token in reversed(one):
+        for token in reversed(pattern):
             node = node.setdefault(token, {})
         node[END] = True
     return root
 
 
-def match_trie(root: dict[Any, Any], ids_CT: Any) -> Any:
-    """Mask [C, T] of the tokens at which a pattern ends."""
-    import torch
-
-    found = torch.zeros(ids_CT.shape, dtype=torch.bool)
+def match_trie(root: Trie, ids_CT: Tensor) -> Tensor:
+    """Mask [C, T] of the tokens on which a pattern ends."""
+    matches_CT = torch.zeros(ids_CT.shape, dtype=torch.bool)
     for context, ids in enumerate(ids_CT.tolist()):
-        for place in range(len(ids)):
-            found[context, place] = _ends(root, ids, place)
-    return found
+        for at in range(len(ids)):
+            matches_CT[context, at] = _matches(root, ids, at)
+    return matches_CT
 
 
-def _ends(node: dict[Any, Any], ids: list[int], place: int) -> bool:
-    """Whether what is left of a pattern ends at this place."""
+def _matches(node: Trie, ids: list[int], at: int) -> bool:
+    """Whether the rest of a pattern matches the tokens up to index `at`."""
     if END in node:
         return True
-    if place < 0:
+    if at < 0:
         return False
-    return any(_ends(node[token], ids, place - 1) for token in (ids[place], WILDCARD) if token in node)
+    return any(_matches(node[token], ids, at - 1) for token in (ids[at], WILDCARD) if token in node)
 
 
-def precision_recall(said: Any, truth: Any) -> dict[str, float | None]:
-    """Precision, recall and their harmonic mean; without anything said or true there is none."""
-    both = int((said & truth).sum())
-    precision = both / int(said.sum()) if said.any() else None
+def precision_recall(predicted: Tensor, truth: Tensor) -> dict[str, float | None]:
+    """Precision, recall and F1 of a mask.
+
+    Returns:
+        `precision` is None where nothing is predicted; `recall` and `f1` are None where nothing is true.
+    """
+    both = int((predicted & truth).sum())
+    precision = both / int(predicted.sum()) if predicted.any() else None
     recall = both / int(truth.sum()) if truth.any() else None
-    f1 = None if recall is None else 2 * both / (int(said.sum()) + int(truth.sum()))
+    f1 = None if recall is None else 2 * both / (int(predicted.sum()) + int(truth.sum()))
     return {"precision": precision, "recall": recall, "f1": f1}
 
 
-def pattern_text(one: Pattern, tokenizer: Any) -> str:
+def pattern_text(pattern: Pattern, tokenizer: PreTrainedTokenizerBase) -> str:
     """A pattern as people read it: tokens in quotes, wildcards as stars."""
-    return " ".join("*" if token is WILDCARD else repr(tokenizer.decode([token])) for token in one)
+    return " ".join("*" if token is WILDCARD else repr(tokenizer.decode([token])) for token in pattern)

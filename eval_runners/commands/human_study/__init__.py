@@ -1,11 +1,11 @@
-"""python -m eval_runners human-study make | judge | score: do people tell where a latent fires?
+"""python -m eval_runners human-study make | judge | score: can people tell where a latent fires?
 
-    make --sae A --sae B ... --output study.html     the questions as one page that opens from disk, and study.key.json
-    judge study.key.json --url URL --model NAME      the same questions to a language model, off unless you ask for it
-    score answers.json ...                           accuracy of each SAE, and its results for the leaderboard
+    make --sae A --sae B ... --output study.html     write the questions as one page, and study.key.json
+    judge study.key.json --url URL --model NAME      put the same questions to a language model (optional)
+    score answers.json ...                           score each SAE, and write its results for the leaderboard
 
-A rater opens the page, answers by clicks or keys, and saves a file of answers; the page says nothing of SAEs, which
-stands in the key. An untrained SAE, `random`, is always among them, and items whose excerpts have no latent in common.
+A rater opens the page, answers by clicks or keys, and saves a file of answers. The page does not name the SAEs; the key
+does. An untrained SAE, `random`, is always included, and so are controls, whose excerpts have no latent in common.
 """
 
 from __future__ import annotations
@@ -14,16 +14,25 @@ from importlib import import_module
 
 from sae_variants.cli.options import Parser
 
-STEPS = {"make": "the page", "judge": "a language model's answers", "score": "the results"}
-"""Each is the module of its name in this folder."""
+STEPS = {
+    "make": "Write the page of questions.",
+    "judge": "Have a language model answer.",
+    "score": "Score the answers.",
+}
+"""Name of a module of this folder -> its help."""
 
 
 def main(argv: list[str]) -> int:
+    """Run one step.
+
+    Returns:
+        The step's exit code.
+    """
     if argv and argv[0] in STEPS:
         return import_module(f"{__name__}.{argv[0]}").main(argv[1:])
     parser = Parser(prog="python -m eval_runners human-study", description=__doc__)
     steps = parser.add_subparsers(dest="step", required=True)
-    for name, line in STEPS.items():
-        steps.add_parser(name, help=line)
+    for name, text in STEPS.items():
+        steps.add_parser(name, help=text)
     parser.parse_args(argv)
     return 0

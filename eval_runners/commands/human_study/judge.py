@@ -1,7 +1,8 @@
-"""python -m eval_runners human-study judge: a language model answers the questions that people are asked.
+"""python -m eval_runners human-study judge: have a language model answer the questions of a study.
 
-Through any endpoint that speaks OpenAI's API and is asked for; a key, if it needs one, comes from OPENAI_API_KEY and is
-never shown. After an interruption, the same command asks what is left.
+The language model is behind any endpoint that speaks OpenAI's API and is given by `--url`. A key, if the endpoint needs
+one, is read from OPENAI_API_KEY and is never printed. After an interruption, the same command continues with the
+questions that have no answer yet.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import json
 import os
 import re
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval_runners.commands.human_study.files import read_answers, read_key
 from eval_runners.measures.intrusion import CHOICES
@@ -18,69 +21,95 @@ from sae_variants.cli.options import Parser
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import check_file_writable, write_atomically
 
+if TYPE_CHECKING:
+    from requests import PreparedRequest, Response
+
 KEY_VARIABLE = "OPENAI_API_KEY"
 TRIES, TIMEOUT = 3, 120
-PASSING = (429, 500, 502, 503, 504)
-"""What an endpoint answers that may answer better soon."""
+"""Requests for one question, and seconds that each may take."""
+TRANSIENT = (429, 500, 502, 503, 504)
+"""HTTP status codes after which a later request may succeed."""
 
 
 class Refused(Exception):
-    """One question that an endpoint does not take."""
+    """One question that an endpoint does not accept."""
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(prog="python -m eval_runners human-study judge", description=__doc__)
-    parser.add_argument("key", metavar="KEY", help="what `make` wrote beside the page")
-    parser.add_argument("--url", required=True, help="an OpenAI-compatible endpoint, such as http://localhost:8000/v1")
-    parser.add_argument("--model", required=True, metavar="NAME", help="what the endpoint calls the model")
-    parser.add_argument("--output", metavar="FILE", help="its answers (default: beside the key)")
-    args = parser.parse_args(argv)
-    key = read_key(Path(args.key))
-    if not re.match(r"https?://[^/\s]+", args.url):
-        raise UsageError(f"--url must begin with http:// or https://, not {args.url!r}")
-    if "@" in args.url:
-        raise UsageError(f"--url must hold no password: set {KEY_VARIABLE}")
-    if not (secret := os.environ.get(KEY_VARIABLE, "")).isascii() or re.search(r"\s", secret):
-        raise UsageError(f"{KEY_VARIABLE} holds what no key does: a blank, a line's end, or letters that are not ASCII")
-    name = re.sub(r"[^\w.-]+", "_", args.model)
-    output = Path(args.output) if args.output else Path(args.key).with_name(f"{name}.answers.json")
-    check_file_writable(output, "--output")
-    said: dict[str, Any] = {"study": key["study"], "rater": args.model, "kind": "model", "answers": {}}
-    if output.exists():
-        there = read_answers(output)
-        if (there["study"], there["rater"], there["kind"]) != (said["study"], said["rater"], "model"):
-            raise UsageError(f"{output} holds other answers; give another --output")
-        said = there
+    """Ask every question that has no answer yet, and save each answer at once.
+
+    Returns:
+        0 if there is an answer, else 1.
+
+    Raises:
+        UsageError: files, a URL or a key that do not fit, or an endpoint that does not answer.
+    """
     from tqdm import tqdm
 
-    left = [name for name in key["items"] if name not in said["answers"]]
+    args = _parse(argv)
+    key = read_key(Path(args.key))
+    _check_endpoint(args.url, os.environ.get(KEY_VARIABLE, ""))
+    file_name = re.sub(r"[^\w.-]+", "_", args.model)
+    output = Path(args.output) if args.output else Path(args.key).with_name(f"{file_name}.answers.json")
+    check_file_writable(output, "--output")
+    saved = _saved_answers(output, key["study"], args.model)
+    answers: dict[str, int] = saved["answers"]
     unclear, refused = 0, []
-    for name in tqdm(left, desc="questions"):
+    for question in tqdm([name for name in key["items"] if name not in answers], desc="questions"):
         try:
-            choice = _choice(_ask(args.url, args.model, make_prompt(key["items"][name])))
+            choice = parse_choice(_ask(args.url, args.model, make_prompt(key["items"][question])))
         except Refused as error:
             refused.append(str(error))
-            if len(refused) == TRIES and not said["answers"]:
+            if len(refused) == TRIES and not answers:
                 raise UsageError(f"{refused[0]}: check --model") from error
             continue
         if choice is None:
             unclear += 1
             continue
-        said["answers"][name] = choice
-        write_atomically(output, json.dumps(said), "--output")
-    print(f"{output}: {len(said['answers'])} of {len(key['items'])} answers")
+        answers[question] = choice
+        write_atomically(output, json.dumps(saved), "--output")
+    print(f"{output}: {len(answers)} of {len(key['items'])} answers")
     if unclear:
         print(f"{unclear} replies did not name one number from 1 to {CHOICES}; the same command asks those again")
     if refused:
-        print(f"{len(refused)} questions were refused, the first so: {refused[0]}")
-    return 0 if said["answers"] else 1
+        print(f"{len(refused)} questions were refused; the first: {refused[0]}")
+    return 0 if answers else 1
 
 
-def make_prompt(excerpts: list[dict[str, Any]]) -> str:
-    """One question in words; the token on which a feature is strongest in double brackets."""
+def _parse(argv: list[str]) -> Namespace:
+    parser = Parser(prog="python -m eval_runners human-study judge", description=__doc__)
+    parser.add_argument("key", metavar="KEY", help="The .key.json that `make` wrote beside the page.")
+    parser.add_argument("--url", required=True, help="An OpenAI-compatible endpoint, such as http://localhost:8000/v1.")
+    parser.add_argument("--model", required=True, metavar="NAME", help="The endpoint's name of the language model.")
+    parser.add_argument("--output", metavar="FILE", help="File of the answers (default: beside the key).")
+    return parser.parse_args(argv)
+
+
+def _check_endpoint(url: str, secret: str) -> None:
+    if not re.match(r"https?://[^/\s]+", url):
+        raise UsageError(f"--url must begin with http:// or https://, not {url!r}")
+    if "@" in url:
+        raise UsageError(f"--url must hold no password: set {KEY_VARIABLE}")
+    if not secret.isascii() or re.search(r"\s", secret):
+        raise UsageError(f"{KEY_VARIABLE} holds what no key does: a blank, a line's end, or letters that are not ASCII")
+
+
+def _saved_answers(output: Path, study: str, model: str) -> dict[str, Any]:
+    """The answers of an interrupted command, or none."""
+    empty = {"study": study, "rater": model, "kind": "model", "answers": {}}
+    if not output.exists():
+        return empty
+    saved = read_answers(output)
+    if any(saved[name] != empty[name] for name in ("study", "rater", "kind")):
+        raise UsageError(f"{output} holds other answers; give another --output")
+    return saved
+
+
+def make_prompt(excerpts: Sequence[dict[str, Any]]) -> str:
+    """The prompt of one question; the token on which a latent fires most stands in double brackets."""
     lines = [
-        f"{number}. " + "".join(f"[[{t}]]" if i == one["at"] else t for i, t in enumerate(one["tokens"]))
-        for number, one in enumerate(excerpts, start=1)
+        f"{number}. " + "".join(f"[[{t}]]" if i == excerpt["at"] else t for i, t in enumerate(excerpt["tokens"]))
+        for number, excerpt in enumerate(excerpts, start=1)
     ]
     return (
         f"Four of these {CHOICES} excerpts of text have something in common at or before the marked place, and one "
@@ -90,49 +119,55 @@ def make_prompt(excerpts: list[dict[str, Any]]) -> str:
     )
 
 
-def _choice(reply: str) -> int | None:
-    """The number in a reply that holds one, from 0."""
-    found = set(re.findall(rf"\b[1-{CHOICES}]\b", reply))
-    return int(found.pop()) - 1 if len(found) == 1 else None
+def parse_choice(reply: str) -> int | None:
+    """The excerpt that a reply names, from 0, or None for a reply that does not name exactly one."""
+    numbers = set(re.findall(rf"\b[1-{CHOICES}]\b", reply))
+    return int(numbers.pop()) - 1 if len(numbers) == 1 else None
 
 
-def _ask(url: str, model: str, question: str) -> str:
-    """The reply. UsageError in one line for an endpoint that does not give one; the key is in none of them."""
+def _ask(url: str, model: str, prompt: str) -> str:
+    """The reply of the endpoint.
+
+    Raises:
+        UsageError: the endpoint cannot be reached or does not reply. No message contains the key.
+        Refused: the endpoint does not accept this question.
+    """
     import requests
 
     secret = os.environ.get(KEY_VARIABLE)
-    body = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": question}]}
-    place = url.rstrip("/") + "/chat/completions"
+    body = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": prompt}]}
+    address = url.rstrip("/") + "/chat/completions"
 
-    def signed(request: Any) -> Any:  # in the place of what ~/.netrc may hold
+    def sign(request: PreparedRequest) -> PreparedRequest:  # given in any case: it keeps ~/.netrc from being read
         if secret:
             request.headers["Authorization"] = f"Bearer {secret}"
         return request
 
     for attempt in range(TRIES):
         try:
-            answer = requests.post(place, json=body, timeout=TIMEOUT, auth=signed)
+            response = requests.post(address, json=body, timeout=TIMEOUT, auth=sign)
         except requests.RequestException as error:
             if attempt + 1 == TRIES:
-                raise UsageError(f"cannot reach {place} ({type(error).__name__}): check --url") from error
+                raise UsageError(f"cannot reach {address} ({type(error).__name__}): check --url") from error
         else:
-            if answer.status_code not in PASSING or attempt + 1 == TRIES:
-                return _reply(place, answer)
+            if response.status_code not in TRANSIENT or attempt + 1 == TRIES:
+                return _read_reply(address, response)
         _wait(attempt)
     raise AssertionError("unreachable")
 
 
-def _reply(place: str, answer: Any) -> str:
-    if answer.status_code in (401, 403):
-        raise UsageError(f"{place} refuses (HTTP {answer.status_code}): set {KEY_VARIABLE} to a key of it")
-    if answer.status_code in (400, 413, 422):
-        raise Refused(f"{place} answers HTTP {answer.status_code}: {' '.join(answer.text.split())[:200]}")
-    if answer.status_code != 200:
-        raise UsageError(f"{place} answers HTTP {answer.status_code}: check --url and --model")
+def _read_reply(address: str, response: Response) -> str:
+    status = response.status_code
+    if status in (401, 403):
+        raise UsageError(f"{address} refuses (HTTP {status}): set {KEY_VARIABLE} to a valid key")
+    if status in (400, 413, 422):
+        raise Refused(f"{address} answers HTTP {status}: {' '.join(response.text.split())[:200]}")
+    if status != 200:
+        raise UsageError(f"{address} answers HTTP {status}: check --url and --model")
     try:
-        return str(answer.json()["choices"][0]["message"]["content"])
+        return str(response.json()["choices"][0]["message"]["content"])
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UsageError(f"{place} answers what is no chat completion: check --url") from error
+        raise UsageError(f"{address} does not answer with a chat completion: check --url") from error
 
 
 def _wait(attempt: int) -> None:

@@ -1,0 +1,84 @@
+"""Children of an upper latent: the lower latents whose firing tells most about the firing of their parent.
+
+Shapes: L lower latents, A children that fire.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from eval_runners.measures.excerpt_texts import excerpt_groups
+from eval_runners.measures.firing import collect_firing
+from eval_runners.measures.information import mutual_information
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+    from transformer_lens import HookedTransformer
+    from transformers import PreTrainedTokenizerBase
+
+    from sae_variants.language_model.target import Target
+
+SHOWN_CHILDREN, SHOWN_EXCERPTS = 8, 3
+"""Children that are listed, and excerpts of each."""
+
+
+class Children:
+    """The lower level of an SAE with two levels, and the parent of each of its latents."""
+
+    def __init__(
+        self,
+        parent_L: Tensor,
+        lower: SAE[Any],
+        target: Target,
+        model: HookedTransformer,
+        n_contexts: int,
+        context_size: int,
+    ) -> None:
+        """Encode the held-out text with the lower level.
+
+        Args:
+            parent_L: upper latent that each lower latent belongs to; negative for none.
+            context_size: tokens in a context, BOS included.
+        """
+        self.parent_L = parent_L
+        self.firing = collect_firing(lower, target, model, n_contexts, context_size)
+
+    def describe(self, latent: int, parent_tokens_E: Tensor, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """The children of an upper latent, by falling mutual information with it.
+
+        Args:
+            parent_tokens_E: tokens on which the upper latent fires, as in `Firing.tokens_E`.
+
+        Returns:
+            `count` and `alive` (numbers of children, and of those that fire); `rows` with the mutual information in
+            bits, less its bias, of the most informative children.
+        """
+        counts_L = self.firing.counts_S()
+        children = [int(child) for child in (self.parent_L == latent).nonzero().squeeze(1)]
+        alive = [child for child in children if counts_L[child]]
+        if not alive:
+            return {"count": len(children), "alive": 0, "rows": []}
+        both_1A = torch.tensor(
+            [[int(torch.isin(self.firing.firings_of(child)[0], parent_tokens_E).sum()) for child in alive]]
+        )
+        bits_1A, bias_1A = mutual_information(
+            both_1A.double(), torch.tensor([len(parent_tokens_E)]), counts_L[alive], self.firing.n_tokens
+        )
+        rows = [
+            {
+                "latent": child,
+                "bits": float(bits_1A[0, number] - bias_1A[0, number]),
+                "density": int(counts_L[child]) / self.firing.n_tokens,
+                "within": int(both_1A[0, number]) / int(counts_L[child]),
+                "top": excerpt_groups(islice(self.firing.excerpts(child), SHOWN_EXCERPTS), tokenizer, SHOWN_EXCERPTS)[
+                    "top"
+                ],
+            }
+            for number, child in enumerate(alive)
+        ]
+        rows.sort(key=lambda row: -row["bits"])
+        return {"count": len(children), "alive": len(alive), "rows": rows[:SHOWN_CHILDREN]}

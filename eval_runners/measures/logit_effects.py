@@ -1,0 +1,41 @@
+"""Direct effect of a decoder row on the logits.
+
+Shapes: D = d_in, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eval_runners.measures.firing import token_texts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformer_lens import HookedTransformer
+
+SHOWN_TOKENS = 8
+"""Tokens with the largest effects that are listed, in each direction."""
+
+
+def logit_effects(model: HookedTransformer, row_D: Tensor) -> dict[str, list[list[str | float]]]:
+    """Tokens whose logits a decoder row raises and lowers most by itself, through the last norm and the unembedding.
+
+    Effects are per unit of activation and of the last norm's scale, less the mean over the vocabulary.
+
+    Returns:
+        `raised` and `lowered`: [text, effect] of each token. Both are empty for a row outside the residual stream.
+    """
+    row_D = row_D.float().to(model.W_U.device)
+    if len(row_D) != model.cfg.d_model:
+        return {"raised": [], "lowered": []}
+    if "LN" in str(model.cfg.normalization_type):
+        row_D = row_D - row_D.mean()
+    row_D = row_D * getattr(getattr(model, "ln_final", None), "w", 1.0)
+    effect_V = row_D.to(model.W_U.dtype) @ model.W_U
+    effect_V = (effect_V - effect_V.mean()).float()
+    effects = {}
+    for name, sign in (("raised", 1), ("lowered", -1)):
+        largest = (sign * effect_V).topk(min(SHOWN_TOKENS, len(effect_V)))
+        texts = token_texts(largest.indices.tolist(), model.tokenizer)
+        effects[name] = [[text, sign * value] for text, value in zip(texts, largest.values.tolist(), strict=True)]
+    return effects
