@@ -75,7 +75,7 @@ def test_excerpts_stay_in_their_document_and_are_about_the_largest_activation():
     assert one.acts[one.at] == 2
     far = firing.excerpt(acts, 0, 39)
     assert far.ids == list(range(21, 40))
-    assert firing.tokens == 38
+    assert firing.n_tokens == 38
 
 
 def test_no_text_is_shown_twice():
@@ -197,7 +197,7 @@ def test_an_upper_latent_has_its_children(target, model):
     assert bits[0] > 0.01
     upper = collect_firing(sae, target, model, 12, 32)
     lower = collect_firing(lower_level_of(sae), target, model, 12, 32)
-    row, n = found["rows"][0], upper.tokens
+    row, n = found["rows"][0], upper.n_tokens
     fires, child = upper.acts_CT(0) > 0, lower.acts_CT(row["latent"]) > 0
     table = torch.tensor([[(fires & child).sum(), (fires & ~child).sum()], [(~fires & child).sum(), 0]]).double()
     table[1, 1] = n - table.sum()

@@ -75,8 +75,8 @@ def test_scores_by_hand():
 def test_examples_end_where_a_latent_fires_most():
     ids = torch.arange(12).view(3, 4)
     acts = torch.tensor([[0.0, 1, 0, 0], [0, 0, 0, 3], [0, 0, 0, 0]])
-    assert find_examples(ids, acts, most=5, longest=2) == [([6, 7], 3.0), ([0, 1], 1.0)]
-    assert find_examples(ids, acts, most=1, longest=9) == [([4, 5, 6, 7], 3.0)]
+    assert find_examples(ids, acts, n_examples=5, longest=2) == [([6, 7], 3.0), ([0, 1], 1.0)]
+    assert find_examples(ids, acts, n_examples=1, longest=9) == [([4, 5, 6, 7], 3.0)]
 
 
 def test_a_latent_of_a_bigram_is_told_with_precision_and_recall_1(target, model, monkeypatch):

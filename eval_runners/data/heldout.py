@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformer_lens import HookedTransformer
     from transformers import PreTrainedTokenizerBase
+    from transformer_lens import HookedTransformer
+    from transformers import PreTrainedTokenizerBase
 
 
 def special_mask(tokens: Tensor, model: HookedTransformer) -> Tensor:
@@ -86,7 +88,20 @@ def activations_of(
         yield acts_CTD[:, 1:], special_mask(batch_CT, model)[:, 1:].to(acts_CTD.device)
 
 
-def prepend_bos(ids_CT: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def tokenizer_of(model: HookedTransformer) -> PreTrainedTokenizerBase:
+    """The tokenizer of a language model that is loaded with one, as `load_model` does."""
+    assert model.tokenizer is not None
+    return model.tokenizer
+
+
+def bos_id(model: HookedTransformer) -> int:
+    """The id of the token that begins every context."""
+    bos = tokenizer_of(model).bos_token_id
+    assert isinstance(bos, int)
+    return bos
+
+
+def prepend_bos(ids_CT: Tensor, model: HookedTransformer) -> Tensor:
     """Put BOS before contexts that lack it, so that they can be given to the model again.
 
     Returns:
@@ -94,4 +109,4 @@ def prepend_bos(ids_CT: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """
     from torch.nn.functional import pad
 
-    return pad(ids_CT, (1, 0), value=int(tokenizer.bos_token_id))
+    return pad(ids_CT, (1, 0), value=bos_id(model))

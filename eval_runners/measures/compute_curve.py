@@ -41,7 +41,9 @@ def compute_share(curve: Curve, clean: float, spliced: float) -> float | None:
     Log loss is interpolated linearly over log compute.
 
     Args:
-        clean, spliced: cross-entropy of the model without and with the SAE, nats.
+        curve: the scaling curve.
+        clean: cross-entropy of the model without the SAE, nats.
+        spliced: cross-entropy of the model with the SAE, nats.
 
     Returns:
         The share, 1 where both losses are equal, or None where the curve does not reach one of them.

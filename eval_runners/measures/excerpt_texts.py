@@ -23,6 +23,7 @@ def excerpt_groups(
 
     Args:
         excerpts: by falling activation.
+        tokenizer: gives the text of each token.
         top: excerpts of the largest activations.
 
     Returns:

@@ -98,6 +98,7 @@ class Firing:
 
         Args:
             acts_CT: activations of the latent.
+            context: index of the context.
             at: index of the token in the context.
         """
         ends = self.special_CT[context].nonzero().squeeze(1)
@@ -114,6 +115,10 @@ def collect_firing(
     """Encode the first contexts of the held-out text, and keep all firings.
 
     Args:
+        sae: in inference form.
+        target: the hook and the text.
+        model: the target's language model.
+        n_contexts: largest number of contexts.
         context_size: tokens in a context, BOS included.
     """
     ids_CT = heldout_tokens(target, model, n_contexts, context_size)

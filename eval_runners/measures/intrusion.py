@@ -57,6 +57,8 @@ def intrusion_scores(
     """Score one SAE of a study.
 
     Args:
+        items: question -> solution, of all SAEs.
+        raters: answers of each rater, of one kind.
         sae: number of the SAE.
         untrained: number of the SAE whose accuracy is `random_sae`, or None.
 
@@ -119,14 +121,17 @@ def wilson_interval(share: float, answers: float, quantile: float = 1.9599639845
     """Wilson's interval of a share.
 
     Args:
+        share: right answers relative to all answers.
         answers: number of independent answers; need not be whole.
         quantile: half width in standard errors.
     """
+    import numpy as np
     from scipy.stats import norm
     from statsmodels.stats.proportion import proportion_confint
 
-    low, high = proportion_confint(share * answers, answers, alpha=2 * norm.sf(quantile), method="wilson")
-    return float(low), float(high)
+    alpha = 2 * float(norm.sf(quantile))
+    low, high = proportion_confint(share * answers, answers, alpha=alpha, method="wilson")
+    return np.asarray(low).item(), np.asarray(high).item()
 
 
 def newcombe_interval(share: Share, other: Share) -> tuple[float, float]:

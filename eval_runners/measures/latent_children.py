@@ -42,6 +42,10 @@ class Children:
 
         Args:
             parent_L: upper latent that each lower latent belongs to; negative for none.
+            lower: the lower level, in inference form.
+            target: the hook and the text.
+            model: the target's language model.
+            n_contexts: largest number of contexts.
             context_size: tokens in a context, BOS included.
         """
         self.parent_L = parent_L
@@ -51,7 +55,9 @@ class Children:
         """The children of an upper latent, by falling mutual information with it.
 
         Args:
+            latent: number of the upper latent.
             parent_tokens_E: tokens on which the upper latent fires, as in `Firing.tokens_E`.
+            tokenizer: gives the texts of excerpts.
 
         Returns:
             `count` and `alive` (numbers of children, and of those that fire); `rows` with the mutual information in

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from eval_runners.data.heldout import prepend_bos
+from eval_runners.data.heldout import prepend_bos, tokenizer_of
 from eval_runners.measures.ablation import in_float32
 from eval_runners.measures.causal_trace import trace_latent
 from eval_runners.measures.excerpt_texts import excerpt_groups
@@ -52,6 +52,11 @@ def describe_latents(
     """Measure the chosen latents on held-out text.
 
     Args:
+        sae: in inference form. One with two levels also has its children described.
+        target: the hook and the text.
+        model: the target's language model.
+        choice: the latents.
+        n_contexts: held-out contexts to read.
         context_size: tokens in a context, BOS included.
         seed: seed of `random` latents, contexts to ablate in, random directions, and tokens tried in patterns.
 
@@ -120,7 +125,7 @@ class Sheet:
 
     def describe(self, latent: int) -> dict[str, Any]:
         """All that the page shows of a latent. What needs text on which it fires is left out where it does not."""
-        tokens_E, acts_E = self.firing.firings_of(latent)
+        tokenizer, (tokens_E, acts_E) = tokenizer_of(self.model), self.firing.firings_of(latent)
         row: dict[str, Any] = {
             "latent": latent,
             "density": len(tokens_E) / self.firing.n_tokens,
@@ -132,12 +137,12 @@ class Sheet:
         }
         if not len(tokens_E):
             return row
-        row |= excerpt_groups(self.firing.excerpts(latent), self.model.tokenizer)
+        row |= excerpt_groups(self.firing.excerpts(latent), tokenizer)
         row["positions"] = position_rates(self.firing, tokens_E)
         row["patterns"] = self.patterns(latent)
         row["effect"] = self.ablation_effect(latent)
         if self.children is not None:
-            row["children"] = self.children.describe(latent, tokens_E, self.model.tokenizer)
+            row["children"] = self.children.describe(latent, tokens_E, tokenizer)
         return row
 
     def nearest(self, latent: int) -> list[list[int | float]]:
@@ -171,7 +176,7 @@ class Sheet:
             self.parent_L,
             self.model,
             self.target.hook_name,
-            prepend_bos(self.firing.ids_CT[contexts], self.model.tokenizer),
+            prepend_bos(self.firing.ids_CT[contexts], self.model),
             pad(acts_CT[contexts] > 0, (1, 0)),
             latent,
             {"children": latent},
@@ -184,6 +189,7 @@ def position_rates(firing: Firing, tokens_E: Tensor) -> list[float]:
     """Firing rate of a latent in equal stretches of a context, relative to its rate over all positions.
 
     Args:
+        firing: firings of the SAE.
         tokens_E: tokens on which the latent fires, as in `Firing.tokens_E`.
 
     Returns:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from eval_runners.data.heldout import tokenizer_of
 from eval_runners.measures.firing import token_texts
 
 if TYPE_CHECKING:
@@ -36,6 +37,6 @@ def logit_effects(model: HookedTransformer, row_D: Tensor) -> dict[str, list[lis
     effects = {}
     for name, sign in (("raised", 1), ("lowered", -1)):
         largest = (sign * effect_V).topk(min(SHOWN_TOKENS, len(effect_V)))
-        texts = token_texts(largest.indices.tolist(), model.tokenizer)
+        texts = token_texts(largest.indices.tolist(), tokenizer_of(model))
         effects[name] = [[text, sign * value] for text, value in zip(texts, largest.values.tolist(), strict=True)]
     return effects

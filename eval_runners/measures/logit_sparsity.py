@@ -38,8 +38,13 @@ def logit_sparsities(
     Tokens whose document ends within `tokens_after` tokens are not used. Latents without any other token are left out.
 
     Args:
+        sae: an SAE with decoder rows in the residual stream at the hook.
+        hook_name: where the SAE reads and writes.
+        model: the language model, in float32.
+        sampled: the latents, and the text on which they fire.
         tokens_after: A, the number of tokens whose logits are compared; the first is the ablated token.
         per_latent: largest number of contexts, with one token each, in which a latent is ablated.
+        seed: seed of the contexts, the tokens and the random directions.
 
     Returns:
         A row per latent: `latent`, `activation` (the largest that was ablated), and the mean sparsity of the logit
@@ -60,7 +65,7 @@ def logit_sparsities(
         for row, (context, token) in enumerate(zip(contexts.tolist(), tokens, strict=True)):
             compared_CT[row, token : token + tokens_after] = True
             ablated_CT[row, token] = acts_CT[context, token]
-        ablation = Ablation(model, hook_name, prepend_bos(ids_CT, model.tokenizer), pad(compared_CT, (1, 0)))
+        ablation = Ablation(model, hook_name, prepend_bos(ids_CT, model), pad(compared_CT, (1, 0)))
         ablated_CT1 = pad(ablated_CT, (1, 0))[..., None]
         row_D = sae.W_dec.detach()[latent].float().cpu()
         directions = {"latents": row_D, "random": random_direction(row_D, generator)}

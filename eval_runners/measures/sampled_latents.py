@@ -48,8 +48,14 @@ def sample_latents(
     """Sample latents that fire in at least `n_min` contexts of each half of the held-out text.
 
     Args:
+        sae: in inference form.
+        target: the hook and the text.
+        model: the target's language model.
+        n_contexts: largest number of contexts.
         context_size: tokens in a context, BOS included.
         n_latents: largest number of latents.
+        n_min: contexts of each half in which a latent must fire.
+        seed: seed of the sample.
         option: the option that sets `n_min`, for the error.
 
     Returns:

@@ -58,7 +58,7 @@ class _Form:
         return self.first + self.second
 
     def log_losses(self, coefficients_c: np.ndarray, points_P3: np.ndarray) -> np.ndarray:
-        """ln L [P] at points."""
+        """Logarithms of the losses [P] at points."""
         import numpy as np
 
         n, k, t = (np.log(points_P3) - self.centre_3).T

@@ -36,8 +36,10 @@ def best_probe(x_NS: Tensor, y_N: Tensor, test_x_MS: Tensor, test_y_M: Tensor, r
     """Fit a probe on each latent, standardized, and test the one with the smallest training loss.
 
     Args:
-        x_NS, test_x_MS: latents of the documents.
-        y_N, test_y_M: 1 for documents of the class, 0 for others.
+        x_NS: latents of the training documents.
+        y_N: 1 for training documents of the class, 0 for others.
+        test_x_MS: latents of the test documents.
+        test_y_M: 1 for test documents of the class, 0 for others.
         ridge: weight of the penalty, which is ridge / 2 · weight².
     """
     mean_S, spread_S = x_NS.mean(0), x_NS.std(0, correction=0)

@@ -42,6 +42,9 @@ def spliced_losses(
     Special tokens keep their activations. Neither they nor the tokens after them are predicted.
 
     Args:
+        target: the hook.
+        model: the target's language model.
+        ids_CT: contexts, BOS first.
         replacements: name -> function from activations [C, T, D] to their replacement.
     """
     count, clean = 0, 0.0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from eval_runners.data.heldout import bos_id, tokenizer_of
 from sae_variants.language_model.hooks import hook_activations
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ LastActivations = Callable[[list[list[int]]], list[float]]
 def sample_replacements(ids_CT: Tensor, model: HookedTransformer, n: int, seed: int) -> list[int]:
     """Sample tokens of the text, not special ones, to try in place of others."""
     generator = torch.Generator().manual_seed(seed)
-    special = model.tokenizer.all_special_ids
+    special = tokenizer_of(model).all_special_ids
     tokens = [token for token in ids_CT.unique().tolist() if token not in special]
     return [tokens[i] for i in torch.randperm(len(tokens), generator=generator)[:n]]
 
@@ -55,6 +56,10 @@ def describe_by_patterns(
     """Take a latent's patterns from the first half of the contexts, and score them on the second half.
 
     Args:
+        sae: in inference form.
+        target: the hook.
+        model: the target's language model.
+        latent: number of the latent.
         ids_CT: tokens without BOS.
         acts_CT: activations of the latent.
         replacements: tokens to try in place of each token.
@@ -71,7 +76,7 @@ def describe_by_patterns(
     candidates = (find_pattern(run, activation, last_activations, replacements) for run, activation in examples)
     patterns = dict.fromkeys(pattern for pattern in candidates if pattern is not None)
     predicted_CT = match_trie(build_trie(patterns), ids_CT[half:])
-    texts = [pattern_text(pattern, model.tokenizer) for pattern in patterns]
+    texts = [pattern_text(pattern, tokenizer_of(model)) for pattern in patterns]
     row: dict[str, Any] = {"latent": latent, "patterns": texts}
     strong = acts_CT.max() / 2
     for category, fires_CT in (("firing", acts_CT[half:] > 0), ("strong", acts_CT[half:] >= strong)):
@@ -82,7 +87,7 @@ def describe_by_patterns(
 def make_last_activations(sae: SAE[Any], target: Target, model: HookedTransformer, latent: int) -> LastActivations:
     """A function that gives a latent's activation on the last token of runs, each preceded by BOS only."""
     at_hook = hook_activations(model, target.hook_name)
-    bos = model.tokenizer.bos_token_id
+    bos = bos_id(model)
 
     def last_activations(runs: list[list[int]]) -> list[float]:
         lengths = [len(run) for run in runs]
@@ -100,6 +105,8 @@ def find_examples(ids_CT: Tensor, acts_CT: Tensor, n_examples: int, longest: int
     """Find the contexts in which a latent fires most.
 
     Args:
+        ids_CT: tokens without BOS.
+        acts_CT: activations of the latent.
         n_examples: largest number of contexts.
         longest: largest number of tokens in a run.
 
@@ -121,7 +128,9 @@ def find_pattern(
     """Find the shortest end of a run that keeps half of the activation, with wildcards where other tokens keep it too.
 
     Args:
+        run: tokens that end with the one on which the latent fires.
         activation: activation on the last token of the run in the text.
+        last_activations: gives the activation on the last token of runs.
         replacements: tokens to try in place of each token.
 
     Returns:
@@ -188,4 +197,4 @@ def precision_recall(predicted: Tensor, truth: Tensor) -> dict[str, float | None
 
 def pattern_text(pattern: Pattern, tokenizer: PreTrainedTokenizerBase) -> str:
     """A pattern as people read it: tokens in quotes, wildcards as stars."""
-    return " ".join("*" if token is WILDCARD else repr(tokenizer.decode([token])) for token in pattern)
+    return " ".join("*" if token is None else repr(tokenizer.decode([token])) for token in pattern)

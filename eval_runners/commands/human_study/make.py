@@ -11,6 +11,7 @@ from typing import Any
 from eval_runners.commands.human_study.files import COMMAND, read_key
 from eval_runners.contract.contract import Evaluation
 from eval_runners.contract.registry import load_evaluator
+from eval_runners.data.heldout import tokenizer_of
 from eval_runners.harness.find_sae import locate_all, resolve_requests
 from eval_runners.harness.fit import check_context, load_for_target
 from eval_runners.harness.options import parse_with_overrides
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> int:
     weights = [one.weight_hash for one in located]
     random.Random(f"{settings.seed} {weights}").shuffle(questions)  # only someone with the SAEs can undo it
     numbered = {str(number): question for number, question in enumerate(questions, start=1)}
-    items = {name: question_texts(question, model.tokenizer) for name, question in numbered.items()}
+    items = {name: question_texts(question, tokenizer_of(model)) for name, question in numbered.items()}
     known = {name: asdict(question.item) | {"latents": question.latents} for name, question in numbered.items()}
     study = hash_value({"items": items, "known": known, "weights": weights})
     if key_file.exists() and read_key(key_file)["study"] != study:
