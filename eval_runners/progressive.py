@@ -1,7 +1,7 @@
 """How good is the reconstruction from fewer latents, or more, and which latents die and recover during training?
 
 Explained variance on held-out text when only the k' latents of each token that write most (activation times norm of the
-decoder row) are kept. A TopK SAE is also evaluated at k' above its own k; Multi-TopK is trained for that. Other SAEs
+decoder row) are kept. A TopK SAE is also evaluated at k' above its k; Multi-TopK is trained for that. Other SAEs
 have no more latents to give.
 
 For an SAE that is trained here, snapshots of its training give the share of latents that fire on none of these tokens

@@ -2,8 +2,8 @@
 
 For each latent the page shows the contexts in which it fires most and some in which it fires less, its firing rate and
 its rate by position, the tokens whose logits it raises and lowers, token patterns that predict it (n2g), the decoder
-rows nearest to its own, and what ablating it changes. For an upper latent of two levels it adds the children, and how
-much their firing tells about their parent's.
+rows nearest to its decoder row, and what ablating it changes. For an upper latent of two levels it adds the children,
+and how much their firing tells about their parent's.
 
 `--latents best:12` takes the latents whose removal raises the squared error most, per token on which they fire, among
 those that fire in ten contexts. `random:20` samples from the same latents. `3,17,40` are latent numbers.

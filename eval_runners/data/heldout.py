@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sae_variants.common.console import progress
 from sae_variants.language_model.contexts import read_contexts
@@ -16,9 +16,6 @@ from sae_variants.language_model.target import Target
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch import Tensor
-    from transformer_lens import HookedTransformer
-    from transformers import PreTrainedTokenizerBase
     from transformer_lens import HookedTransformer
     from transformers import PreTrainedTokenizerBase
 
@@ -28,8 +25,7 @@ def special_mask(tokens: Tensor, model: HookedTransformer) -> Tensor:
     import torch
     from sae_lens.util import get_special_token_ids
 
-    tokenizer: Any = model.tokenizer
-    return torch.isin(tokens, torch.tensor(get_special_token_ids(tokenizer)))
+    return torch.isin(tokens, torch.tensor(get_special_token_ids(tokenizer_of(model))))
 
 
 def heldout_tokens(target: Target, model: HookedTransformer, n_contexts: int, context_size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Scaling laws in words and as a table: coefficients, residuals, extrapolation, and the best SAE for each compute.
+"""Scaling laws as sentences and as a table: coefficients, residuals, extrapolation, and the best SAE for each compute.
 
 Shapes: P SAEs; points [P, 3] are columns of n (latents), k (active latents) and t (training tokens).
 """
