@@ -15,11 +15,11 @@ from sae_variants.language_model.load import load_model
 SMALL = {"n_contexts": 16, "context_size": 32, "tokens_after": 4, "n_latents": 4, "places": 2}
 
 
-def test_by_hand():
+def test_sparsity_of_hand_written_changes():
     change = torch.zeros(1, 2, 50)
     change[0, 0, 7] = -3.0
     assert change_sparsity(change) == pytest.approx(1 / 100)  # one logit of one of two tokens
-    assert change_sparsity(change + 2.5) == pytest.approx(1 / 100)  # what all have is no change
+    assert change_sparsity(change + 2.5) == pytest.approx(1 / 100)  # a change of all logits is no change
     change[0, 1, 9] = 3.0
     assert change_sparsity(change) == pytest.approx(2 / 100)
     change[0, 1, 9] = 1.0
@@ -32,15 +32,15 @@ def test_by_hand():
 
 
 def test_a_latent_that_writes_one_logit_and_one_that_writes_half_of_them(target, model):
-    """The hook of the last layer, whose output is unembedded: rows that only certain words read."""
+    """The hook of the last layer, whose output is unembedded: directions that only certain tokens read."""
     V, D = model.cfg.d_vocab, model.cfg.d_model
     sae = identity(target)
     unembed, ln_final = model.unembed.W_U.data.clone(), model.ln_final
     model.ln_final = torch.nn.Identity()
     try:
         model.unembed.W_U.data.zero_()
-        model.unembed.W_U.data[0, 5] = 1.0  # direction 0 is read by word 5
-        model.unembed.W_U.data[1, : V // 4] = 1.0  # direction 1 by a quarter of the words
+        model.unembed.W_U.data[0, 5] = 1.0  # direction 0 is read by token 5
+        model.unembed.W_U.data[1, : V // 4] = 1.0  # direction 1 by a quarter of the tokens
         sae.W_dec.data[:2] = torch.eye(D)[:2]
         ids = torch.randint(5, V, (6, 20))
         sampled = SampledLatents(ids, [0, 1], torch.rand(6, 20, 2) + 0.1, torch.zeros(6, 20).bool())
@@ -62,7 +62,7 @@ def test_random_directions_change_more_logits_than_one(target, model):
     assert len(evaluation.unstructured["by_latent"]) == values["latents"]["count"] == 4
 
 
-def test_documents_that_end_within_the_tokens_compared_are_left_out(target, model):
+def test_tokens_whose_document_ends_within_the_compared_tokens_are_not_used(target, model):
     ids, special = torch.randint(5, model.cfg.d_vocab, (4, 12)), torch.zeros(4, 12).bool()
     special[:, 5] = True  # of four tokens each, those that begin at 0, 1, 6, 7 and 8 have none
     acts = torch.zeros(4, 12, 1)
@@ -86,12 +86,12 @@ def test_small_effects_are_not_rounded_away_in_bfloat16(target):
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"tokens_after": 32, "context_size": 32}, "--tokens-after 32 must be below --context-size 32"),
         ({"n_contexts": 3, "places": 2}, "--n-contexts 3 must be at least twice --places 2"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(target, model, settings, says):
-    with pytest.raises(UsageError, match=says):
+def test_settings_that_do_not_fit_are_refused(target, model, settings, message):
+    with pytest.raises(UsageError, match=message):
         evaluate("ablation_sparsity", identity(target), target, model, prepare=True, **settings)

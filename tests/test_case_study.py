@@ -1,4 +1,4 @@
-"""Case studies: what is said of latents by hand, and the page as a reader has it, in headless Chromium."""
+"""Case studies: measurements of latents by hand, and the page in headless Chromium."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def firing(sae, target, model):
     return collect_firing(sae, target, model, 12, 32)
 
 
-def test_what_fires_where_is_what_the_sae_says(sae, firing, target, model):
+def test_firings_equal_the_saes_activations(sae, firing, target, model):
     x = torch.cat([x for x, _ in heldout_activations(target, model, 12, 32)])
     acts = sae.encode(x).detach() * ~firing.special_CT[..., None]
     for latent in (0, 7, 31, 32):
@@ -49,9 +49,9 @@ def test_what_fires_where_is_what_the_sae_says(sae, firing, target, model):
     assert firing.counts_S()[32] == 0
 
 
-def test_importance_is_what_the_error_gains_without_a_latent(sae, firing, target, model):
-    own = ~firing.special_CT
-    x = torch.cat([x for x, _ in heldout_activations(target, model, 12, 32)])[own]
+def test_gain_is_the_increase_of_the_error_without_a_latent(sae, firing, target, model):
+    kept = ~firing.special_CT
+    x = torch.cat([x for x, _ in heldout_activations(target, model, 12, 32)])[kept]
     acts = sae.encode(x).detach()
     total = (x - x.mean(0)).pow(2).sum()
     for latent in (0, 5):
@@ -61,7 +61,7 @@ def test_importance_is_what_the_error_gains_without_a_latent(sae, firing, target
         assert firing.gain_S[latent].item() == pytest.approx((gained / total).item(), rel=1e-3)
 
 
-def test_excerpts_stay_in_their_document_and_are_about_the_largest_activation():
+def test_excerpts_stay_in_their_document_around_the_largest_activation():
     ids = torch.arange(40).view(1, 40)
     special = torch.zeros(1, 40).bool()
     special[0, [9, 20]] = True
@@ -115,7 +115,7 @@ def test_positions_are_relative_to_the_mean():
     assert found[15] == pytest.approx(15.5, rel=1e-2)
 
 
-def test_words_that_a_row_raises_are_those_that_read_it(model):
+def test_a_row_raises_the_tokens_that_read_it(model):
     weights = model.unembed.W_U.data.clone()
     try:
         model.unembed.W_U.data.zero_()
@@ -131,8 +131,8 @@ def test_words_that_a_row_raises_are_those_that_read_it(model):
     assert logit_effects(model, torch.zeros(7)) == {"raised": [], "lowered": []}
 
 
-def test_words_are_read_through_the_last_norm(model):
-    """Its weights count, and what is the same in all directions does not."""
+def test_logits_are_read_through_the_last_norm(model):
+    """Its weights count, and the mean over channels does not."""
     unembed, scale = model.unembed.W_U.data.clone(), model.ln_final.w.data.clone()
     try:
         model.unembed.W_U.data.zero_()
@@ -151,15 +151,15 @@ def test_words_are_read_through_the_last_norm(model):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [("best:0", "at least one"), ("worst:3", "best:12"), ("3,x", "best:12"), ("", "best:12"), ("33", "has 33 latents")],
 )
-def test_latents_that_cannot_be_are_refused(firing, text, says):
-    with pytest.raises(UsageError, match=says):
+def test_impossible_choices_of_latents_are_refused(firing, text, message):
+    with pytest.raises(UsageError, match=message):
         LatentChoice.parse(text).choose(firing, 0)
 
 
-def test_latents_are_chosen_by_importance_per_token_by_lot_or_by_number(firing):
+def test_latents_are_chosen_by_importance_per_token_at_random_or_by_number(firing):
     best = LatentChoice.parse("best:5").choose(firing, 0)
     per_token = (firing.gain_S / firing.counts_S())[best].tolist()
     assert per_token == sorted(per_token, reverse=True)
@@ -169,7 +169,7 @@ def test_latents_are_chosen_by_importance_per_token_by_lot_or_by_number(firing):
     assert LatentChoice.parse("32, 4,4").choose(firing, 0) == [32, 4]
 
 
-def test_a_study_says_what_is_known_of_a_latent(sae, target, model):
+def test_a_sheet_has_neighbours_contexts_patterns_and_effect(sae, target, model):
     data = describe_latents(sae, target, model, LatentChoice.parse("4,32"), 12, 32, seed=0)
     alive, dead = data["latents"]
     unit = sae.W_dec.detach()
@@ -279,7 +279,7 @@ def test_text_that_is_markup_is_shown_as_text(driver, target, model, tmp_path):
     assert driver.execute_script("return document.querySelectorAll('article b').length") == 0
 
 
-def test_activations_are_looked_up_in_a_model_of_any_precision(sae, target):
+def test_a_model_of_lower_precision_gives_an_effect(sae, target):
     model = load_model(target.model_name, "cpu", "bfloat16")
     data = describe_latents(sae, target, model, LatentChoice.parse("4"), 12, 32, seed=0)
     assert data["latents"][0]["effect"]["kl"] > 0

@@ -28,13 +28,13 @@ def test_a_perfect_reconstruction_costs_nothing(target, model):
     assert failures == []
 
 
-def test_the_clean_run_is_the_language_models_own(target, model):
+def test_the_clean_run_is_the_language_models_run(target, model):
     ids = heldout_tokens(target, model, 8, 32)
     special = special_mask(ids, model)
     with torch.no_grad():
-        told = model(ids, return_type="logits", prepend_bos=False).log_softmax(-1)[:, :-1]
-    own = -told.gather(-1, ids[:, 1:, None])[..., 0]
-    expected = own[~special[:, 1:] & ~special[:, :-1]].mean().item()
+        log_probs = model(ids, return_type="logits", prepend_bos=False).log_softmax(-1)[:, :-1]
+    losses = -log_probs.gather(-1, ids[:, 1:, None])[..., 0]
+    expected = losses[~special[:, 1:] & ~special[:, :-1]].mean().item()
     assert metrics(identity(target), target, model)[0]["model"]["ce"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -73,11 +73,11 @@ def test_a_curve_gives_the_compute_share(target, model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"),
+    ("rows", "message"),
     [([(1, 2)], "two points"), ([(1, 2), (2, 3)], "must fall"), ([(1, 2), (0, 3)], "positive numbers")],
 )
-def test_a_curve_that_cannot_be_is_refused(tmp_path, rows, says):
-    with pytest.raises(UsageError, match=says):
+def test_a_curve_that_does_not_fall_is_refused(tmp_path, rows, message):
+    with pytest.raises(UsageError, match=message):
         read_curve(curve_file(tmp_path, rows))
 
 
@@ -89,9 +89,9 @@ def test_the_divergence_is_from_the_clean_run_and_special_tokens_keep_their_acti
     with torch.no_grad():
         clean = model(ids, prepend_bos=False).log_softmax(-1)[:, :-1]
         other = model.run_with_hooks(ids, fwd_hooks=hooks, prepend_bos=False).log_softmax(-1)[:, :-1]
-    told = ~special[:, :-1] & ~special[:, 1:]
-    expected = (clean.exp() * (clean - other)).sum(-1)[told].mean().item()
-    reverse = (other.exp() * (other - clean)).sum(-1)[told].mean().item()
+    predicted = ~special[:, :-1] & ~special[:, 1:]
+    expected = (clean.exp() * (clean - other)).sum(-1)[predicted].mean().item()
+    reverse = (other.exp() * (other - clean)).sum(-1)[predicted].mean().item()
     found = metrics(identity(target), target, model)[0]["mean"]["kl"]
     assert found == pytest.approx(expected, rel=1e-4)
     assert abs(expected - reverse) > 0.01 * expected

@@ -1,4 +1,4 @@
-"""Latents are drawn from those that fire often enough in both halves, and documents are averaged over their own tokens."""
+"""Latents are sampled from those that fire often enough in both halves, and documents are averaged over their tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The intruder task: its maths by hand, raters of known skill, and the page as a rater has it, in headless Chromium."""
+"""The intruder task: statistics by hand, raters of known skill, and the page in headless Chromium."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from sae_variants.common.errors import UsageError
 HOSTILE = "</script><script>document.body.dataset.broken='yes'</script><b>bold</b>"
 
 
-def test_wilson_and_newcombe_by_the_book():
+def test_wilson_and_newcombe_intervals_equal_published_ones():
     def share(right: int, total: int) -> Share:
         return share_of([[n < right] for n in range(total)])
 
@@ -48,7 +48,7 @@ def test_wilson_and_newcombe_by_the_book():
     assert newcombe_interval(share(0, 10), share(0, 10)) == pytest.approx((-0.2775, 0.2775), abs=1e-4)
 
 
-def test_raters_of_one_item_are_worth_what_items_leave_of_them():
+def test_raters_of_an_item_count_by_the_design_effect():
     assert share_of([[True] * 5, [False] * 5] * 5).effective == pytest.approx(10)  # all agree: as many as items
     lot = random.Random(0)
     independent = share_of([[lot.random() < 0.5 for _ in range(5)] for _ in range(400)])
@@ -59,7 +59,7 @@ def test_raters_of_one_item_are_worth_what_items_leave_of_them():
     assert (share_of([]).answers, share_of([]).share) == (0, 0)
 
 
-def test_fleiss_by_the_book():
+def test_fleiss_kappa_equals_the_published_value():
     table = [[0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1], [7, 7, 0, 0, 0],
              [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7]]  # fmt: skip
     choices = [[choice for choice, n in enumerate(row) for _ in range(n)] for row in table]
@@ -72,12 +72,12 @@ def test_fleiss_by_the_book():
 
 def study_of(items: int, controls: int, saes: int = 1) -> dict[str, Item]:
     lot = random.Random(0)
-    made = [Item(sae, n < items, lot.randrange(5)) for sae in range(saes) for n in range(items + controls)]
-    return {str(at): item for at, item in enumerate(made)}
+    items_of_study = [Item(sae, n < items, lot.randrange(5)) for sae in range(saes) for n in range(items + controls)]
+    return {str(at): item for at, item in enumerate(items_of_study)}
 
 
 def rater(items: dict[str, Item], skill: dict[int, float], lot: random.Random) -> dict[str, int]:
-    """Sees the intruder of an SAE's items with that probability, and guesses among the others else."""
+    """Answers of a rater who recognizes the intruder of an SAE's items with that probability, else picks another excerpt."""
     answers = {}
     for name, item in items.items():
         sees = lot.random() < (skill[item.sae] if item.has_latent else 0.2)
@@ -107,7 +107,7 @@ def test_intervals_cover_the_mean_of_items_that_are_not_equally_hard(raters, cou
     assert 0.925 <= covered / 400 <= 0.99
 
 
-def test_each_sae_has_its_own_accuracy_and_all_have_the_controls():
+def test_each_sae_has_an_accuracy_and_all_share_the_controls():
     items = study_of(400, 200, saes=3)
     raters = [rater(items, {0: 0.9, 1: 0.5, 2: 0.2}, random.Random(seed)) for seed in range(3)]
     found = [intrusion_scores(items, raters, sae, 2) for sae in range(3)]
@@ -123,7 +123,7 @@ def test_each_sae_has_its_own_accuracy_and_all_have_the_controls():
     assert [one["answers"] for one in found] == [1200] * 3
 
 
-def test_questions_left_open_count_for_nothing():
+def test_unanswered_questions_do_not_count():
     items = {"1": Item(0, True, 3), "2": Item(0, True, 1), "3": Item(0, False, 0)}
     found = intrusion_scores(items, [{"1": 3}], 0, None)
     assert (found["accuracy"], found["answers"]) == (1, 1)
@@ -160,9 +160,9 @@ def test_a_question_has_four_excerpts_of_a_latent_and_an_intruder(study, key):
     places = []
     for name, known in key["known"].items():
         latents = known["latents"]
-        own = [latent for at, latent in enumerate(latents) if at != known["intruder"]]
-        assert latents[known["intruder"]] not in own
-        assert len(set(own)) == (1 if known["has_latent"] else 4)
+        of_latent = [latent for at, latent in enumerate(latents) if at != known["intruder"]]
+        assert latents[known["intruder"]] not in of_latent
+        assert len(set(of_latent)) == (1 if known["has_latent"] else 4)
         assert len(key["items"][name]) == 5
         for excerpt in key["items"][name]:
             assert max(excerpt["acts"]) == excerpt["acts"][excerpt["at"]] == 1
@@ -172,7 +172,7 @@ def test_a_question_has_four_excerpts_of_a_latent_and_an_intruder(study, key):
     assert len(set(places)) > 2
 
 
-def test_the_page_does_not_say_which_is_which(study, key):
+def test_the_page_does_not_reveal_the_saes(study, key):
     text = (study / "study.html").read_text()
     assert not any(word in text for word in ("temporal", "batchtopk", "has_latent", '"intruder"', '"latents"'))
     order = [known["sae"] for known in key["known"].values()]
@@ -184,15 +184,15 @@ def answers_of(key, right: bool = True, name: str = "ann", kind: str = "human", 
     return {"study": key["study"], "rater": name, "kind": kind, "answers": choices, **more}
 
 
-def test_scores_stand_on_the_leaderboard(study, key, tmp_path, capsys):
+def test_scores_are_on_the_leaderboard(study, key, tmp_path, capsys):
     files = []
     for name, right, kind in (("ann", True, "human"), ("bob", True, "human"), ("gpt", False, "model")):
         files.append(study / f"{name}.answers.json")
         files[-1].write_text(json.dumps(answers_of(key, right, name, kind)))
     assert main(["human-study", "score", *map(str, files), "--output", str(tmp_path / "runs")]) == 0
-    said = capsys.readouterr().out
-    assert "people find the intruder in 100% [28%, 100%] of 8 answers" in said
-    assert "language models find the intruder in 0%" in said
+    output = capsys.readouterr().out
+    assert "people find the intruder in 100% [28%, 100%] of 8 answers" in output
+    assert "language models find the intruder in 0%" in output
     results = [json.loads(path.read_text()) for path in (tmp_path / "runs").rglob("*.json")]
     assert len(results) == 3
     by_name = {result["sae_lens_id"].partition("[")[0]: result for result in results}
@@ -205,7 +205,7 @@ def test_scores_stand_on_the_leaderboard(study, key, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda a: a | {"study": "other"}, "give --key FILE"),
         (lambda a: a | {"answers": {"1": 5}}, "the answer to question 1 is 5"),
@@ -216,10 +216,10 @@ def test_scores_stand_on_the_leaderboard(study, key, tmp_path, capsys):
         (lambda a: {}, "names no study"),
     ],
 )
-def test_answers_that_cannot_be_are_refused_in_a_line(study, key, tmp_path, change, says):
+def test_malformed_answers_are_refused(study, key, tmp_path, change, message):
     file = study / "broken.json"
     file.write_text(json.dumps(change(answers_of(key))))
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         main(["human-study", "score", str(file), "--output", str(tmp_path / "runs")])
     assert not (tmp_path / "runs").exists()
 
@@ -240,13 +240,13 @@ def test_one_rater_counts_once_and_one_study_at_a_time(study, key, tmp_path):
         main(["human-study", "score", str(study / "a.json"), "--key", str(study / "a.json")])
 
 
-def test_it_is_no_evaluation_of_an_sae_alone(capsys):
+def test_it_does_not_evaluate_an_sae_alone(capsys):
     with pytest.raises(UsageError, match="human_study is made by python -m eval_runners human-study make, and score"):
         main(["human_study", "--sae", "random"])
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["--items", "0"], "--items must be at least 1"),
         (["--strongest", "4"], "--strongest must be at least 5"),
@@ -255,8 +255,8 @@ def test_it_is_no_evaluation_of_an_sae_alone(capsys):
         (["--sae", "temporl"], "temporal"),
     ],
 )
-def test_studies_that_cannot_be_are_refused_in_a_line(target, model_folder, text_file, tmp_path, words, says):
-    with pytest.raises(UsageError, match=says):
+def test_impossible_studies_are_refused(target, model_folder, text_file, tmp_path, words, message):
+    with pytest.raises(UsageError, match=message):
         main(["human-study", "make", "--sae", "random", "--model", str(model_folder), "--hook-name", target.hook_name,
               "--dataset", str(text_file), "--n-contexts", "8", "--context-size", "32", "--output", str(tmp_path / "s.html"),
               "--trained", str(tmp_path / "trained"), "--train.training-tokens=8192", "--train.batch-tokens=256",
@@ -265,7 +265,7 @@ def test_studies_that_cannot_be_are_refused_in_a_line(target, model_folder, text
 
 
 class Judge(BaseHTTPRequestHandler):
-    """Answers the chat completions of OpenAI's API; `script` says how, request by request."""
+    """Answers the chat completions of OpenAI's API; `script` lists status and text, request by request."""
 
     script: list = []  # noqa: RUF012
     seen: list = []  # noqa: RUF012
@@ -314,8 +314,8 @@ def test_a_language_model_answers_the_same_questions(study, key, endpoint, tmp_p
     assert answers["kind"] == "model"
     assert (answers["answers"]["1"], "2" in answers["answers"], answers["answers"]["3"]) == (3, False, 2)
     assert set(answers["answers"].values()) == {3, 2, 1}
-    path, said_key, body = Judge.seen[0]
-    assert (path, said_key, body["model"], body["temperature"]) == (
+    path, authorization, body = Judge.seen[0]
+    assert (path, authorization, body["model"], body["temperature"]) == (
         "/v1/chat/completions",
         "Bearer secret-word",
         "some/judge",
@@ -323,11 +323,11 @@ def test_a_language_model_answers_the_same_questions(study, key, endpoint, tmp_p
     )
     one = key["items"]["1"][0]
     assert f"[[{one['tokens'][one['at']]}]]" in body["messages"][0]["content"]
-    said = capsys.readouterr()
-    assert "1 replies did not name one number" in said.out
-    assert "1 questions were refused" in said.out
-    assert "filtered" in said.out
-    assert "secret-word" not in said.out + said.err + output.read_text()
+    printed = capsys.readouterr()
+    assert "1 replies did not name one number" in printed.out
+    assert "1 questions were refused" in printed.out
+    assert "filtered" in printed.out
+    assert "secret-word" not in printed.out + printed.err + output.read_text()
     before = len(Judge.seen)
     assert main(command) == 0  # asks only what is left
     assert len(Judge.seen) == before + 2
@@ -348,7 +348,7 @@ def test_a_language_model_answers_the_same_questions(study, key, endpoint, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("script", "says"),
+    ("script", "message"),
     [
         ([(401, "{}")], "set OPENAI_API_KEY"),
         ([(404, "{}")], "answers HTTP 404: check --url and --model"),
@@ -357,28 +357,28 @@ def test_a_language_model_answers_the_same_questions(study, key, endpoint, tmp_p
         ([(400, '{"error": "too long"}')] * 3, "HTTP 400: .*too long.*check --model"),
     ],
 )
-def test_an_endpoint_that_does_not_answer_is_said_in_a_line(study, endpoint, tmp_path, script, says):
+def test_an_endpoint_that_does_not_answer_is_reported(study, endpoint, tmp_path, script, message):
     Judge.script = list(script)
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         main(["human-study", "judge", str(study / "study.key.json"), "--url", endpoint, "--model", "m", "--output",
               str(tmp_path / "judge.json")])  # fmt: skip
     assert not (tmp_path / "judge.json").exists()
 
 
-def test_an_endpoint_that_is_not_there_is_said_in_a_line(study, tmp_path, monkeypatch):
+def test_an_unreachable_endpoint_is_reported(study, tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "_wait", lambda attempt: None)
     urls = [
         ("http://127.0.0.1:9/v1", "cannot reach"),
         ("localhost", "must begin with http"),
         ("http://a:b@c", "no password"),
     ]
-    for url, says in urls:
-        with pytest.raises(UsageError, match=says):
+    for url, message in urls:
+        with pytest.raises(UsageError, match=message):
             main(["human-study", "judge", str(study / "study.key.json"), "--url", url, "--model", "m", "--output",
                   str(tmp_path / "judge.json")])  # fmt: skip
 
 
-def test_a_key_is_said_to_be_none_and_nothing_but_it_is_sent(study, endpoint, tmp_path, monkeypatch):
+def test_a_malformed_key_is_refused_and_no_other_credentials_are_sent(study, endpoint, tmp_path, monkeypatch):
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login someone password else")
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     command = ["human-study", "judge", str(study / "study.key.json"), "--url", endpoint, "--model", "m", "--output",
@@ -389,7 +389,7 @@ def test_a_key_is_said_to_be_none_and_nothing_but_it_is_sent(study, endpoint, tm
             main(command)
     monkeypatch.setenv(KEY_VARIABLE, "word")
     assert main(command) == 0
-    assert {said for _, said, _ in Judge.seen} == {"Bearer word"}
+    assert {authorization for _, authorization, _ in Judge.seen} == {"Bearer word"}
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_a_key_that_has_been_changed_is_refused(study, key, tmp_path):
 
 
 def test_an_intruder_is_an_excerpt_without_the_latent():
-    """Two latents whose excerpts hold one another, and others that are apart."""
+    """Latents at neighbouring positions of all contexts, so that excerpts hold several."""
     T = 40
     acts = torch.zeros(30, T, 12)
     for latent in range(12):
@@ -435,8 +435,8 @@ def test_an_intruder_is_an_excerpt_without_the_latent():
     assert len(questions) == 11
     for q in [q for q in questions if q.item.has_latent]:
         intruder = q.excerpts[q.item.intruder]
-        own = next(latent for at, latent in enumerate(q.latents) if at != q.item.intruder)
-        within = acts[intruder.context, intruder.first : intruder.first + len(intruder.ids), own]
+        of_latent = next(latent for at, latent in enumerate(q.latents) if at != q.item.intruder)
+        within = acts[intruder.context, intruder.first : intruder.first + len(intruder.ids), of_latent]
         assert not within.any()
     assert sample_questions(firing, 0, "planted", **settings) == questions
 
@@ -519,7 +519,7 @@ def test_text_that_is_markup_is_shown_as_text(driver, tmp_path):
     driver.set_window_size(1300, 1000)
 
 
-def test_names_of_metrics_are_those_of_the_envelope():
+def test_every_score_is_a_metric_and_every_metric_is_a_score():
     items = study_of(4, 2, saes=2)
     raters = [rater(items, {0: 0.9, 1: 0.5}, random.Random(seed)) for seed in range(2)]
     metrics = load_evaluator("human_study").metrics

@@ -1,4 +1,4 @@
-"""Oracles: a latent that fires on a bigram is told by that bigram, with precision and recall 1."""
+"""Oracles: a latent that fires on a bigram is explained by that bigram, with precision and recall 1."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ from eval_runners.measures.token_patterns import (
 REPLACEMENTS = [90, 91, 92]
 
 
-def fires_on(*wanted):
+def fires_on(*last_tokens):
     """A latent that fires, with activation 2, on runs that end with these tokens; None is any."""
 
     def last(runs):
         return [
             2.0
-            * (len(run) >= len(wanted) and all(w in (None, t) for w, t in zip(wanted[::-1], run[::-1], strict=False)))
+            * (
+                len(run) >= len(last_tokens)
+                and all(w in (None, t) for w, t in zip(last_tokens[::-1], run[::-1], strict=False))
+            )
             for run in runs
         ]
 
@@ -36,7 +39,7 @@ def fires_on(*wanted):
 
 
 @pytest.mark.parametrize(
-    ("run", "wanted", "found"),
+    ("run", "last_tokens", "pattern"),
     [
         ([1, 2, 9, 3, 7], (7,), (7,)),
         ([1, 2, 9, 3, 7], (3, 7), (3, 7)),
@@ -46,9 +49,9 @@ def fires_on(*wanted):
     ],
     ids=["token", "bigram", "with a gap", "any token before it", "after a token"],
 )
-def test_patterns_of_known_latents(run, wanted, found):
-    assert find_pattern(run, 2.0, fires_on(*wanted), REPLACEMENTS) == found
-    assert find_pattern(run, 4.1, fires_on(*wanted), REPLACEMENTS) is None  # half of it is never reached
+def test_patterns_of_known_latents(run, last_tokens, pattern):
+    assert find_pattern(run, 2.0, fires_on(*last_tokens), REPLACEMENTS) == pattern
+    assert find_pattern(run, 4.1, fires_on(*last_tokens), REPLACEMENTS) is None  # half of it is never reached
 
 
 def test_a_pattern_keeps_half_of_the_activation():
@@ -67,8 +70,8 @@ def test_a_trie_matches_what_ends_with_a_pattern():
 
 
 def test_scores_by_hand():
-    said, truth = torch.tensor([1, 1, 1, 0]).bool(), torch.tensor([1, 0, 0, 1]).bool()
-    assert precision_recall(said, truth) == {"precision": 1 / 3, "recall": 1 / 2, "f1": 2 / 5}
+    predicted, truth = torch.tensor([1, 1, 1, 0]).bool(), torch.tensor([1, 0, 0, 1]).bool()
+    assert precision_recall(predicted, truth) == {"precision": 1 / 3, "recall": 1 / 2, "f1": 2 / 5}
     assert precision_recall(torch.zeros(4).bool(), truth) == {"precision": None, "recall": 0, "f1": 0}
 
 
@@ -79,7 +82,7 @@ def test_examples_end_where_a_latent_fires_most():
     assert find_examples(ids, acts, n_examples=1, longest=9) == [([4, 5, 6, 7], 3.0)]
 
 
-def test_a_latent_of_a_bigram_is_told_with_precision_and_recall_1(target, model, monkeypatch):
+def test_a_latent_of_a_bigram_is_explained_with_precision_and_recall_1(target, model, monkeypatch):
     from eval_runners.measures import sampled_latents, token_patterns
 
     torch.manual_seed(0)
@@ -98,7 +101,7 @@ def test_a_latent_of_a_bigram_is_told_with_precision_and_recall_1(target, model,
     assert pattern_text((WILDCARD, 21), model.tokenizer).startswith("* ")
 
 
-def test_patterns_are_made_of_the_first_half_only(target, model, monkeypatch):
+def test_patterns_come_from_the_first_half_only(target, model, monkeypatch):
     from eval_runners.measures import sampled_latents, token_patterns
 
     ids = torch.arange(5, 23).repeat(3)[:48].view(8, 6)
@@ -115,7 +118,7 @@ def test_patterns_are_made_of_the_first_half_only(target, model, monkeypatch):
     assert (row["firing precision"], row["firing recall"]) == (None, 0)
 
 
-def test_activations_of_runs_are_those_in_the_text(target, model):
+def test_activations_of_runs_equal_those_in_the_text(target, model):
     from eval_runners.data.heldout import activations_of, heldout_tokens
 
     sae, ids = identity(target), heldout_tokens(target, model, 2, 16)

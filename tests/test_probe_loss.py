@@ -1,4 +1,4 @@
-"""Oracles: latents that know a task, in part or whole, have the loss that information theory gives them."""
+"""Oracles: latents that separate a task, in part or fully, have the loss that information theory gives."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from eval_runners.measures.single_latent_probe import best_probe, cross_entropy,
 
 
 def fires(share_of_class: float, share_of_others: float, n: int = 1000) -> tuple[torch.Tensor, torch.Tensor]:
-    """A latent that fires on these shares of n documents of the class and of n others, and what they are."""
-    own, others = torch.zeros(n), torch.zeros(n)
-    own[: round(share_of_class * n)] = others[: round(share_of_others * n)] = 1.7
-    return torch.cat([own, others])[:, None], torch.cat([torch.ones(n), torch.zeros(n)])
+    """A latent that fires on these shares of n documents of the class and of n others, and their labels."""
+    members, others = torch.zeros(n), torch.zeros(n)
+    members[: round(share_of_class * n)] = others[: round(share_of_others * n)] = 1.7
+    return torch.cat([members, others])[:, None], torch.cat([torch.ones(n), torch.zeros(n)])
 
 
 def entropy(p: float) -> float:
@@ -23,7 +23,7 @@ def entropy(p: float) -> float:
 
 
 @pytest.mark.parametrize(("p", "q"), [(0.8, 0.3), (0.5, 0.1), (0.95, 0.6), (0.4, 0.4)])
-def test_what_a_latent_tells_is_the_entropy_that_it_leaves(p, q):
+def test_the_loss_is_the_conditional_entropy_of_the_class(p, q):
     x, y = fires(p, q)
     probe = best_probe(x, y, x, y, ridge=1e-9)
     fired, silent = (p + q) / 2, 1 - (p + q) / 2
@@ -38,7 +38,7 @@ def test_a_perfect_latent_has_the_loss_that_the_ridge_leaves():
     assert best_probe(x, y, x, y, ridge=1e-6).loss < 1e-4
 
 
-def test_the_best_latent_is_chosen_in_training_and_judged_in_test():
+def test_the_probe_is_chosen_on_training_documents_and_tested_on_others():
     torch.manual_seed(0)
     good, y = fires(0.8, 0.3)
     x = torch.cat([torch.rand(2000, 5), good, torch.zeros(2000, 1)], 1)
@@ -49,7 +49,7 @@ def test_the_best_latent_is_chosen_in_training_and_judged_in_test():
     assert silent.latent is None
 
 
-def test_probes_are_those_of_scikit_learn():
+def test_probes_equal_those_of_scikit_learn():
     from sklearn.linear_model import LogisticRegression
 
     torch.manual_seed(0)

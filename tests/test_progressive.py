@@ -1,4 +1,4 @@
-"""Oracles: orthonormal latents, of which each that is left out costs its square."""
+"""Oracles: leaving out an orthonormal latent costs the square of its activation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eval_runners.measures.turnover import latent_turnover
 from eval_runners.progressive import KEPT, PERCENTS, SNAPSHOTS
 
 
-def test_what_is_left_out_of_orthonormal_latents_is_lost(target):
+def test_leaving_out_orthonormal_latents_costs_their_squares(target):
     torch.manual_seed(0)
     x = torch.randn(500, 32)
     explained = truncated_explained_variances(
@@ -36,7 +36,7 @@ def test_latents_are_ranked_by_what_they_write(target):
     assert truncated_explained_variances(sae, x, KEPT)[4] == pytest.approx(before[4], abs=1e-4)
 
 
-def test_a_topk_sae_is_asked_for_more_than_it_was_trained_with(tmp_path):
+def test_a_topk_sae_is_evaluated_above_its_k(tmp_path):
     built = sae_variants.build("topk", d_in=16, d_sae=256, seed=0, k=2)
     built.save_inference_model(tmp_path)
     sae, x = sae_variants.load(tmp_path), torch.randn(200, 16)
@@ -49,12 +49,12 @@ def test_a_topk_sae_is_asked_for_more_than_it_was_trained_with(tmp_path):
     assert sae.activation_fn.k == 4
 
 
-def test_what_came_and_went_by_hand():
+def test_turnover_of_hand_written_snapshots():
     fires = [torch.tensor(row).bool() for row in ([1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1])]
-    found = latent_turnover(PERCENTS, fires)
-    assert [found[f"dead_{at}"] for at in (25, 50, 75, 100)] == [0.5, 0.5, 0.25, 0]
-    assert [found[f"recovered_{at}"] for at in (50, 75, 100)] == [0.25, 0.25, 0.25]
-    assert [found[f"lost_{at}"] for at in (50, 75, 100)] == [0.25, 0, 0]
+    shares = latent_turnover(PERCENTS, fires)
+    assert [shares[f"dead_{at}"] for at in (25, 50, 75, 100)] == [0.5, 0.5, 0.25, 0]
+    assert [shares[f"recovered_{at}"] for at in (50, 75, 100)] == [0.25, 0.25, 0.25]
+    assert [shares[f"lost_{at}"] for at in (50, 75, 100)] == [0.25, 0, 0]
 
 
 def test_an_sae_and_its_snapshots_are_of_one_training(target, model, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Oracles: a law that is planted is found, extrapolates, and is refused where it cannot be."""
+"""Oracles: a planted law is recovered, extrapolates, and is refused where there are too few SAEs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def result(point, loss, name="topk", with_k=True, target="sandbox"):
     }
 
 
-def test_a_planted_law_is_found():
+def test_a_planted_law_is_recovered():
     points = grid()
     law = fit_law(points, planted(points))
     found = dict(zip(law.terms, law.coefficients, strict=True))
@@ -44,7 +44,7 @@ def test_a_planted_law_is_found():
     assert law.predict(beyond) == pytest.approx(planted(beyond), rel=1e-3)
 
 
-def test_intervals_cover_what_was_planted_most_of_the_time():
+def test_intervals_cover_the_planted_coefficients_most_of_the_time():
     points, covered = np.repeat(grid(), 3, 0), []
     for seed in range(12):
         noise = np.exp(np.random.default_rng(seed).normal(0, 0.003, len(points)))
@@ -68,18 +68,18 @@ def test_without_several_k_there_is_no_term_of_k():
 
 
 @pytest.mark.parametrize(
-    ("points", "says"),
+    ("points", "message"),
     [
         (grid(ns=(512,)), "several d_sae"),
         (np.repeat(grid(ns=(512, 1024), ks=(8, 16)), 3, 0), "4 different n, k and tokens are too few"),
     ],
 )
-def test_a_law_of_too_little_is_refused(points, says):
-    with pytest.raises(UsageError, match=says):
+def test_too_few_saes_give_no_law(points, message):
+    with pytest.raises(UsageError, match=message):
         fit_law(points, planted(points))
 
 
-def test_results_together_say_the_law_its_extrapolation_and_the_best_of_equal_products():
+def test_the_summary_has_the_law_its_extrapolation_and_the_best_of_equal_products():
     points = grid(ns=(512, 1024, 2048, 4096), ts=(5e5, 1e6))
     lines, files = Scaling().summarize_all(
         [result(p, loss) for p, loss in zip(points, planted(points, -0.08), strict=True)]
@@ -96,7 +96,7 @@ def test_results_together_say_the_law_its_extrapolation_and_the_best_of_equal_pr
     assert all(files[name].startswith(b"\x89PNG") for name in ("law-n-k-t.png", "residuals-n-k-t.png"))
 
 
-def test_names_have_their_own_laws_and_too_few_have_none():
+def test_each_name_has_a_law_unless_it_has_too_few_saes():
     points = grid()
     results = [result(p, loss) for p, loss in zip(points, planted(points), strict=True)]
     lines, files = Scaling().summarize_all([*results, result([512, 8, 1e6], 0.5, "stock:topk")])
@@ -108,7 +108,7 @@ def test_names_have_their_own_laws_and_too_few_have_none():
     ]
 
 
-def test_targets_have_their_own_laws():
+def test_each_target_has_a_law():
     points = grid()
     losses = planted(points)
     results = [result(p, loss * factor, target=target) for target, factor in (("a", 1), ("b", 1.2))
@@ -131,11 +131,11 @@ def test_targets_have_their_own_laws():
         ("stock:jumprelu[l1_coefficient=2]", "stock:jumprelu[l1_coefficient=2]"),
     ],
 )
-def test_saes_that_differ_otherwise_have_laws_of_their_own(label, name):
+def test_saes_that_differ_otherwise_have_separate_laws(label, name):
     assert law_name(label, load_target("sandbox")) == name
 
 
-def test_seeds_are_one_point_of_the_law_and_their_spread_is_told():
+def test_seeds_are_averaged_and_their_spread_is_reported():
     points = np.repeat(grid(), 3, 0)
     noise = np.exp(np.random.default_rng(0).normal(0, 0.02, len(points)))
     lines, _ = Scaling().summarize_all(
@@ -148,7 +148,7 @@ def test_seeds_are_one_point_of_the_law_and_their_spread_is_told():
     assert losses.tolist() == pytest.approx([2, 5])
 
 
-def test_what_is_held_back_is_not_fitted():
+def test_the_extrapolation_does_not_see_the_largest_n():
     points = grid()
     losses = planted(points) * np.where(points[:, 0] == 8192, 1.5, 1)  # the law ends before the largest
     lines, _ = Scaling().summarize_all([result(p, loss) for p, loss in zip(points, losses, strict=True)])
@@ -156,7 +156,7 @@ def test_what_is_held_back_is_not_fitted():
     assert "bias -40.5%" in lines[2]
 
 
-def test_what_no_point_shows_has_no_coefficient():
+def test_a_second_term_that_the_data_do_not_show_is_left_out():
     points = grid(ns=(512, 1024, 2048, 4096), ks=(32,), ts=(2.5e5, 1e6))
     law = fit_law(points, np.exp(-0.1 * np.log(points[:, 0]) - 0.3 * np.log(points[:, 2])))  # no second term
     assert law.terms == ("α", "β_n", "β_t")
@@ -164,7 +164,7 @@ def test_what_no_point_shows_has_no_coefficient():
     assert (law.high - law.low)[1:].max() < 0.02
 
 
-def test_k_is_the_one_that_is_set():
+def test_k_is_the_configured_k():
     points = grid(ks=(64,))
     measured = points * [[1, 0.95 + 0.01 * i, 1] for i in range(len(points))]
     results = [result(p, loss) for p, loss in zip(measured, planted(points), strict=True)]
@@ -186,9 +186,9 @@ def test_the_law_is_written_beside_the_results(target, model_folder, text_file, 
         str(text_file), "--hook-name", target.hook_name, "--output", str(tmp_path / "out"), "--n-contexts", "8",
         "--context-size", "32", *fields,
     ])  # fmt: skip
-    said = capsys.readouterr().out
-    assert code == 0, said
-    assert "topk: α = " in said
+    output = capsys.readouterr().out
+    assert code == 0, output
+    assert "topk: α = " in output
     (folder,) = (tmp_path / "out").glob("*/scaling")
     assert {"law-n-k.csv", "law-n-k.png", "residuals-n-k.png"} < {path.name for path in folder.iterdir()}
 
@@ -210,9 +210,9 @@ def test_a_command_may_name_several_targets(target, text_file, tmp_path, capsys,
         "--sae", "topk", "--grid", "d_sae=32,48,64,96", "--train.k", "4", "--target", "layer0,layer1", "--output",
         str(tmp_path / "out"), "--n-contexts", "8", "--context-size", "32", "--csv", str(tmp_path / "rows.csv"),
     ])  # fmt: skip
-    said = capsys.readouterr().out
-    assert code == 0, said
-    assert "topk on layer0: α = " in said
-    assert "topk on layer1: α = " in said
+    output = capsys.readouterr().out
+    assert code == 0, output
+    assert "topk on layer0: α = " in output
+    assert "topk on layer1: α = " in output
     assert (tmp_path / "out" / "layer0+layer1" / "scaling" / "law-n.png").exists()
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 9
