@@ -17,10 +17,11 @@ from typing import Any
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.folders import register_sandbox
 from sae_variants.registry.build import build, load
+from sae_variants.registry.contract import TrainingHooks, VariantConfig
 from sae_variants.registry.variants import import_variants, register
 from sae_variants.registry.variants import variant_names as names
 
-__all__ = ["UsageError", "build", "load", "names", "register"]
+__all__ = ["TrainingHooks", "UsageError", "VariantConfig", "build", "load", "names", "register"]
 
 
 class _RegisterAfter(MetaPathFinder):

@@ -35,11 +35,6 @@ class DualAdaptiveTrainingSAEConfig(DualTrainingSAEConfig):
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, not {value:g}")
 
-    @override
-    @classmethod
-    def architecture(cls) -> str:
-        return "dual_adaptive"
-
 
 @register(DualAdaptiveTrainingSAEConfig)
 class DualAdaptiveTrainingSAE(DualTrainingSAE):

@@ -42,11 +42,6 @@ class HierarchicalTrainingSAEConfig(TwoLevelTrainingSAEConfig):
     """λ_21, weight of the L2,1 norm over groups of siblings; 0 switches it off."""
 
     @override
-    @classmethod
-    def architecture(cls) -> str:
-        return "hierarchical"
-
-    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sparsity not in ("batchtopk", "l1"):

@@ -44,11 +44,6 @@ class LearnableDualTrainingSAEConfig(DualTrainingSAEConfig):
     """How many times as fast as other parameters log v is learned."""
 
     @override
-    @classmethod
-    def architecture(cls) -> str:
-        return "learnable_dual"
-
-    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.learning not in ("dual_ascent", "naive", "uncertainty"):

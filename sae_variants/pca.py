@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from sae_lens.saes.sae import SAEConfig, TrainStepInput, TrainStepOutput
-from sae_lens.saes.standard_sae import StandardSAEConfig, StandardTrainingSAE, StandardTrainingSAEConfig
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
 from torch import Tensor
 from typing_extensions import override
 
+from sae_variants.registry.contract import TrainingHooks, VariantConfig
 from sae_variants.registry.variants import register
 
 
 @dataclass
-class PcaTrainingSAEConfig(StandardTrainingSAEConfig):
+class PcaTrainingSAEConfig(VariantConfig, StandardTrainingSAEConfig):
     learns_by_gradient: ClassVar[bool] = False
 
     k: int = 32
@@ -34,10 +35,6 @@ class PcaTrainingSAEConfig(StandardTrainingSAEConfig):
     def architecture(cls) -> str:
         return "pca_baseline"
 
-    @override
-    def get_inference_config_class(self) -> type[SAEConfig]:
-        return StandardSAEConfig
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.k <= self.d_sae // 2:
@@ -45,7 +42,7 @@ class PcaTrainingSAEConfig(StandardTrainingSAEConfig):
 
 
 @register(PcaTrainingSAEConfig)
-class PcaTrainingSAE(StandardTrainingSAE):
+class PcaTrainingSAE(TrainingHooks, StandardTrainingSAE):
     cfg: PcaTrainingSAEConfig  # type: ignore[assignment]
     rows: Tensor
     sum_D: Tensor

@@ -15,11 +15,12 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from typing_extensions import override
 
 from sae_variants.ops.batch_topk import BatchTopK
+from sae_variants.registry.contract import TrainingHooks, VariantConfig
 from sae_variants.registry.variants import register
 
 
 @dataclass
-class RandomTrainingSAEConfig(BatchTopKTrainingSAEConfig):
+class RandomTrainingSAEConfig(VariantConfig, BatchTopKTrainingSAEConfig):
     learns: ClassVar[bool] = False
     learns_by_gradient: ClassVar[bool] = False
 
@@ -37,7 +38,7 @@ class RandomTrainingSAEConfig(BatchTopKTrainingSAEConfig):
 
 
 @register(RandomTrainingSAEConfig)
-class RandomTrainingSAE(BatchTopKTrainingSAE):
+class RandomTrainingSAE(TrainingHooks, BatchTopKTrainingSAE):
     cfg: RandomTrainingSAEConfig  # type: ignore[assignment]
 
     @override

@@ -26,6 +26,7 @@ Shapes: N rows = n windows x W tokens, D = d_in, S = d_sae, L = slow latents.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,13 +40,14 @@ from typing_extensions import override
 
 from sae_variants.ops.batch_topk import BatchTopK, split_windows
 from sae_variants.ops.sparse import decode_sparse, sparse_gradient_product
+from sae_variants.registry.contract import TrainingHooks, VariantConfig
 from sae_variants.registry.variants import register
 
 EPSILON = 1e-6
 
 
 @dataclass
-class TemporalTrainingSAEConfig(BatchTopKTrainingSAEConfig):
+class TemporalTrainingSAEConfig(VariantConfig, BatchTopKTrainingSAEConfig):
     k: float = 32  # type: ignore[assignment]
     """Latents that fire, per token, averaged over the batch."""
     base: Literal["batchtopk", "relu"] = "batchtopk"
@@ -78,10 +80,11 @@ class TemporalTrainingSAEConfig(BatchTopKTrainingSAEConfig):
     def n_slow(self) -> int:
         return round(self.slow_fraction * self.d_sae)
 
-    @property
-    def latent_groups(self) -> dict[str, slice]:
-        """What evaluations report apart."""
-        return {"slow": slice(0, self.n_slow), "fast": slice(self.n_slow, self.d_sae)}
+    @override
+    @classmethod
+    def latent_groups(cls, d_sae: int, fields: Mapping[str, Any]) -> dict[str, slice]:
+        n_slow = round(fields.get("slow_fraction", cls.slow_fraction) * d_sae)
+        return {"slow": slice(0, n_slow), "fast": slice(n_slow, d_sae)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,11 +147,8 @@ CONSISTENCY = {"contrastive": contrastive_loss, "variance": variance_loss, "simi
 
 
 @register(TemporalTrainingSAEConfig)
-class TemporalTrainingSAE(BatchTopKTrainingSAE):
+class TemporalTrainingSAE(TrainingHooks, BatchTopKTrainingSAE):
     cfg: TemporalTrainingSAEConfig  # type: ignore[assignment]
-
-    special_N: Tensor | None = None
-    """Mask of the rows of the coming batch that are special tokens; whoever feeds windows sets it before each step."""
 
     @override
     def get_activation_fn(self) -> nn.Module:

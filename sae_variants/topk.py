@@ -25,12 +25,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sae_lens.saes.sae import SAEConfig, TrainStepInput, TrainStepOutput
-from sae_lens.saes.topk_sae import TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_variants.ops.sparse import decode, encode, sparse_codes
+from sae_variants.registry.contract import TrainingHooks, VariantConfig
 from sae_variants.registry.variants import register
 
 MULTI_SHARE = 1 / 8
@@ -40,7 +41,7 @@ AVERAGED = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 @dataclass
-class SparseTopKTrainingSAEConfig(TopKTrainingSAEConfig):
+class SparseTopKTrainingSAEConfig(VariantConfig, TopKTrainingSAEConfig):
     k: int = 32
     """Latents that fire per token."""
     rescale_acts_by_decoder_norm: bool = False
@@ -78,10 +79,6 @@ class SparseTopKTrainingSAEConfig(TopKTrainingSAEConfig):
         return "sparse_topk"
 
     @override
-    def get_inference_config_class(self) -> type[SAEConfig]:
-        return TopKSAEConfig
-
-    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rescale_acts_by_decoder_norm:
@@ -115,7 +112,7 @@ class SparseTopKTrainingSAEConfig(TopKTrainingSAEConfig):
 
 
 @register(SparseTopKTrainingSAEConfig)
-class SparseTopKTrainingSAE(TopKTrainingSAE):
+class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
     cfg: Any
     tokens_since_fired: Tensor
     averaged_steps: Tensor
@@ -135,10 +132,12 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
         self.W_enc = nn.Parameter(self.W_enc.data.T.contiguous().T)
 
     @property
+    @override
     def adam_options(self) -> dict[str, Any]:
         """What whoever trains sets of Adam."""
         return {"eps": self.cfg.adam_epsilon, "fused": True, "foreach": False}
 
+    @override
     def learning_rate_scale(self, step: int) -> float:
         """What the coming step's learning rate is multiplied by; whoever trains asks before each step."""
         return (self.cfg.learning_rate_width / self.cfg.d_sae) ** self.cfg.learning_rate_power

@@ -9,12 +9,11 @@ import torch
 from conftest import make_model, make_text
 from transformers import AutoModelForCausalLM
 
-from sae_variants.language_model.contexts import read_contexts
+from sae_variants.language_model.contexts import read_contexts, text_dataset
 from sae_variants.language_model.folders import register_model_folder
 from sae_variants.language_model.hooks import hook_activations, hook_width
 from sae_variants.language_model.load import load_model
 from sae_variants.language_model.target import load_target, make_local_target, target_names
-from sae_variants.language_model.contexts import text_dataset
 from sae_variants.language_model.text import local_texts
 from sae_variants.training.plan import SETTING_NAMES, TrainSettings
 

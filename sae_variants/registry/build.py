@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.values import check_type
+from sae_variants.registry.contract import config_hooks
 from sae_variants.registry.variants import find_variant, import_variants
 
 
@@ -104,12 +104,8 @@ def latent_groups(sae: Any) -> dict[str, slice]:
     """
     from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
-    metadata = sae.cfg.metadata
-    trained_as = getattr(metadata, "training_architecture", None) or ""
-    config_class: Any = SAE_TRAINING_CLASS_REGISTRY.get(trained_as, (None, None))[1]
-    if not hasattr(config_class, "latent_groups"):
+    trained_as = sae.cfg.metadata.training_architecture
+    if trained_as not in SAE_TRAINING_CLASS_REGISTRY:
         return {}
-    details = metadata.training_architecture_details
-    known = {f.name for f in fields(config_class)}
-    config = config_class(d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, **{k: v for k, v in details.items() if k in known})
-    return config.latent_groups
+    config_class = config_hooks(SAE_TRAINING_CLASS_REGISTRY[trained_as][1])
+    return config_class.latent_groups(sae.cfg.d_sae, sae.cfg.metadata.training_architecture_details or {})

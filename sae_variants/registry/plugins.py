@@ -46,7 +46,7 @@ def import_plugin(module: str) -> Any:
 
 
 def read_summary(module: str) -> str:
-    """First line of a module's docstring without the name that leads it; read, not imported."""
+    """Return the first line of a module's docstring without its full stop; the module is parsed, not imported."""
     try:
         spec = importlib.util.find_spec(module)
     except ImportError:
@@ -54,4 +54,5 @@ def read_summary(module: str) -> str:
     if spec is None or spec.origin is None:
         return "its package cannot be imported"
     doc = ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or ""
-    return (doc.splitlines() or [""])[0].partition(": ")[2].rstrip(".")
+    first_line = (doc.splitlines() or [""])[0]
+    return first_line.removeprefix(f"{module.rpartition('.')[2]}: ").removesuffix(".")

@@ -10,22 +10,22 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sae_variants.common.errors import check_name
+from sae_variants.registry.contract import FROM_SETTINGS, VariantConfig, config_hooks
 from sae_variants.registry.plugins import import_plugin, merge_plugins, read_summary
 
 T = TypeVar("T", bound=type)
 
 STOCK_PREFIX = "stock:"
-FROM_SETTINGS = {"total_steps", "dead_after_steps", "dead_after_tokens"}
 
 
 @dataclass(frozen=True)
 class Variant:
     name: str
     sae_class: type
-    config_class: type
+    config_class: type[VariantConfig]
 
     @property
     def field_names(self) -> set[str]:
@@ -38,16 +38,11 @@ class Variant:
         """Config fields that whoever trains fills in."""
         return {f.name for f in fields(self.config_class)} & FROM_SETTINGS
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Other SAEs that its training gives, each in a folder of its name beside the first."""
-        return getattr(self.config_class, "parts", ())
-
 
 _variants: dict[str, Variant] = {}
 
 
-def register(config_class: type) -> Callable[[T], T]:
+def register(config_class: Any) -> Callable[[T], T]:
     """Registers a `TrainingSAE` subclass with SAELens and with the factory, under its module's file name."""
 
     def decorate(sae_class: T) -> T:
@@ -55,7 +50,7 @@ def register(config_class: type) -> Callable[[T], T]:
 
         name = sae_class.__module__.rpartition(".")[2]
         register_sae_training_class(config_class.architecture(), sae_class, config_class)
-        _variants[name] = Variant(name, sae_class, config_class)
+        _variants[name] = Variant(name, sae_class, config_hooks(config_class))
         return sae_class
 
     return decorate
@@ -108,7 +103,7 @@ def variant_names() -> list[str]:
 def scorable_names() -> list[str]:
     """Every name of an SAE that can be scored: those that `build` takes, and their parts as `name:part`."""
     found = variant_names()
-    return found + [f"{name}:{part}" for name in own_variant_names() for part in _variants[name].parts]
+    return found + [f"{name}:{part}" for name in own_variant_names() for part in _variants[name].config_class.parts]
 
 
 def split_part(name: str) -> tuple[str, str]:
@@ -126,4 +121,4 @@ def find_variant(name: str) -> Variant:
     from sae_lens.registry import get_sae_training_class
 
     sae_class, config_class = get_sae_training_class(name.removeprefix(STOCK_PREFIX))
-    return Variant(name, sae_class, config_class)
+    return Variant(name, sae_class, config_hooks(config_class))

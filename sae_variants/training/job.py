@@ -15,6 +15,7 @@ from typing import Any
 
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import backup_of, new_folder, replace_folder
+from sae_variants.registry.contract import hooks_of
 from sae_variants.registry.variants import find_variant
 from sae_variants.training.plan import RECORD, TRACE, Plan
 
@@ -51,8 +52,7 @@ class Job:
     def step(self, batch: Any) -> None:
         trainer = self.trainer
         trainer.maybe_reset_sparsity()
-        if hasattr(trainer.sae, "special_N"):
-            trainer.sae.special_N = batch.special_N
+        hooks_of(trainer.sae).special_N = batch.special_N
         try:
             output = trainer.step(batch.acts_ND)
         except ValueError as error:
@@ -90,7 +90,7 @@ class Job:
     def _save_trace(self, folder: Path) -> None:
         import numpy as np
 
-        if trace := getattr(self.trainer.sae, "trace", None):
+        if trace := hooks_of(self.trainer.sae).trace:
             np.savez_compressed(folder / TRACE, **{name: values.cpu().numpy() for name, values in trace.items()})
 
     def resume(self) -> None:
@@ -143,7 +143,7 @@ class Job:
             _save(trainer.sae, partial)
             save_file({"sparsity": trainer.log_feature_sparsity}, partial / "sparsity.safetensors")
             self._save_trace(partial)
-            for part in ("", *find_variant(made.name).parts):
+            for part in ("", *find_variant(made.name).config_class.parts):
                 own = {**record, "part": part} if part else record
                 (partial / part / RECORD).write_text(json.dumps(own, indent=2) + "\n")
         replace_folder(made.folder, partial)

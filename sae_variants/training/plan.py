@@ -221,12 +221,12 @@ def make_plan(
     variant = find_variant(name)
     name, part = split_part(name)
     known = variant.field_names
-    adapted = getattr(variant.config_class, "recipe", dict)(target.train)
+    adapted = variant.config_class.recipe(target.train)
     wanted = {**target.train, **adapted, **target.variants.get(name, {}), **overrides}
     settings = TrainSettings(**{k: _typed(k, v) for k, v in wanted.items() if k in SETTING_NAMES})
     chosen = {k: v for k, v in wanted.items() if k in known and k not in SETTING_NAMES}
     made = Plan(name, target, settings, chosen, trained_root(root), tuple(overrides), part)
-    window = getattr(make_config(name, d_in=1, **made.sized), "window", 1)
+    window = make_config(name, d_in=1, **made.sized).window
     if settings.stream_window % window == 0:
         return made
     if "stream_window" in overrides:

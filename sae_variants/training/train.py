@@ -114,8 +114,7 @@ def _fitting(plans: list[Plan], d_in: int, device: str) -> list[list[Plan]]:
     for made in plans:
         size = 4 if made.settings.dtype == "float32" else 8 if made.settings.dtype == "float64" else 2
         cfg = make_config(made.name, d_in=d_in, **made.sized)
-        weights = getattr(cfg, "n_weights", 2 * d_in * made.settings.d_sae)
-        needed = 4 * weights * size  # weights, gradients and Adam's two moments
+        needed = 4 * cfg.n_weights * size  # weights, gradients and Adam's two moments
         if parts[-1] and taken + needed > room:
             parts.append([])
             taken = 0

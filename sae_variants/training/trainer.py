@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sae_variants.registry.build import build
+from sae_variants.registry.contract import hooks_of
 from sae_variants.registry.variants import find_variant
 from sae_variants.training.plan import Plan
 
@@ -36,9 +37,7 @@ def make_trainer(made: Plan, d_in: int, device: str) -> Any:
     sae.cfg.metadata.context_size = settings.context_size
     sae.cfg.metadata.prepend_bos = True
     sae.cfg.metadata.dataset_path = made.key["text"]
-    sae.cfg.metadata.training_tokens = (
-        0 if not getattr(sae.cfg, "learns", True) else settings.steps * settings.batch_tokens
-    )
+    sae.cfg.metadata.training_tokens = settings.steps * settings.batch_tokens if sae.cfg.learns else 0
     sae.cfg.metadata.seed = settings.seed
     cfg = SAETrainerConfig(
         total_training_samples=settings.steps * settings.batch_tokens,
@@ -55,10 +54,9 @@ def make_trainer(made: Plan, d_in: int, device: str) -> Any:
     )
     found = SAETrainer(cfg, sae.to(device), iter(()))
     for group in found.optimizer.param_groups:
-        group.update(getattr(sae, "adam_options", {}))
+        group.update(hooks_of(sae).adam_options)
     _turn_transposed(found.optimizer)
-    if hasattr(sae, "learning_rate_scale"):
-        _scale_learning_rate(found)
+    _scale_learning_rate(found)
     return found
 
 
@@ -82,10 +80,12 @@ def _turn_transposed(optimizer: Any) -> None:
 def _scale_learning_rate(trainer: Any) -> None:
     """Lets the SAE scale the learning rate of each step; the schedule, which goes on from the last, never sees it."""
 
+    hooks = hooks_of(trainer.sae)
+
     def before(optimizer: Any, *_: Any) -> None:
         for group in optimizer.param_groups:
             group["scheduled_lr"] = group["lr"]
-            group["lr"] *= trainer.sae.learning_rate_scale(trainer.n_training_steps)
+            group["lr"] *= hooks.learning_rate_scale(trainer.n_training_steps)
 
     def after(optimizer: Any, *_: Any) -> None:
         for group in optimizer.param_groups:

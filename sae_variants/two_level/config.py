@@ -6,17 +6,19 @@ The equations are in `_two_level_training`.
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
 from typing_extensions import override
 
+from sae_variants.registry.contract import VariantConfig
 from sae_variants.two_level.saved import LOWER, TwoLevelSAEConfig
 
 
 @dataclass
-class TwoLevelTrainingSAEConfig(TrainingSAEConfig, ABC):
+class TwoLevelTrainingSAEConfig(VariantConfig, TrainingSAEConfig, ABC):
     parts: ClassVar[tuple[str, ...]] = (LOWER,)
     """Other SAEs of the same training, scored as NAME:PART and saved in a folder of that name."""
 
@@ -60,6 +62,7 @@ class TwoLevelTrainingSAEConfig(TrainingSAEConfig, ABC):
         return self.expansion * self.d_sae
 
     @property
+    @override
     def n_weights(self) -> int:
         return 2 * self.d_lower * (self.d_in + self.d_sae)
 
@@ -68,7 +71,8 @@ class TwoLevelTrainingSAEConfig(TrainingSAEConfig, ABC):
         return self.lower_k or min(2 * self.k, self.d_lower)
 
     @classmethod
-    def recipe(cls, train: dict[str, Any]) -> dict[str, Any]:
+    @override
+    def recipe(cls, train: Mapping[str, Any]) -> dict[str, Any]:
         """What becomes of a target's recipe: the lower level has the width of the other SAEs."""
         return {"d_sae": max(1, train["d_sae"] // cls.expansion)} if "d_sae" in train else {}
 

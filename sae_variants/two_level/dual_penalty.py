@@ -218,6 +218,7 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
         self.trace_TC[step] = torch.cat([phase, *(self._row.get(name, empty) for name in LEVELS)])
 
     @property
+    @override
     def trace(self) -> dict[str, Tensor]:
         """`lower.references` and `upper.references`, M₀ and F₀ [2]; and, where steps are traced, columns [T].
 

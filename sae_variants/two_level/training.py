@@ -40,6 +40,7 @@ from typing_extensions import override
 
 from sae_variants.ops.batch_topk import BatchTopK
 from sae_variants.ops.sparse import decode_sparse, sparse_gradient_product
+from sae_variants.registry.contract import TrainingHooks
 from sae_variants.two_level.config import TwoLevelTrainingSAEConfig
 from sae_variants.two_level.saved import DIGITS, LOWER, NO_PARENT
 
@@ -68,7 +69,7 @@ class Level:
         return Level(self.acts.detach(), self.pre.detach(), self.rows.detach(), self.bias.detach())
 
 
-class TwoLevelTrainingSAE(TrainingSAE[Any]):
+class TwoLevelTrainingSAE(TrainingHooks, TrainingSAE[Any]):
     cfg: Any
     W_enc_lower: nn.Parameter
     b_enc_lower: nn.Parameter
@@ -119,6 +120,7 @@ class TwoLevelTrainingSAE(TrainingSAE[Any]):
         """Decoder rows [U, D] of the upper level, not of unit norm."""
         return self.W_links @ F.normalize(self.W_dec_lower, dim=-1)
 
+    @override
     def learning_rate_scale(self, step: int) -> float:
         """What the coming step's learning rate is multiplied by; whoever trains asks before each step."""
         return self.cfg.learning_rate_scale(step)
