@@ -228,7 +228,7 @@ def test_uncertainty_by_hand():
         ("learnable_dual", {"penalty_coefficient": math.inf}, "penalty_coefficient"),
         ("learnable_dual", {"reference_steps": 0}, "reference_steps"),
         ("learnable_dual", {"k": 3, "lower_k": 2}, "must be above k"),
-        ("learnable_dual", {"rate": math.inf}, "rate and gain must be finite"),
+        ("learnable_dual", {"rate": math.inf}, "rate of learnable_dual must be float, not inf"),
     ],
 )
 def test_what_cannot_be_is_refused(name, fields, says):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.values import check_type
@@ -26,11 +26,8 @@ def make_config(name: str, *, d_in: int, d_sae: int, **overrides: Any) -> Any:
     if d_in < 1 or d_sae < 1:
         raise UsageError(f"d_in and d_sae must be at least 1, not {d_in} and {d_sae}")
     hints = get_type_hints(variant.config_class)
-    for field, value in overrides.items():
-        hint = hints.get(field, Any)
-        check_type(f"{field} of {name}", value, hint)
-        if type(value) is int and float in (hint, *get_args(hint)) and int not in get_args(hint):
-            overrides[field] = float(value)  # 3 and 3.0 are one SAE
+    # 3 and 3.0 are the same SAE, so each value is converted to the type of its field
+    overrides = {f: check_type(f"{f} of {name}", value, hints.get(f, Any)) for f, value in overrides.items()}
     if (k := overrides.get("k")) is not None and not 0 < k <= d_sae:
         raise UsageError(f"k must be above 0 and at most d_sae = {d_sae}, not {k}")
     if "matryoshka_widths" in variant.field_names:

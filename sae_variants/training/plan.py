@@ -11,10 +11,10 @@ The root is `--trained`, else the environment variable SAE_VARIANTS_TRAINED, els
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.hashing import hash_value
@@ -96,7 +96,8 @@ class TrainSettings:
         )  # fmt: skip
 
 
-SETTING_NAMES = {f.name for f in fields(TrainSettings)}
+SETTING_TYPES: dict[str, Any] = get_type_hints(TrainSettings)
+SETTING_NAMES = frozenset(SETTING_TYPES)
 
 
 def trained_root(root: str | Path | None = None) -> Path:
@@ -199,16 +200,6 @@ def hash_kind(key: dict[str, Any]) -> str:
     return hash_value({**{name: key[name] for name in KEY}, "settings": settings})
 
 
-def _typed(name: str, value: Any) -> Any:
-    """A setting's value in the setting's type. UsageError if it is of another."""
-    hint = {f.name: f.type for f in fields(TrainSettings)}[name]
-    kind = {"int": int, "float": float, "bool": bool, "str": str}[str(hint)]
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    check_type(name, value, kind)
-    return float(value) if kind is float else value
-
-
 def make_plan(
     name: str, target: Target, overrides: dict[str, Any] | None = None, root: str | Path | None = None
 ) -> Plan:
@@ -223,7 +214,7 @@ def make_plan(
     known = variant.field_names
     adapted = variant.config_class.recipe(target.train)
     wanted = {**target.train, **adapted, **target.variants.get(name, {}), **overrides}
-    settings = TrainSettings(**{k: _typed(k, v) for k, v in wanted.items() if k in SETTING_NAMES})
+    settings = TrainSettings(**{k: check_type(k, v, SETTING_TYPES[k]) for k, v in wanted.items() if k in SETTING_TYPES})
     chosen = {k: v for k, v in wanted.items() if k in known and k not in SETTING_NAMES}
     made = Plan(name, target, settings, chosen, trained_root(root), tuple(overrides), part)
     window = make_config(name, d_in=1, **made.sized).window

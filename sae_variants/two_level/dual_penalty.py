@@ -70,8 +70,6 @@ class DualTrainingSAEConfig(TwoLevelTrainingSAEConfig, ABC):
                 raise ValueError(f"{name} must be positive, not {getattr(self, name):g}")
         if min(self.rate, self.gain, self.descent_steps) < 0 or self.reference_steps < 1:
             raise ValueError("rate, gain, descent_steps must not be negative, and reference_steps must be at least 1")
-        if not all(map(math.isfinite, (self.rate, self.gain))):
-            raise ValueError("rate and gain must be finite")
 
     def wanted_l0(self, name: str) -> float:
         return self.k_of_lower if name == LOWER else self.k
