@@ -121,6 +121,7 @@ def test_options_that_a_parser_does_not_know_are_values_by_name():
     parser.add_argument("--seed")
     known, unknown = split_unknown_options(parser, "a --seed 3 --train.k 4 b --train.d-sae=8 --train.x -1".split())
     assert known == ["a", "--seed", "3", "b"]
+    assert unknown == ["--train.k", "4", "--train.d-sae=8", "--train.x", "-1"]
     assert parse_extra_options(unknown, prefix="train.") == {"k": 4, "d_sae": 8, "x": -1}
 
 

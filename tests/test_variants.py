@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -17,9 +18,12 @@ from sae_lens.saes.sae import TrainStepInput
 from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 
 import sae_variants
+from sae_variants.cli.fields import field_docs
+from sae_variants.commands.train import make_parser
 from sae_variants.registry.build import latent_groups
 from sae_variants.registry.contract import TrainingHooks, VariantConfig, config_hooks, hooks_of
-from sae_variants.registry.variants import find_variant, own_variant_names
+from sae_variants.registry.variants import find_variant, own_variant_names, variant_summaries
+from sae_variants.training.settings import SETTING_NAMES, TrainSettings
 
 BASELINES = ["stock:standard", "stock:topk", "stock:batchtopk", "stock:matryoshka_batchtopk"]
 NAMES = [*own_variant_names(), *BASELINES]
@@ -30,6 +34,13 @@ D_IN, D_SAE = 12, 40
 def small_fields(name: str) -> dict:
     wanted = {"k": 4, "window": 4}
     return {field: value for field, value in wanted.items() if field in find_variant(name).field_names}
+
+
+def is_sentence(text: str) -> bool:
+    """Whether a help text can be read alone: it starts with a capital letter or a symbol, and ends with a full stop."""
+    is_start = not text[:1].islower() or not text[:1].isascii()
+    is_fragment = text.startswith(("The same", "And", "What", "How much"))
+    return bool(text) and is_start and not is_fragment and text.endswith((".", ".)"))
 
 
 @pytest.fixture(params=NAMES)
@@ -55,9 +66,31 @@ def test_is_listed(name):
 @pytest.mark.parametrize("name", OURS)
 def test_docstring_says_what_it_is_and_what_k_means(name):
     doc = ast.get_docstring(ast.parse((Path(sae_variants.__file__).parent / f"{name}.py").read_text()))
-    assert doc.startswith(f"{name}: ")
-    assert "arXiv" in doc
-    assert "per token" in doc
+    summary = doc.splitlines()[0]
+    assert is_sentence(summary)
+    assert not summary.startswith(f"{name}:")
+    assert variant_summaries()[name] == summary.removesuffix(".")
+    assert "\n    " in doc, "an equation"
+    for part in ("arXiv", "per token", "Shapes:"):
+        assert part in " ".join(doc.split())
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_help_of_every_field_is_a_sentence_of_its_own(name):
+    variant = find_variant(name)
+    docs = field_docs(variant.config_class)
+    our_classes = [cls for cls in variant.config_class.__mro__ if cls.__module__.startswith("sae_variants.")]
+    ours = {field for cls in our_classes for field in vars(cls).get("__annotations__", {})}
+    for field in ours | docs.keys():
+        if field in VariantConfig.__annotations__ or field in {f.name for f in fields(variant.config_class)}:
+            assert is_sentence(docs.get(field, "")), field
+
+
+def test_the_help_of_every_option_of_train_is_a_sentence_of_its_own():
+    for action in make_parser()._actions:
+        if action.dest != "help":
+            assert is_sentence(re.sub(r" \(default: [^)]*\)$", "", action.help or "")), action.option_strings
+    assert set(field_docs(TrainSettings)) == SETTING_NAMES
 
 
 def test_a_step_is_finite_and_reaches_every_parameter(name):

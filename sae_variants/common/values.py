@@ -1,4 +1,4 @@
-"""Values that users type: parsing, type checks, and numbers that JSON can hold."""
+"""Values that users type: parsing, type checks, and numbers that JSON can represent."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 
 def parse_value(text: str) -> Any:
-    """`32` -> 32, `1e-3` -> 0.001, `true` -> True, `none` -> None, `1,2` -> [1, 2], anything else -> itself."""
-    word = {"true": True, "false": False, "none": None}
-    if text.lower() in word:
-        return word[text.lower()]
+    """Return the value that a text stands for.
+
+    `32` is 32, `1e-3` is 0.001, `true` is True, `none` is None, `1,2` is [1, 2]; any other text is itself.
+    """
+    constants = {"true": True, "false": False, "none": None}
+    if text.lower() in constants:
+        return constants[text.lower()]
     if "," in text:
         return [parse_value(part) for part in text.split(",")]
     try:
@@ -28,7 +31,7 @@ def parse_value(text: str) -> Any:
 
 
 def finite_or_none(value: Any) -> Any:
-    """The same with null for every number that JSON does not know."""
+    """Return the value with None for every number that JSON cannot represent."""
     if isinstance(value, dict):
         return {key: finite_or_none(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -32,7 +32,9 @@ class VariantConfig:
     """Whether the loss has a gradient."""
 
     d_in: int
+    """Width of the activations."""
     d_sae: int
+    """Number of latents."""
     window: int = 1
     """Consecutive tokens of one context that must stay together in the training stream."""
 
