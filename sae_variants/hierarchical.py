@@ -1,13 +1,14 @@
-"""hierarchical: a dense level that extracts, and a sparse one above it that abstracts.
+"""A dense lower level of latents, and a sparse upper level that reads it and groups its latents under parents.
 
-Two levels, trained one after the other and then together (`_two_level_training` has the equations), with two terms that
-make children of a parent alike, once the parents are fixed:
+The levels are trained one after the other and then together; `two_level.levels` has their equations. Once the parents
+are fixed, two terms make the children of a parent similar:
 
     λ_cos · mean over lower latents i of 1 - cos(row of i, row of its parent)
     λ_21 · Σ over groups G of siblings of √|G| · |f_G|₂        an L2,1 norm: few groups fire, not few latents
 
-Scored as `hierarchical`, its upper level, and as `hierarchical:lower`. `k` is of the upper level, per token, averaged
-over the batch. Related: H-SAE (arXiv 2506.01197), whose parents gate their children; Matryoshka (arXiv 2503.17547).
+The upper level is scored as `hierarchical`, the lower as `hierarchical:lower`. `k` is that of the upper level, per
+token, averaged over the batch. Related work: in H-SAE (arXiv 2506.01197) parents gate their children; Matryoshka SAEs
+(arXiv 2503.17547) nest dictionaries.
 
 Shapes: N tokens, D = d_in, L lower latents, U = d_sae upper latents.
 """
@@ -24,27 +25,25 @@ from typing_extensions import override
 from sae_variants.ops.batch_topk import BatchTopK
 from sae_variants.registry.variants import register
 from sae_variants.two_level.config import TwoLevelTrainingSAEConfig
+from sae_variants.two_level.levels import Level
 from sae_variants.two_level.saved import LOWER, NO_PARENT
-from sae_variants.two_level.training import Level, TwoLevelTrainingSAE
+from sae_variants.two_level.training import TwoLevelTrainingSAE
 
 
 @dataclass
 class HierarchicalTrainingSAEConfig(TwoLevelTrainingSAEConfig):
-    sparsity: Literal["batchtopk", "l1"] = "batchtopk"
-    """What makes codes sparse: BatchTopK in each level, or ReLU with L1 penalties."""
-    l1_coefficient: float = 2.0
-    """β₂, weight of the upper level's L1 penalty, which sets its L0 in place of k; 0 switches it off."""
-    lower_l1_coefficient: float = 1.0
-    """β₁, the same of the lower level, which must be less."""
-    cosine_coefficient: float = 3.0
-    """λ_cos, weight of the distance between lower latents and their parents; 0 switches it off."""
-    group_coefficient: float = 0.1
-    """λ_21, weight of the L2,1 norm over groups of siblings; 0 switches it off."""
+    """Config of `hierarchical`."""
 
-    @override
-    @classmethod
-    def architecture(cls) -> str:
-        return "hierarchical"
+    sparsity: Literal["batchtopk", "l1"] = "batchtopk"
+    """Source of sparsity: BatchTopK in each level, or ReLU with L1 penalties."""
+    l1_coefficient: float = 2.0
+    """β₂, weight of the upper level's L1 penalty, which determines L0 instead of k; 0 disables it."""
+    lower_l1_coefficient: float = 1.0
+    """β₁, weight of the lower level's L1 penalty, which must be below β₂."""
+    cosine_coefficient: float = 3.0
+    """λ_cos, weight of the distance between lower latents and their parents; 0 disables it."""
+    group_coefficient: float = 0.1
+    """λ_21, weight of the L2,1 norm over groups of siblings; 0 disables it."""
 
     @override
     def __post_init__(self) -> None:
@@ -57,12 +56,14 @@ class HierarchicalTrainingSAEConfig(TwoLevelTrainingSAEConfig):
         if self.sparsity == "batchtopk":
             return super().not_progressive()
         beta, lower_beta = self.l1_coefficient, self.lower_l1_coefficient
-        wrong = f"lower_l1_coefficient = {lower_beta:g} must be below l1_coefficient = {beta:g}"
-        return wrong if 0 < beta <= lower_beta else ""
+        reason = f"lower_l1_coefficient = {lower_beta:g} must be below l1_coefficient = {beta:g}"
+        return reason if 0 < beta <= lower_beta else ""
 
 
 @register(HierarchicalTrainingSAEConfig)
 class HierarchicalTrainingSAE(TwoLevelTrainingSAE):
+    """Two levels in training, with the terms for the children of a parent."""
+
     cfg: Any
 
     @override
@@ -87,14 +88,26 @@ class HierarchicalTrainingSAE(TwoLevelTrainingSAE):
 
 
 def cosine_loss(rows_LD: Tensor, parent_rows_UD: Tensor, parent_L: Tensor) -> Tensor:
-    """Mean over lower latents of 1 - cos to their parent; rows are of unit norm. In [0, 2]."""
+    """Return the mean over lower latents of 1 - cos to their parent, between 0 and 2.
+
+    Args:
+        rows_LD: Decoder rows [L, D] of lower latents, of unit norm.
+        parent_rows_UD: Decoder rows [U, D] of upper latents, of unit norm.
+        parent_L: Index [L] of each lower latent's parent.
+    """
     return (1 - (rows_LD * parent_rows_UD[parent_L]).sum(-1)).mean()
 
 
 def group_loss(acts_NL: Tensor, parent_L: Tensor, n_parents: int) -> Tensor:
-    """Σ over groups of √|G| times the Euclidean norm of the group's latents, mean over tokens."""
+    """Return Σ over groups of √|G| times the Euclidean norm of the group's latents, averaged over tokens.
+
+    Args:
+        acts_NL: Lower latents [N, L].
+        parent_L: Index [L] of each lower latent's parent.
+        n_parents: Number of upper latents.
+    """
     squares_NU = acts_NL.new_zeros(len(acts_NL), n_parents).index_add(1, parent_L, acts_NL.pow(2))
     fires = squares_NU > 0
-    norms_NU = torch.where(fires, squares_NU, 1).sqrt() * fires  # the root's slope at 0 is infinite
+    norms_NU = torch.where(fires, squares_NU, 1).sqrt() * fires  # the slope of the root at 0 is infinite
     sizes_U = torch.bincount(parent_L, minlength=n_parents).to(acts_NL.dtype)
     return (norms_NU @ sizes_U.sqrt()).mean()

@@ -1,15 +1,19 @@
-"""learnable_dual: two levels whose balance of how much latents fire against how often is learned, one α for each level.
+"""Two levels with a penalty whose balance of magnitude against frequency is learned, with one α per level.
 
     λ_M · M + λ_F · F,        α = λ_M / (λ_M + λ_F)
 
-(`_dual` has M and F.) `k` upper latents, and `lower_k` lower ones, fire per token. `learning`, how α comes about:
+`two_level.dual_penalty` defines M and F. `k` upper and `lower_k` lower latents fire per token. `learning` selects how α
+is learned:
 
-- dual_ascent: λ_M has a constraint of its own, Σ a ≤ M*. M* is what latents would write if they were smaller by
-  `shrinkage` than fits x best; L1 penalties make them smaller still, tanh leaves large ones alone. λ_M is raised while
-  Σ a > M* and falls otherwise, as soon as L0 has come down to k. So α is as much magnitude as that shrinkage allows.
+- dual_ascent: λ_M has a constraint of its own, that the output shrinks by at most `shrinkage` relative to the
+  least-squares scale. An L1 penalty shrinks latents, and tanh leaves large ones almost unchanged. λ_M rises while the
+  output shrinks less and falls while it shrinks more, once L0 has reached k. α is then as large as that shrinkage
+  allows.
 - naive: α is a parameter of the loss λ (α M + (1-α) F), clamped to [0, 1]. Its gradient λ (M - F) does not depend on α,
-  so it runs to the end that the terms favour: an ablation that shows it.
-- uncertainty: λ (M / v_M + log v_M + F / v_F + log v_F), v learned (Kendall et al., arXiv 1705.07115), λ held by L0.
+  so α runs to 0 or 1. It is an ablation that shows this.
+- uncertainty: λ (M / v_M + log v_M + F / v_F + log v_F) with learned v (Kendall et al., arXiv 1705.07115); L0 sets λ.
+
+Shapes: α and λ per level; M and F are scalars.
 """
 
 from __future__ import annotations
@@ -24,29 +28,27 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_variants.registry.variants import register
-from sae_variants.two_level.dual_penalty import LEVELS, DualTrainingSAE, DualTrainingSAEConfig, Measured, Penalty
+from sae_variants.two_level.dual_penalty import DualTrainingSAE, DualTrainingSAEConfig
+from sae_variants.two_level.penalty_terms import LEVELS, Measured, Penalty
 
-FARTHEST = math.log(99)
-"""λ_M : λ_F stays within 1 : 99 and 99 : 1, so that a constraint that is long kept can be felt again soon."""
+LARGEST_LOG_RATIO = math.log(99)
+"""λ_M : λ_F stays between 1 : 99 and 99 : 1, so that a constraint that was inactive for long can soon act again."""
 
 
 @dataclass
 class LearnableDualTrainingSAEConfig(DualTrainingSAEConfig):
-    learning: Literal["dual_ascent", "naive", "uncertainty"] = "dual_ascent"
-    """How α is learned."""
-    start_alpha: float = 0.5
-    """Where α of both levels starts."""
-    shrinkage: float = 0.03
-    """How much smaller than the best multiple of it what a level writes shall be; more lets magnitude cost more."""
-    magnitude_rate: float = 0.1
-    """log λ_M per step while there is no shrinkage at all, or twice what there shall be."""
-    variance_speed: float = 10.0
-    """How many times as fast as other parameters log v is learned."""
+    """Config of `learnable_dual`."""
 
-    @override
-    @classmethod
-    def architecture(cls) -> str:
-        return "learnable_dual"
+    learning: Literal["dual_ascent", "naive", "uncertainty"] = "dual_ascent"
+    """Method by which α is learned; naive is an ablation."""
+    start_alpha: float = 0.5
+    """Initial α of both levels."""
+    shrinkage: float = 0.03
+    """Target shrinkage of a level's output relative to the least-squares scale; a larger one lets α rise further."""
+    magnitude_rate: float = 0.1
+    """Change of log λ_M per step: a rise without shrinkage, a fall at twice the target shrinkage."""
+    variance_speed: float = 10.0
+    """Factor of the learning rate of log v."""
 
     @override
     def __post_init__(self) -> None:
@@ -59,17 +61,19 @@ class LearnableDualTrainingSAEConfig(DualTrainingSAEConfig):
             raise ValueError("magnitude_rate must not be negative, and variance_speed must be positive")
         if not 0 < self.start_alpha < 1:
             raise ValueError(f"start_alpha must be above 0 and below 1, not {self.start_alpha:g}")
-        at_rest = self.reference_steps + self.descent_steps
+        frozen_steps = self.reference_steps + self.descent_steps
         fewest = min((self.steps_of(name) for name in LEVELS), default=0)
-        if self.learning == "dual_ascent" and self.total_steps and fewest <= at_rest:
+        if self.learning == "dual_ascent" and self.total_steps and fewest <= frozen_steps:
             raise ValueError(
-                f"α rests for reference_steps + descent_steps = {at_rest} steps, and a level trains for {fewest}: "
-                "train for more tokens, or lower these"
+                f"α is frozen for reference_steps + descent_steps = {frozen_steps} steps, and a level trains for "
+                f"{fewest}: train for more tokens, or lower these"
             )
 
 
 @register(LearnableDualTrainingSAEConfig)
 class LearnableDualTrainingSAE(DualTrainingSAE):
+    """Two levels in training, with a learned α."""
+
     cfg: Any
     alphas: nn.Parameter
     log_variances: nn.Parameter
@@ -117,7 +121,7 @@ class LearnableDualTrainingSAE(DualTrainingSAE):
         drive = (1 - level.shrinkage / self.cfg.shrinkage).clamp(-1, 1)
         if self.steps_to_go(level.index) < 0:
             log_lambda[0] += self.cfg.magnitude_rate * drive
-            log_lambda[0] = log_lambda[0].clamp(log_lambda[1] - FARTHEST, log_lambda[1] + FARTHEST)
+            log_lambda[0] = log_lambda[0].clamp(log_lambda[1] - LARGEST_LOG_RATIO, log_lambda[1] + LARGEST_LOG_RATIO)
         lambda_M, lambda_F = self.held_by_l0(level)
         return Penalty(lambda_M * level.M + lambda_F * level.F, lambda_M + lambda_F, drive)
 
@@ -128,8 +132,8 @@ class LearnableDualTrainingSAE(DualTrainingSAE):
 
     def _uncertainty(self, level: Measured) -> Penalty:
         log_v = self.cfg.variance_speed * self.log_variances[level.index]
-        (held,) = self.held_by_l0(level)
+        (total,) = self.held_by_l0(level)
         terms = torch.stack([level.M, level.F])
-        shares = (-log_v).exp()
-        drive = (shares * terms).detach()[1] - (shares * terms).detach()[0]
-        return Penalty(held * (shares * terms + log_v).sum(), held * shares.sum().detach(), drive)
+        weights = (-log_v).exp()
+        drive = (weights * terms).detach()[1] - (weights * terms).detach()[0]
+        return Penalty(total * (weights * terms + log_v).sum(), total * weights.sum().detach(), drive)

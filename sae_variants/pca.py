@@ -1,10 +1,13 @@
-"""pca: the first k principal components as latents, what a linear map of that rank explains.
+"""The first k principal components as latents: a baseline for a linear map of that rank.
 
-No gradient: mean and covariance of the stream are summed up, and when the SAE is saved its directions are the
-eigenvectors of the largest eigenvalues. A ReLU SAE has no negative latents, so a component v is the pair
-relu(v·(x - μ)), relu(-v·(x - μ)), of which one fires: L0 is k. The latents beyond those 2k never fire. Saves as a stock
-SAELens `standard`. `k` is per token. SAEBench (arXiv 2503.09532) has such a row to say how much of a score a few
-directions give.
+    x̂ = μ + Σ_i (relu(v_i·(x - μ)) - relu(-v_i·(x - μ))) v_i,      i = 1 ... k
+
+There is no gradient. Mean μ and covariance of the stream are accumulated, and the saved directions v are the
+eigenvectors of the largest eigenvalues. Latents of a ReLU SAE are not negative, so a component is a pair of latents, of
+which one fires: L0 is k, which is per token. All latents beyond the first 2 k never fire. The SAE is saved as a stock
+SAELens `standard`. SAEBench (arXiv 2503.09532) has such a row to show how much of a score a few directions give.
+
+Shapes: N tokens, D = d_in.
 """
 
 from __future__ import annotations
@@ -13,30 +16,30 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from sae_lens.saes.sae import SAEConfig, TrainStepInput, TrainStepOutput
-from sae_lens.saes.standard_sae import StandardSAEConfig, StandardTrainingSAE, StandardTrainingSAEConfig
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
 from torch import Tensor
 from typing_extensions import override
 
+from sae_variants.registry.contract import TrainingHooks, VariantConfig
 from sae_variants.registry.variants import register
 
 
 @dataclass
-class PcaTrainingSAEConfig(StandardTrainingSAEConfig):
+class PcaTrainingSAEConfig(VariantConfig, StandardTrainingSAEConfig):
+    """Config of `pca`."""
+
     learns_by_gradient: ClassVar[bool] = False
 
     k: int = 32
-    """Components, each a pair of latents: at most d_in, and at most half of d_sae."""
+    """Components, each a pair of latents; at most d_in and at most d_sae / 2."""
     l1_coefficient: float = 0.0
+    """Weight of the L1 penalty, which has no effect, because nothing is learned by gradient."""
 
     @override
     @classmethod
     def architecture(cls) -> str:
         return "pca_baseline"
-
-    @override
-    def get_inference_config_class(self) -> type[SAEConfig]:
-        return StandardSAEConfig
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +48,9 @@ class PcaTrainingSAEConfig(StandardTrainingSAEConfig):
 
 
 @register(PcaTrainingSAEConfig)
-class PcaTrainingSAE(StandardTrainingSAE):
+class PcaTrainingSAE(TrainingHooks, StandardTrainingSAE):
+    """Accumulator of mean and covariance."""
+
     cfg: PcaTrainingSAEConfig  # type: ignore[assignment]
     rows: Tensor
     sum_D: Tensor
@@ -97,7 +102,7 @@ class PcaTrainingSAE(StandardTrainingSAE):
         state_dict |= {"W_dec": W_dec, "W_enc": W_enc, "b_enc": b_enc, "b_dec": mean_D.to(state_dict["b_dec"])}
 
     def components(self) -> tuple[Tensor, Tensor]:
-        """Mean [D] and the first k principal directions [k, D] of the rows seen, float64."""
+        """Return the mean [D] and the first k principal directions [k, D] of all rows so far, in float64."""
         mean_D = self.sum_D / self.rows.clamp(min=1)
         covariance_DD = self.products_DD / self.rows.clamp(min=1) - torch.outer(mean_D, mean_D)
         return mean_D, torch.linalg.eigh(covariance_DD).eigenvectors.flip(1).T[: self.cfg.k].contiguous()

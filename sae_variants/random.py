@@ -1,8 +1,12 @@
-"""random: an SAE that is never trained, the floor of every table.
+"""An SAE that is never trained: the lower baseline of every table.
 
-Decoder rows are random unit vectors, the encoder is their transpose, nothing learns. Only the threshold follows the
-stream, as BatchTopK's does, so that about `k` latents fire per token and L0 matches that of the SAEs beside it.
-Saves as a stock SAELens `jumprelu`. See arXiv 2602.14111 for why such a row belongs on the table.
+    f = BatchTopK_k((x - b) W_dec^T),      x̂ = f W_dec + b,      rows of W_dec random unit vectors, b = 0
+
+Nothing is learned. Only the threshold follows the stream, as that of BatchTopK does, so that about `k` latents fire per
+token and L0 matches that of the SAEs in the same table. The SAE is saved as a stock SAELens `jumprelu`. Why such a row
+belongs in every table is explained in arXiv 2602.14111.
+
+Shapes: x, b [D], f [S], W_dec [S, D].
 """
 
 from __future__ import annotations
@@ -15,20 +19,25 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from typing_extensions import override
 
 from sae_variants.ops.batch_topk import BatchTopK
+from sae_variants.registry.contract import TrainingHooks, VariantConfig
 from sae_variants.registry.variants import register
 
 
 @dataclass
-class RandomTrainingSAEConfig(BatchTopKTrainingSAEConfig):
+class RandomTrainingSAEConfig(VariantConfig, BatchTopKTrainingSAEConfig):
+    """Config of `random`."""
+
     learns: ClassVar[bool] = False
     learns_by_gradient: ClassVar[bool] = False
 
     k: float = 32  # type: ignore[assignment]
-    """Latents that fire, per token, averaged over the batch."""
+    """Latents that fire per token, averaged over the batch."""
     decoder_init_norm: float | None = 1.0
+    """Norm of decoder rows."""
     aux_loss_coefficient: float = 0.0
+    """Weight of AuxK, which has no effect, because nothing is learned."""
     topk_threshold_lr: float = 0.2
-    """Step of the running mean that sets the threshold; nothing else moves, so it may be large."""
+    """Rate of the running mean that sets the threshold; it may be large, because nothing else changes."""
 
     @override
     @classmethod
@@ -37,7 +46,9 @@ class RandomTrainingSAEConfig(BatchTopKTrainingSAEConfig):
 
 
 @register(RandomTrainingSAEConfig)
-class RandomTrainingSAE(BatchTopKTrainingSAE):
+class RandomTrainingSAE(TrainingHooks, BatchTopKTrainingSAE):
+    """BatchTopK whose loss has no gradient."""
+
     cfg: RandomTrainingSAEConfig  # type: ignore[assignment]
 
     @override

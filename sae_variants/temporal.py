@@ -1,31 +1,32 @@
-"""temporal: features that do not depend on where the token stands.
+"""Latents of which a slow share changes little from token to token, so that it does not depend on position.
 
-Latents are split. The first `slow_fraction` of them must change little from one token to the next, the rest are free:
+The first `slow_fraction` of the latents are slow, the others are free:
 
     L = |x - x̂|² + λ · L_consistency(f_slow) + ν · |x - x̂_slow|² + AuxK
 
-With ν > 0 the slow latents reconstruct on their own as well. T-SAE has ν = 1; here it is 0, since it makes slow latents
-do most of the work and change as fast as it does, and without it they do not become constant at λ = 1.
+With ν > 0 the slow latents alone also reconstruct x. T-SAE has ν = 1. The default here is 0: with 1, slow latents carry
+most of the reconstruction and change as fast as x does; with 0, they do not become constant at λ = 1.
 
-`L_consistency` looks at windows of W consecutive tokens of one context and is one of
+`L_consistency` is a mean over windows of W consecutive tokens of one context, in one of three forms:
 
-    contrastive  symmetric InfoNCE: z_t must pick its own z_{t-1} among those of all other windows, and the reverse
-    variance     mean over windows and active latents of Var_t(f) / (Mean_t(f²) + ε), which scaling f cannot lower
+    contrastive  symmetric InfoNCE: z_t identifies its own z_{t-1} among those of all windows, and the reverse
+    variance     mean over windows and active latents of Var_t(f) / (Mean_t(f²) + ε), which does not depend on scale
     similarity   mean of 1 - cos(z_t, z_{t-1})
 
-With `pairs = "earlier"`, which is the default, the first and the last take every earlier token of the window in place
-of t-1.
+With `pairs = "earlier"`, the default, every earlier token of the window replaces t-1 in the first and the last form.
+Windows with a special token count for the reconstruction only. `k` is per token, averaged over the batch. Only training
+differs from the base, so the SAE is saved as a stock SAELens `jumprelu`.
 
-Windows with a special token count for reconstruction only. Sources: the split, the nested loss and the contrast are
-those of T-SAE (arXiv 2511.05541); the base is BatchTopK (arXiv 2412.06410), or ReLU with L1 (arXiv 2309.08600). It
-changes training only, so it saves as a stock SAELens `jumprelu`. `k` is per token, averaged over the batch.
+Source: T-SAE (arXiv 2511.05541) for the split, the nested loss and the contrast; the base is BatchTopK (arXiv
+2412.06410), or ReLU with L1 (arXiv 2309.08600).
 
-Shapes: N rows = n windows x W tokens, D = d_in, S = d_sae, L = slow latents.
+Shapes: N rows = n windows x W tokens, D = d_in, S = d_sae, L slow latents, P pairs of tokens of a window.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,36 +39,40 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_variants.ops.batch_topk import BatchTopK, split_windows
-from sae_variants.ops.sparse import decode_sparse, sparse_gradient_product
+from sae_variants.ops.errors import squared_error
+from sae_variants.ops.mostly_zero import decode_sparse, sparse_gradient_product
+from sae_variants.registry.contract import TrainingHooks, VariantConfig
 from sae_variants.registry.variants import register
 
 EPSILON = 1e-6
 
 
 @dataclass
-class TemporalTrainingSAEConfig(BatchTopKTrainingSAEConfig):
+class TemporalTrainingSAEConfig(VariantConfig, BatchTopKTrainingSAEConfig):
+    """Config of `temporal`."""
+
     k: float = 32  # type: ignore[assignment]
-    """Latents that fire, per token, averaged over the batch."""
+    """Latents that fire per token, averaged over the batch."""
     base: Literal["batchtopk", "relu"] = "batchtopk"
-    """What makes codes sparse: BatchTopK, or ReLU with an L1 penalty."""
+    """Source of sparsity: BatchTopK, or ReLU with an L1 penalty."""
     l1_coefficient: float = 1.0
-    """Weight of the L1 penalty of base relu, which sets its L0 in place of k."""
+    """Weight of the L1 penalty with base relu, which determines L0 instead of k."""
     slow_fraction: float = 0.1
-    """Share of latents, the first ones, that carry the consistency term."""
+    """Share of the latents, the first ones, to which the consistency term applies."""
     nested_coefficient: float = 0.0
-    """Weight of the reconstruction by the slow latents alone; 0 switches it off, 1 is T-SAE's."""
+    """ν, weight of the reconstruction by the slow latents alone; 0 disables it, T-SAE uses 1."""
     consistency: Literal["contrastive", "variance", "similarity"] = "contrastive"
     """Form of the consistency term."""
     consistency_coefficient: float = 1.0
-    """λ, the weight of the consistency term; 0 switches it off."""
+    """λ, weight of the consistency term; 0 disables it."""
     window: int = 8
-    """W, tokens in a window; at least 2. The training stream's windows must be a multiple of it."""
+    """W, tokens in a window, at least 2; the windows of the training stream must be a multiple of it."""
     pairs: Literal["adjacent", "earlier"] = "earlier"
-    """Which tokens of a window are compared: neighbours, or each with every earlier one; not for variance."""
+    """Tokens of a window that are compared: neighbours, or each with every earlier one; variance ignores it."""
     contrast: Literal["cosine", "dot"] = "cosine"
-    """Similarity inside the contrastive form: cosine, or the raw dot product of T-SAE's released code."""
+    """Similarity in the contrastive form: cosine, or the raw dot product of T-SAE's released code."""
     temperature: float = 0.1
-    """Divides the cosine in the contrastive form."""
+    """Divisor of the cosine in the contrastive form."""
 
     @override
     @classmethod
@@ -76,12 +81,14 @@ class TemporalTrainingSAEConfig(BatchTopKTrainingSAEConfig):
 
     @property
     def n_slow(self) -> int:
+        """Number of slow latents."""
         return round(self.slow_fraction * self.d_sae)
 
-    @property
-    def latent_groups(self) -> dict[str, slice]:
-        """What evaluations report apart."""
-        return {"slow": slice(0, self.n_slow), "fast": slice(self.n_slow, self.d_sae)}
+    @override
+    @classmethod
+    def latent_groups(cls, d_sae: int, fields: Mapping[str, Any]) -> dict[str, slice]:
+        n_slow = round(fields.get("slow_fraction", cls.slow_fraction) * d_sae)
+        return {"slow": slice(0, n_slow), "fast": slice(n_slow, d_sae)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,8 +111,8 @@ class TemporalTrainingSAEConfig(BatchTopKTrainingSAEConfig):
             raise ValueError(f"temperature must be positive, not {self.temperature}")
 
 
-def paired(codes_nWL: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
-    """(later, earlier) codes [n, P, L] of P pairs of tokens of every window."""
+def split_pairs(codes_nWL: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
+    """Return the codes [n, P, L] of the later and of the earlier token of P pairs of tokens of every window."""
     if pairs == "adjacent":
         return codes_nWL[:, 1:], codes_nWL[:, :-1]
     later, earlier = torch.tril_indices(codes_nWL.shape[1], codes_nWL.shape[1], offset=-1)
@@ -115,11 +122,20 @@ def paired(codes_nWL: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
 def contrastive_loss(
     slow_nWL: Tensor, contrast: str = "cosine", temperature: float = 0.1, pairs: str = "adjacent"
 ) -> Tensor:
-    """Symmetric InfoNCE over pairs; the negatives of a window are the other windows, at the same two offsets."""
+    """Return the symmetric InfoNCE loss over pairs of tokens.
+
+    The negatives of a window are the other windows, at the same two positions.
+
+    Args:
+        slow_nWL: Slow latents [n, W, L].
+        contrast: `cosine` or `dot`.
+        temperature: Divisor of the cosine.
+        pairs: `adjacent` or `earlier`.
+    """
     windows = len(slow_nWL)
     codes = F.normalize(slow_nWL, dim=-1, eps=EPSILON) if contrast == "cosine" else slow_nWL
     scale = 1 / temperature if contrast == "cosine" else 1.0
-    later_nPL, earlier_nPL = paired(codes, pairs)
+    later_nPL, earlier_nPL = split_pairs(codes, pairs)
     logits_Pnn = scale * later_nPL.transpose(0, 1) @ earlier_nPL.permute(1, 2, 0)
     target = torch.arange(windows, device=codes.device).expand(len(logits_Pnn), windows)
     forward = F.cross_entropy(logits_Pnn.flatten(0, 1), target.flatten())
@@ -128,15 +144,18 @@ def contrastive_loss(
 
 
 def variance_loss(slow_nWL: Tensor) -> Tensor:
-    """Variance within a window over mean square, averaged over the (window, latent) pairs that fire. In [0, 1]."""
+    """Return the variance over the mean square within a window, averaged over windows and latents that fire in them.
+
+    The result is between 0 and 1.
+    """
     active_nL = (slow_nWL > 0).any(1)
     relative_nL = slow_nWL.var(1, unbiased=False) / (slow_nWL.pow(2).mean(1) + EPSILON)
     return (relative_nL * active_nL).sum() / active_nL.sum().clamp(min=1)
 
 
 def similarity_loss(slow_nWL: Tensor, pairs: str = "adjacent") -> Tensor:
-    """Mean of 1 - cos between the slow codes of a pair. In [0, 1] for codes that are not negative."""
-    later_nPL, earlier_nPL = paired(slow_nWL, pairs)
+    """Return the mean of 1 - cos between the codes of pairs of tokens; between 0 and 1 for non-negative codes."""
+    later_nPL, earlier_nPL = split_pairs(slow_nWL, pairs)
     return (1 - F.cosine_similarity(later_nPL, earlier_nPL, dim=-1, eps=EPSILON)).mean()
 
 
@@ -144,11 +163,10 @@ CONSISTENCY = {"contrastive": contrastive_loss, "variance": variance_loss, "simi
 
 
 @register(TemporalTrainingSAEConfig)
-class TemporalTrainingSAE(BatchTopKTrainingSAE):
-    cfg: TemporalTrainingSAEConfig  # type: ignore[assignment]
+class TemporalTrainingSAE(TrainingHooks, BatchTopKTrainingSAE):
+    """BatchTopK or ReLU in training, with the consistency term."""
 
-    special_N: Tensor | None = None
-    """Mask of the rows of the coming batch that are special tokens; whoever feeds windows sets it before each step."""
+    cfg: TemporalTrainingSAEConfig  # type: ignore[assignment]
 
     @override
     def get_activation_fn(self) -> nn.Module:
@@ -156,7 +174,7 @@ class TemporalTrainingSAE(BatchTopKTrainingSAE):
 
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As SAELens' own; norms go into the weights, and gradients touch what fires."""
+        """Encode as SAELens does, with norms folded into the weights and gradients of the firing latents only."""
         x = self.process_sae_in(x)
         W_enc, b_enc = self.W_enc, self.b_enc
         if self.cfg.rescale_acts_by_decoder_norm:
@@ -175,7 +193,7 @@ class TemporalTrainingSAE(BatchTopKTrainingSAE):
 
     @override
     def update_topk_threshold(self, acts_topk: Tensor) -> None:
-        """A JumpReLU with threshold 0, as which a ReLU is saved, is that ReLU."""
+        """Update the threshold of BatchTopK; a ReLU is saved as a JumpReLU with threshold 0."""
         if self.cfg.base == "batchtopk":
             super().update_topk_threshold(acts_topk)
 
@@ -185,28 +203,26 @@ class TemporalTrainingSAE(BatchTopKTrainingSAE):
     ) -> dict[str, Tensor]:
         losses = super().calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out)
         if self.cfg.base == "relu":
-            written_NS = (
-                feature_acts if self.cfg.rescale_acts_by_decoder_norm else feature_acts * self.W_dec.norm(dim=1)
-            )
-            losses["l1_loss"] = self.cfg.l1_coefficient * written_NS.sum(-1).mean()
+            is_scaled = self.cfg.rescale_acts_by_decoder_norm  # to the units of the output
+            acts_NS = feature_acts if is_scaled else feature_acts * self.W_dec.norm(dim=1)
+            losses["l1_loss"] = self.cfg.l1_coefficient * acts_NS.sum(-1).mean()
         slow_NL = feature_acts[:, : self.cfg.n_slow]
         if self.cfg.nested_coefficient:
             W_slow = self.W_dec[: self.cfg.n_slow]
             slow_out = act_times_W_dec(slow_NL, W_slow, self.cfg.rescale_acts_by_decoder_norm) + self.b_dec
-            slow_mse = (slow_out - step_input.sae_in).pow(2).sum(-1).mean()
-            losses["slow_mse_loss"] = self.cfg.nested_coefficient * slow_mse
+            losses["slow_mse_loss"] = self.cfg.nested_coefficient * squared_error(step_input.sae_in, slow_out)
         if self.cfg.consistency_coefficient:
             losses["consistency_loss"] = self.cfg.consistency_coefficient * self.consistency(slow_NL)
         return losses
 
     def consistency(self, slow_NL: Tensor) -> Tensor:
-        """The consistency term over the windows that hold no special token; 0 where there are fewer than two."""
+        """Return the consistency term over the windows without special tokens; 0 if there are fewer than two."""
         slow_nWL = split_windows(slow_NL, self.cfg.window)
         if self.special_N is None:
             warnings.warn(
-                "temporal is fed rows without knowing which are special tokens: it takes each run of "
-                f"{self.cfg.window} rows for neighbours of one context. Under SAELens' own runner that holds only with "
-                "activations_mixing_fraction=0; `python -m sae_variants train temporal` takes care of it.",
+                "temporal does not know which rows are special tokens: it treats each "
+                f"{self.cfg.window} consecutive rows as neighbours of one context. Under SAELens' own runner that "
+                "holds only with activations_mixing_fraction=0; `python -m sae_variants train temporal` ensures it.",
                 stacklevel=2,
             )
             self.special_N = torch.zeros(len(slow_NL), dtype=torch.bool, device=slow_NL.device)

@@ -16,16 +16,9 @@ import sae_variants
 from sae_variants.common.errors import UsageError
 from sae_variants.training.plan import TRACE, make_plan
 from sae_variants.training.train import TrainingFailed, train_plans
-from sae_variants.two_level import dual_penalty
-from sae_variants.two_level.dual_penalty import (
-    COLUMNS,
-    LEVELS,
-    Measured,
-    frequency,
-    latent_weights,
-    magnitude,
-    shrinkage,
-)
+from sae_variants.two_level.dual_penalty import COLUMNS
+from sae_variants.two_level.levels import Level
+from sae_variants.two_level.penalty_terms import LEVELS, Measured, frequency, latent_weights, magnitude, shrinkage
 
 
 def build(name="learnable_dual", **overrides):
@@ -101,7 +94,7 @@ def test_latents_weigh_alike_until_references_are_known():
     sae, x = build("dual_adaptive", reference_steps=1, adaptation=1.0, curriculum=False), torch.randn(16, 6)
     level = sae.lower(x)
     sae.activity_L[:] = torch.arange(20.0)
-    first, second = (sae._measured(level, "lower", x) for _ in range(2))
+    first, second = (sae._measure(level, "lower", x) for _ in range(2))
     assert sae.references[0, 0].item() == pytest.approx(magnitude(level.acts, torch.ones(20)).item(), rel=1e-5)
     assert first.M.item() == pytest.approx(1)
     weights = latent_weights(sae.activity_L, sae.frequency_L, sae.alpha("lower"), 1.0, sae.cfg.saturation)
@@ -182,10 +175,10 @@ def test_shrinkage_by_hand():
     x, bias = torch.randn(50, 6), torch.tensor([1.0, 2, 3, 4, 5, 6])
     rows = torch.eye(6)
     for factor, expected in ((1.0, 0.0), (0.75, 0.25), (1.25, -0.25)):
-        level = dual_penalty.Level(factor * (x - bias), x, rows, bias)
+        level = Level(factor * (x - bias), x, rows, bias)
         assert shrinkage(x, level).item() == pytest.approx(expected, abs=1e-5)
-    assert shrinkage(x, dual_penalty.Level(torch.zeros(50, 6), x, rows, torch.zeros(6))).item() == 1  # nothing fires
-    halves = dual_penalty.Level(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), x, torch.eye(2), torch.zeros(2))
+    assert shrinkage(x, Level(torch.zeros(50, 6), x, rows, torch.zeros(6))).item() == 1  # nothing fires
+    halves = Level(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), x, torch.eye(2), torch.zeros(2))
     # x̂ = (1, 1), (1, -1) of x = (2, 2), (0, 0): the best multiple of x̂ is x̂ itself
     assert shrinkage(torch.tensor([[2.0, 2.0], [0.0, 0.0]]), halves).item() == pytest.approx(0)
 
@@ -228,7 +221,7 @@ def test_uncertainty_by_hand():
         ("learnable_dual", {"penalty_coefficient": math.inf}, "penalty_coefficient"),
         ("learnable_dual", {"reference_steps": 0}, "reference_steps"),
         ("learnable_dual", {"k": 3, "lower_k": 2}, "must be above k"),
-        ("learnable_dual", {"rate": math.inf}, "rate and gain must be finite"),
+        ("learnable_dual", {"rate": math.inf}, "rate of learnable_dual must be float, not inf"),
     ],
 )
 def test_what_cannot_be_is_refused(name, fields, says):
@@ -238,7 +231,7 @@ def test_what_cannot_be_is_refused(name, fields, says):
 
 def test_a_training_in_which_a_balance_would_only_rest_is_refused(target, tmp_path):
     short = make_plan("learnable_dual", target, {**tiny("learnable_dual"), "descent_steps": 50}, tmp_path)
-    with pytest.raises(TrainingFailed, match=r"α rests for .* = 52 steps, and a level trains for 22"):
+    with pytest.raises(TrainingFailed, match=r"α is frozen for .* = 52 steps, and a level trains for 22"):
         train_plans([short])
 
 

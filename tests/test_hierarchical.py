@@ -12,6 +12,7 @@ from test_train import killed_at, same
 import sae_variants
 from sae_variants.common.errors import UsageError
 from sae_variants.hierarchical import cosine_loss, group_loss
+from sae_variants.ops.errors import squared_error
 from sae_variants.registry.variants import find_variant
 from sae_variants.training.job import Job
 from sae_variants.training.plan import make_plan
@@ -19,7 +20,6 @@ from sae_variants.training.train import train_plans
 from sae_variants.training.trainer import make_trainer
 from sae_variants.training.windows import Batch
 from sae_variants.two_level.saved import NO_PARENT, lower_level_of
-from sae_variants.two_level.training import squared_error
 
 
 def build(**overrides):
@@ -195,7 +195,7 @@ def test_the_upper_level_is_untouched_while_the_lower_trains_alone(target, tmp_p
 def test_upper_latents_begin_as_copies_of_the_lower_ones_that_write_most(target, tmp_path):
     job = trained(target, tmp_path, 13)
     sae = job.trainer.sae
-    sae._copy_up()
+    sae._copy_most_active()
     x = torch.randn(64, 32)
     with torch.no_grad():
         lower = sae.lower(x)

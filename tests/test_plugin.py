@@ -40,7 +40,7 @@ def run(installed, *words):
 def test_it_is_listed(installed):
     said = run(installed, "eval_runners", "list").stdout
     assert "  firing                       how many latents fire on a token of held-out text" in said
-    assert "  gentle                       TopK, k latents per token" in said
+    assert "  gentle                       TopK with k latents per token" in said
 
 
 def test_the_readme_shows_it():

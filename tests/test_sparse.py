@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_variants.ops.sparse import decode, decode_sparse, encode, sparse_codes, sparse_gradient_product, top_k
+from sae_variants.ops.mostly_zero import decode_sparse, sparse_gradient_product
+from sae_variants.ops.sparse import decode, encode, sparse_codes, top_k
 
 
 def weights(D: int, S: int, dtype=torch.float32, seed: int = 0) -> list[Tensor]:

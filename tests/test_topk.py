@@ -13,7 +13,7 @@ from test_train import killed_at, same
 
 import sae_variants
 from sae_variants.common.errors import UsageError
-from sae_variants.topk import geometric_median
+from sae_variants.ops.geometric_median import geometric_median
 from sae_variants.training.plan import make_plan
 from sae_variants.training.train import train_plans
 from sae_variants.training.trainer import make_trainer

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 import sae_variants
 from sae_variants.common.errors import UsageError
+from sae_variants.common.files import backup_of, partial_of
 from sae_variants.training import train as train_module
 from sae_variants.training.job import Job
 from sae_variants.training.plan import make_plan
-from sae_variants.training.train import TrainingFailed, _fitting, train_plans
+from sae_variants.training.train import TrainingFailed, split_by_memory, train_plans
 from sae_variants.training.trainer import make_trainer
 
 
@@ -102,9 +103,13 @@ def test_a_kill_while_a_checkpoint_is_written_loses_no_checkpoint(target, tmp_pa
     made = plan("temporal", target, tmp_path)
     killed_at(monkeypatch, 5, [made], checkpoint_steps=2)
     # as if killed between the two renames, with half a new checkpoint on disk
-    made.checkpoint.rename(made.checkpoint.with_suffix(".old"))
-    made.checkpoint.with_suffix(".partial").mkdir()
+    made.checkpoint.rename(backup_of(made.checkpoint))
+    partial_of(made.checkpoint).mkdir()
+    started, resumed = Job.step, []
+    monkeypatch.setattr(Job, "step", lambda job, batch: resumed.append(job.at) or started(job, batch))
     train_plans([made], checkpoint_steps=2)
+    assert resumed[0] == 4
+    assert not list(made.folder.parent.glob("*.checkpoint*"))
     whole = plan("temporal", target, tmp_path / "whole")
     train_plans([whole])
     assert same(weights(made), weights(whole))
@@ -268,7 +273,7 @@ def test_as_many_train_at_once_as_half_of_the_free_memory_holds(target, tmp_path
     one = 4 * 2 * 32 * 64 * 4  # four copies of two matrices 32 x 64 of 4 bytes
     for room, parts in ((2 * one, [1, 1, 1]), (4 * one, [2, 1]), (1, [1, 1, 1]), (1e12, [3])):
         monkeypatch.setattr(train_module, "free_memory", lambda device, room=room: room)
-        assert [len(part) for part in _fitting(plans, 32, "cpu")] == parts
+        assert [len(part) for part in split_by_memory(plans, 32, "cpu")] == parts
 
 
 def test_force_trains_anew(target, tmp_path):

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
 import sae_lens  # noqa: F401  registers
 import torch
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
+from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 
 import sae_variants
-from sae_variants.registry.variants import find_variant, own_variant_names
+from sae_variants.cli.fields import field_docs
+from sae_variants.commands.train import make_parser
+from sae_variants.registry.build import latent_groups
+from sae_variants.registry.contract import TrainingHooks, VariantConfig, config_hooks, hooks_of
+from sae_variants.registry.variants import find_variant, own_variant_names, variant_summaries
+from sae_variants.training.settings import SETTING_NAMES, TrainSettings
 
 BASELINES = ["stock:standard", "stock:topk", "stock:batchtopk", "stock:matryoshka_batchtopk"]
 NAMES = [*own_variant_names(), *BASELINES]
@@ -22,9 +31,16 @@ OURS = own_variant_names()
 D_IN, D_SAE = 12, 40
 
 
-def fields(name: str) -> dict:
+def small_fields(name: str) -> dict:
     wanted = {"k": 4, "window": 4}
     return {field: value for field, value in wanted.items() if field in find_variant(name).field_names}
+
+
+def is_sentence(text: str) -> bool:
+    """Whether a help text can be read alone: it starts with a capital letter or a symbol, and ends with a full stop."""
+    is_start = not text[:1].islower() or not text[:1].isascii()
+    is_fragment = text.startswith(("The same", "And", "What", "How much"))
+    return bool(text) and is_start and not is_fragment and text.endswith((".", ".)"))
 
 
 @pytest.fixture(params=NAMES)
@@ -38,9 +54,8 @@ def step_input(sae, acts: torch.Tensor, dead: torch.Tensor | None = None) -> Tra
 
 
 def build(name: str):
-    sae = sae_variants.build(name, d_in=D_IN, d_sae=D_SAE, seed=0, **fields(name))
-    if hasattr(sae, "special_N"):
-        sae.special_N = torch.zeros(32, dtype=torch.bool)
+    sae = sae_variants.build(name, d_in=D_IN, d_sae=D_SAE, seed=0, **small_fields(name))
+    hooks_of(sae).special_N = torch.zeros(32, dtype=torch.bool)
     return sae
 
 
@@ -51,9 +66,31 @@ def test_is_listed(name):
 @pytest.mark.parametrize("name", OURS)
 def test_docstring_says_what_it_is_and_what_k_means(name):
     doc = ast.get_docstring(ast.parse((Path(sae_variants.__file__).parent / f"{name}.py").read_text()))
-    assert doc.startswith(f"{name}: ")
-    assert "arXiv" in doc
-    assert "per token" in doc
+    summary = doc.splitlines()[0]
+    assert is_sentence(summary)
+    assert not summary.startswith(f"{name}:")
+    assert variant_summaries()[name] == summary.removesuffix(".")
+    assert "\n    " in doc, "an equation"
+    for part in ("arXiv", "per token", "Shapes:"):
+        assert part in " ".join(doc.split())
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_help_of_every_field_is_a_sentence_of_its_own(name):
+    variant = find_variant(name)
+    docs = field_docs(variant.config_class)
+    our_classes = [cls for cls in variant.config_class.__mro__ if cls.__module__.startswith("sae_variants.")]
+    ours = {field for cls in our_classes for field in vars(cls).get("__annotations__", {})}
+    for field in ours | docs.keys():
+        if field in VariantConfig.__annotations__ or field in {f.name for f in fields(variant.config_class)}:
+            assert is_sentence(docs.get(field, "")), field
+
+
+def test_the_help_of_every_option_of_train_is_a_sentence_of_its_own():
+    for action in make_parser()._actions:
+        if action.dest != "help":
+            assert is_sentence(re.sub(r" \(default: [^)]*\)$", "", action.help or "")), action.option_strings
+    assert set(field_docs(TrainSettings)) == SETTING_NAMES
 
 
 def test_a_step_is_finite_and_reaches_every_parameter(name):
@@ -64,7 +101,7 @@ def test_a_step_is_finite_and_reaches_every_parameter(name):
     output = sae.training_forward_pass(step_input(sae, torch.randn(32, D_IN)))
     assert torch.isfinite(output.loss)
     output.loss.backward()
-    if not getattr(sae.cfg, "learns_by_gradient", True):
+    if not sae.cfg.learns_by_gradient:
         assert all(p.grad is None or not p.grad.any() for p in sae.parameters())
         return
     for parameter_name, parameter in sae.named_parameters():
@@ -134,6 +171,71 @@ def test_loads_with_plain_sae_lens_where_this_package_is_not(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@dataclass
+class PlainConfig(VariantConfig, TopKTrainingSAEConfig):
+    """A variant that overrides nothing."""
+
+
+@dataclass
+class PlainBatchConfig(VariantConfig, BatchTopKTrainingSAEConfig):
+    """A variant of an architecture that is itself saved as another."""
+
+
+def test_a_config_has_the_documented_defaults():
+    config = PlainConfig(d_in=3, d_sae=5, k=2)
+    assert (config.parts, config.learns, config.learns_by_gradient, config.window) == ((), True, True, 1)
+    assert config.architecture() == "test_variants"  # the file's name
+    assert config.n_weights == 2 * 3 * 5
+    assert config.recipe({"d_sae": 64}) == {}
+    assert config.latent_groups(5, {}) == {}
+
+
+@pytest.mark.parametrize(("config_class", "stock"), [(PlainConfig, "topk"), (PlainBatchConfig, "jumprelu")])
+def test_a_config_is_saved_as_the_stock_architecture_that_it_extends(config_class, stock):
+    config = config_class(d_in=3, d_sae=5, k=2)
+    assert config.get_inference_config_class().architecture() == stock
+    assert config.metadata.training_architecture == "test_variants"
+
+
+def test_the_contract_adds_no_field():
+    for ours, theirs in ((PlainConfig, TopKTrainingSAEConfig), (PlainBatchConfig, BatchTopKTrainingSAEConfig)):
+        assert [f.name for f in fields(ours)] == [f.name for f in fields(theirs)]
+
+
+def test_a_config_without_the_contract_gets_its_defaults():
+    config_class = config_hooks(TopKTrainingSAEConfig)
+    assert config_class is config_hooks(TopKTrainingSAEConfig)
+    assert config_hooks(PlainConfig) is PlainConfig
+    theirs, ours = TopKTrainingSAEConfig(d_in=3, d_sae=5, k=2), config_class(d_in=3, d_sae=5, k=2)
+    assert ours.to_dict() == theirs.to_dict()
+    assert ours.get_inference_config_class() is theirs.get_inference_config_class()
+    assert (ours.n_weights, ours.window, ours.parts, ours.recipe({}), ours.latent_groups(5, {})) == (30, 1, (), {}, {})
+
+
+def test_a_training_sae_without_the_contract_gets_its_defaults():
+    hooks = hooks_of(sae_variants.build("stock:topk", d_in=D_IN, d_sae=D_SAE, k=4))
+    assert type(hooks) is TrainingHooks
+    assert (hooks.special_N, hooks.adam_options, hooks.learning_rate_scale(7), hooks.trace) == (None, {}, 1.0, {})
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_variants_inherit_the_contract(name):
+    variant = find_variant(name)
+    assert issubclass(variant.config_class, VariantConfig)
+    assert issubclass(variant.sae_class, TrainingHooks)
+    sae = build(name)
+    assert hooks_of(sae) is sae
+
+
+def test_latent_groups_are_those_of_the_trained_fraction(tmp_path):
+    sae = sae_variants.build("temporal", d_in=D_IN, d_sae=D_SAE, k=4, window=4, slow_fraction=0.25)
+    sae.save_inference_model(tmp_path / "temporal")
+    groups = latent_groups(sae_variants.load(tmp_path / "temporal"))
+    assert groups == {"slow": slice(0, 10), "fast": slice(10, 40)}
+    assert latent_groups(trained_form("topk", tmp_path / "topk")) == {}
+    assert latent_groups(trained_form("stock:topk", tmp_path / "stock")) == {}
 
 
 def test_fast_batch_topk_equals_sae_lens_to_the_bit():

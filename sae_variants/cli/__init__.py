@@ -1,0 +1,1 @@
+"""Command-line options: parsers, and options from dataclasses."""

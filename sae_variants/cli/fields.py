@@ -1,6 +1,10 @@
 """Dataclass -> command line: each field is an option, and the docstring under it is the option's help.
 
 Options that were not given are absent from the result, so that a target's recipe can supply the default.
+
+simple-parsing 0.1.9, which SAELens installs, does not replace this module. It refuses `--k-values 1,2` and
+`--tokens 1e6`, fails on a `%` in a field's docstring, shows no default of an option that may be absent, adds a
+`--no...` twin to every flag and puts what it has parsed into a dict of its own. Each would need code of its own here.
 """
 
 from __future__ import annotations
@@ -9,15 +13,19 @@ import argparse
 import ast
 import inspect
 import textwrap
+from collections.abc import Callable
 from dataclasses import fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from sae_variants.common.values import parse_value
+from sae_variants.common.errors import UsageError
+from sae_variants.common.values import check_type, parse_value
+
+REFUSALS = {int: "is not a whole number", float: "is not a number", bool: "is neither true nor false"}
 
 
 def field_docs(config_class: type) -> dict[str, str]:
-    """The docstrings under the fields of a dataclass, inherited ones included."""
+    """Return the docstrings under the fields of a dataclass, inherited fields included."""
     docs: dict[str, str] = {}
     for cls in reversed(config_class.__mro__):
         if cls.__module__ == "builtins":
@@ -36,60 +44,76 @@ def field_docs(config_class: type) -> dict[str, str]:
 
 
 def to_option(name: str) -> str:
+    """Return the option of a field: `d_sae` -> `--d-sae`."""
     return "--" + name.replace("_", "-")
 
 
-def _typed(annotation: str) -> Any:
+def add_fields(parser: argparse.ArgumentParser, config_class: type, title: str) -> None:
+    """Add one option per field; a field that was not given is absent from the parsed namespace."""
+    group = parser.add_argument_group(title)
+    docs, hints = field_docs(config_class), get_type_hints(config_class)
+    for f in fields(config_class):
+        kind = _main_type(hints[f.name])
+        flag: dict[str, Any] = {"nargs": "?", "const": True} if kind is bool else {}
+        group.add_argument(
+            to_option(f.name),
+            dest=f.name,
+            **flag,
+            type=_converter(hints[f.name]),
+            default=argparse.SUPPRESS,
+            metavar=_metavar(kind),
+            help=docs.get(f.name, "").replace("%", "%%") + _default(f.default),
+        )
+
+
+def given_fields(args: argparse.Namespace, config_class: type) -> dict[str, Any]:
+    """Return the fields of a dataclass that were given on the command line."""
+    given = vars(args)
+    return {f.name: given[f.name] for f in fields(config_class) if f.name in given}
+
+
+def _main_type(hint: Any) -> Any:
+    """Return the type of a field's value where it is not None."""
+    return next((part for part in get_args(hint) if part is not type(None)), hint) if _is_optional(hint) else hint
+
+
+def _is_optional(hint: Any) -> bool:
+    return type(None) in get_args(hint)
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return "A,B,..."
+    return "|".join(map(str, get_args(kind))) if get_origin(kind) is Literal else kind.__name__.upper()
+
+
+def _converter(hint: Any) -> Callable[[str], Any]:
+    """Return the function that turns an option's text into the field's type."""
+    kind = _main_type(hint)
+    if get_origin(kind) is tuple:
+        convert_part = _converter(get_args(kind)[0])
+        return lambda text: _split(text, convert_part)
+    if kind is str:
+        return str
+
     def convert(text: str) -> Any:
-        value = parse_value(text)
-        kind = annotation.split("|")[0].strip()
-        if kind.startswith("tuple"):
-            one = _typed(kind.removeprefix("tuple[").partition(",")[0])
-            parts = [part.strip() for part in text.split(",") if part.strip()]
-            if not parts:
-                raise argparse.ArgumentTypeError("at least one value is needed")
-            return tuple(one(part) for part in parts)
-        if kind == "int" and (isinstance(value, bool) or not isinstance(value, int)):
-            if isinstance(value, float) and value.is_integer():
-                return int(value)
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-        if kind == "float" and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number")
-        if kind == "bool" and not isinstance(value, bool):
-            raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-        return text if kind == "str" else float(value) if kind == "float" else value
+        try:
+            return check_type(text, parse_value(text), hint)
+        except UsageError as error:
+            reason = f"{text!r} {REFUSALS[kind]}" if kind in REFUSALS else str(error)
+            raise argparse.ArgumentTypeError(reason) from error
 
     return convert
 
 
-def _metavar(annotation: str) -> str:
-    kind = annotation.split("|")[0].strip()
-    return "A,B,..." if kind.startswith("tuple") else kind.upper()
+def _split(text: str, convert_part: Callable[[str], Any]) -> tuple[Any, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise argparse.ArgumentTypeError("at least one value is needed")
+    return tuple(convert_part(part) for part in parts)
 
 
 def _default(value: Any) -> str:
     if value is None:
         return ""
     return f" (default: {','.join(map(str, value)) if isinstance(value, tuple) else value})"
-
-
-def add_fields(parser: argparse.ArgumentParser, config_class: type, title: str) -> None:
-    """One option per field; a field that was not given is absent from the parsed namespace."""
-    group = parser.add_argument_group(title)
-    docs = field_docs(config_class)
-    for f in fields(config_class):
-        flag: dict[str, Any] = {"nargs": "?", "const": True} if str(f.type) == "bool" else {}
-        group.add_argument(
-            to_option(f.name),
-            dest=f.name,
-            **flag,
-            type=_typed(str(f.type)),
-            default=argparse.SUPPRESS,
-            metavar=_metavar(str(f.type)),
-            help=docs.get(f.name, "").replace("%", "%%") + _default(f.default),
-        )
-
-
-def given_fields(args: argparse.Namespace, config_class: type) -> dict[str, Any]:
-    """The fields of a dataclass that stood on the command line."""
-    return {f.name: getattr(args, f.name) for f in fields(config_class) if hasattr(args, f.name)}

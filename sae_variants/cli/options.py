@@ -1,12 +1,9 @@
-"""Dataclass -> command line: each field is an option, the docstring under it is the help.
-
-Options that were not given are absent from the result, so that a recipe's defaults can stand behind them.
-"""
+"""Command-line parsers: one-line errors, options that a parser does not know, and options that commands share."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from sae_variants.common.errors import UsageError
@@ -15,82 +12,109 @@ from sae_variants.language_model.target import DEFAULT_TARGET, Target, choose_ta
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints one line on bad input instead of the whole usage."""
+    """Parser that reports bad input in one line instead of the whole usage."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
+        """Raise a UsageError with the message."""
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
+def group_arguments(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Yield each option with its value, as `[--name, value]`, and every other argument alone.
+
+    An option of the form `--name=value`, and one that no value follows, is alone too.
+    """
+    remaining = list(arguments)
+    while remaining:
+        group = [remaining.pop(0)]
+        is_open = group[0].startswith("--") and "=" not in group[0]
+        if is_open and remaining and not remaining[0].startswith("--"):
+            group.append(remaining.pop(0))
+        yield group
+
+
 def split_unknown_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(words the parser knows, options that it does not, each with its value), wherever they stand."""
-    known = set(parser._option_string_actions)
-    ours, extra, words = [], [], list(argv)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--") or word.partition("=")[0] in known:
-            ours.append(word)
-            continue
-        extra.append(word)
-        if "=" not in word and words and not words[0].startswith("--"):
-            extra.append(words.pop(0))
-    return ours, extra
+    """Separate the arguments that the parser knows from the options, with their values, that it does not."""
+    known_options = set(parser._option_string_actions)
+    known: list[str] = []
+    unknown: list[str] = []
+    for group in group_arguments(argv):
+        is_known = not group[0].startswith("--") or group[0].partition("=")[0] in known_options
+        (known if is_known else unknown).extend(group)
+    return known, unknown
 
 
-def parse_extra_options(extra: Sequence[str], prefix: str = "") -> dict[str, Any]:
-    """`--name value` and `--name=value` pairs that the parser did not know, as a dict of underscored names."""
+def parse_extra_options(unknown: Sequence[str], prefix: str = "") -> dict[str, Any]:
+    """Return the values, by underscored name, of options that a parser does not know.
+
+    Args:
+        unknown: Arguments `--name value` or `--name=value`.
+        prefix: What every name begins with, such as `train.`; it is removed.
+
+    Raises:
+        UsageError: An option has another prefix or no value.
+    """
     options: dict[str, Any] = {}
-    words = list(extra)
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.partition("=")
-        if not name.startswith("--" + prefix) or len(name) == len("--" + prefix):
-            raise UsageError(f"unknown option or argument {word!r}")
-        if not equals:
-            if not words or words[0].startswith("--"):
-                raise UsageError(f"option {name} needs a value")
-            value = words.pop(0)
-        options[name.removeprefix("--" + prefix).replace("-", "_")] = parse_value(value)
+    for argument, *values in group_arguments(unknown):
+        option, equals, value = argument.partition("=")
+        name = option.removeprefix("--" + prefix)
+        if name in ("", option):
+            raise UsageError(f"unknown option or argument {argument!r}")
+        if not equals and not values:
+            raise UsageError(f"option {option} needs a value")
+        options[name.replace("-", "_")] = parse_value(values[0] if values else value)
     return options
 
 
 def add_grid_options(parser: argparse.ArgumentParser) -> None:
+    """Add --grid and --vary."""
     parser.add_argument(
-        "--grid", action="append", default=[], metavar="FIELD=A,B,...",
-        help="train one SAE for every value of a field; may be repeated, every combination is a cell",
-    )  # fmt: skip
+        "--grid",
+        action="append",
+        default=[],
+        metavar="FIELD=A,B,...",
+        help="Train one SAE for every value of a field. May be repeated: then for every combination of values.",
+    )
     parser.add_argument(
-        "--vary", action="append", default=[], metavar="FIELD=A,FIELD=B",
-        help="train also one SAE that differs in these fields alone, as for an ablation; may be repeated",
-    )  # fmt: skip
+        "--vary",
+        action="append",
+        default=[],
+        metavar="FIELD=A,FIELD=B",
+        help="Also train one SAE that differs in these fields alone, as for an ablation. May be repeated.",
+    )
 
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:
+    """Add --target, --model and the other options that choose a target, the root of trained SAEs and the device."""
     group = parser.add_argument_group("target")
-    group.add_argument("--target", default=DEFAULT_TARGET, help="language model, hook and text (default: %(default)s)")
-    group.add_argument("--model", metavar="FOLDER", help="instead of --target: a local Hugging Face causal LM")
-    group.add_argument("--hook-name", metavar="HOOK", help="with --model: e.g. blocks.3.hook_resid_post")
-    group.add_argument("--dataset", metavar="PATH", help="with --model: a .txt, .jsonl or .parquet file, or a folder")
+    group.add_argument("--target", default=DEFAULT_TARGET, help="Language model, hook and text (default: %(default)s).")
+    group.add_argument("--model", metavar="FOLDER", help="Local Hugging Face causal LM, instead of --target.")
+    group.add_argument("--hook-name", metavar="HOOK", help="Hook of --model, such as blocks.3.hook_resid_post.")
     group.add_argument(
-        "--trained", metavar="FOLDER", help="where trained SAEs lie (default: ~/.cache/sae_variants/trained)"
+        "--dataset", metavar="PATH", help="Text for --model: a .txt, .jsonl or .parquet file, or a folder."
     )
-    group.add_argument("--device", default=None, help="cpu, cuda, ... (default: cuda if there is one)")
+    group.add_argument(
+        "--trained", metavar="FOLDER", help="Root of trained SAEs (default: ~/.cache/sae_variants/trained)."
+    )
+    group.add_argument("--device", default=None, help="Device, such as cpu or cuda (default: cuda if available).")
 
 
 def target_from(args: argparse.Namespace) -> Target:
+    """Return the target that the options choose."""
     return choose_target(args.target, args.model, args.hook_name, args.dataset)
 
 
 def targets_from(args: argparse.Namespace) -> list[Target]:
-    """Those of a command that takes several, parted by commas."""
+    """Return the targets of a command that accepts several names, separated by commas."""
     names = dict.fromkeys(name.strip() for name in args.target.split(","))
     return [choose_target(name, args.model, args.hook_name, args.dataset) for name in names]
 
 
 def device_from(args: argparse.Namespace) -> str:
-    """The device asked for, or the best there is. UsageError if it is not to be had."""
+    """Return the requested device, or the best available one; raise a UsageError if it cannot be used."""
     import torch
 
     if args.device is None:
@@ -103,26 +127,27 @@ def device_from(args: argparse.Namespace) -> str:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`0` or `0,1,2`."""
+    """Return the seeds of `0` or `0,1,2`."""
     try:
-        found = [int(part) for part in text.split(",")]
+        seeds = [int(part) for part in text.split(",")]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 0,1,2") from error
-    if min(found) < 0:
+    if min(seeds) < 0:
         raise argparse.ArgumentTypeError("seeds must not be negative")
-    if len(set(found)) < len(found):
+    if len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"{text!r} names a seed twice")
-    return found
+    return seeds
 
 
 def parse_whole(text: str) -> int:
-    """A number that is not negative."""
+    """Return a whole number of at least 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
 def parse_positive(text: str) -> int:
+    """Return a whole number of at least 1."""
     if parse_whole(text) < 1:
         raise argparse.ArgumentTypeError("there must be at least 1")
     return int(text)

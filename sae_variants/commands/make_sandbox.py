@@ -1,12 +1,13 @@
-"""Makes the sandbox language model: `python -m sae_variants.sandbox.build`.
+"""Train the sandbox language model: `python -m sae_variants.sandbox.build`.
 
-A GPT-NeoX (the architecture of Pythia) trained from nothing on the train split of `corpus.py`: a byte-level BPE
-tokenizer, then one pass over the documents in contexts of 256 tokens that begin with `<|endoftext|>` and hold
-documents separated by it, which is how SAELens cuts text. Muon for the matrices inside the blocks, AdamW for the
-rest, bf16 products, learning rate decayed to zero. Weights are stored in fp16.
+The model is a GPT-NeoX, the architecture of Pythia, trained from random weights on the train split of the corpus. A
+byte-level BPE tokenizer is trained first. One pass over the documents follows, in contexts of 256 tokens that begin
+with `<|endoftext|>` and separate documents by it, as SAELens cuts text. Muon trains the matrices inside the blocks,
+AdamW everything else; products are in bf16, and the learning rate decays to zero. Weights are stored in fp16.
 
-Resumable: a checkpoint every `CHECKPOINT_STEPS` steps in `--work`; the order of contexts follows from the seed.
-Writes `config.json model.safetensors tokenizer.json tokenizer_config.json` and `build.json` (what was measured).
+Training resumes from a checkpoint in `--work`, written every `CHECKPOINT_STEPS` steps. The order of contexts follows
+from the seed. The command writes `config.json`, `model.safetensors`, `tokenizer.json`, `tokenizer_config.json` and
+`build.json`, which holds the measurements.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from sae_variants.common.files import new_file
 from sae_variants.language_model.load import reuse_freed_memory
 from sae_variants.sandbox import corpus
 from sae_variants.sandbox.corpus import SPLITS, documents
@@ -36,6 +38,7 @@ HELDOUT_CONTEXTS = 512
 
 
 def train_tokenizer(folder: Path) -> None:
+    """Train the byte-level BPE tokenizer on the train split and write it to a folder."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -51,13 +54,19 @@ def train_tokenizer(folder: Path) -> None:
         tokenizer_object=tokenizer, bos_token=EOT, eos_token=EOT, pad_token=EOT, unk_token=EOT, model_max_length=CONTEXT
     )
     fast.save_pretrained(folder)
-    # transformers 5 writes a class name that older releases do not know
+    # transformers 5 writes a class name that older releases do not know.
     path = folder / "tokenizer_config.json"
     path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
 
 
 def token_stream(folder: Path, split: str, work: Path) -> np.ndarray:
-    """All documents of a split as one row of token ids, `<|endoftext|>` before each."""
+    """Return the token ids [n] of all documents of a split, each preceded by `<|endoftext|>`.
+
+    Args:
+        folder: Folder of the tokenizer.
+        split: `train` or `heldout`.
+        work: Folder that caches the ids.
+    """
     path = work / f"{split}.npy"
     if not path.exists():
         from tokenizers import Tokenizer
@@ -69,14 +78,13 @@ def token_stream(folder: Path, split: str, work: Path) -> np.ndarray:
         for start in tqdm(range(0, len(texts), 2000), desc=f"tokenising {split}"):
             for encoding in tokenizer.encode_batch_fast(texts[start : start + 2000], add_special_tokens=False):
                 ids.append(np.array([eot, *encoding.ids], dtype=np.uint16))
-        partial = work / f"{split}.partial.npy"
-        np.save(partial, np.concatenate(ids))
-        partial.replace(path)
+        with new_file(path) as partial, partial.open("wb") as file:
+            np.save(file, np.concatenate(ids))
     return np.load(path)
 
 
 def contexts(stream: np.ndarray, eot: int = 0) -> torch.Tensor:
-    """[n, CONTEXT]; each begins with EOT and goes on with CONTEXT - 1 tokens of the stream."""
+    """Return contexts [n, CONTEXT] of token ids: EOT, then CONTEXT - 1 tokens of the stream."""
     n = len(stream) // (CONTEXT - 1)
     body = stream[: n * (CONTEXT - 1)].reshape(n, CONTEXT - 1).astype(np.int64)
     return torch.from_numpy(np.concatenate([np.full((n, 1), eot), body], axis=1))
@@ -84,7 +92,7 @@ def contexts(stream: np.ndarray, eot: int = 0) -> torch.Tensor:
 
 @torch.no_grad()
 def cross_entropy(model: torch.nn.Module, tokens: torch.Tensor) -> float:
-    """Nats per predicted token, end-of-text tokens included as targets."""
+    """Return the mean cross-entropy in nats per predicted token; end-of-text tokens count as targets."""
     total, count = 0.0, 0
     for batch in tokens.split(BATCH):
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -95,7 +103,10 @@ def cross_entropy(model: torch.nn.Module, tokens: torch.Tensor) -> float:
 
 
 def ngram_cross_entropy(train: np.ndarray, heldout: np.ndarray) -> dict[str, float]:
-    """Unigram (add one) and bigram (interpolated Kneser-Ney, discount 0.75) on the held-out stream, nats per token."""
+    """Return the cross-entropy of n-gram models on the held-out stream, in nats per token.
+
+    The unigram model is smoothed by adding one, the bigram model by interpolated Kneser-Ney with discount 0.75.
+    """
     counts = np.bincount(train, minlength=VOCAB).astype(float)
     unigram = (counts + 1) / (counts.sum() + VOCAB)
     pairs = np.zeros(VOCAB * VOCAB)
@@ -116,10 +127,22 @@ def ngram_cross_entropy(train: np.ndarray, heldout: np.ndarray) -> dict[str, flo
 
 
 def learning_rate_share(step: int, steps: int) -> float:
+    """Return the factor of the learning rate: it rises over the first steps and decays to zero over the last 70 %."""
     return min(1.0, (step + 1) / WARMUP_STEPS) * max(0.0, 1 - max(0, step - 0.3 * steps) / (0.7 * steps))
 
 
 def train(folder: Path, work: Path, tokens: int, seed: int) -> dict[str, object]:
+    """Train the language model and write it to a folder.
+
+    Args:
+        folder: Folder of the tokenizer, and of the trained model.
+        work: Folder of the checkpoint, the log and the token ids.
+        tokens: Training tokens; 0 is one pass over the train split.
+        seed: Seed of the weights and of the order of contexts.
+
+    Returns:
+        Sizes and held-out cross-entropies.
+    """
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     torch.manual_seed(seed)
@@ -169,8 +192,8 @@ def train(folder: Path, work: Path, tokens: int, seed: int) -> dict[str, object]
                 "model": model.state_dict(),
                 "optimizers": [o.state_dict() for o in optimizers],
             }
-            torch.save(state, checkpoint.with_suffix(".partial"))
-            checkpoint.with_suffix(".partial").replace(checkpoint)
+            with new_file(checkpoint) as partial:
+                torch.save(state, partial)
             entry = {"step": step + 1, "loss": loss.item(), "heldout": cross_entropy(model, heldout[:64])}
             with log.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
@@ -190,11 +213,14 @@ def train(folder: Path, work: Path, tokens: int, seed: int) -> dict[str, object]
 
 
 def main() -> None:
+    """Parse the options, train the tokenizer and the model, and write the measurements."""
     parser = argparse.ArgumentParser(prog="python -m sae_variants.sandbox.build", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(corpus.__file__).parent, help="where the model goes")
-    parser.add_argument("--work", type=Path, default=Path("sandbox-build"), help="checkpoints and token files")
-    parser.add_argument("--tokens", type=int, default=0, help="train tokens; 0 is one pass over the train split")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(corpus.__file__).parent, help="Folder of the model.")
+    parser.add_argument(
+        "--work", type=Path, default=Path("sandbox-build"), help="Folder of checkpoints and token files."
+    )
+    parser.add_argument("--tokens", type=int, default=0, help="Training tokens; 0 is one pass over the train split.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the weights and of the order of contexts.")
     args = parser.parse_args()
     reuse_freed_memory()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Where in the sandbox model a token knows its document: `python -m sae_variants.sandbox.measure`.
+"""Measure which layers of the sandbox model encode context: `python -m sae_variants.sandbox.measure`.
 
-For one random token of each held-out document: how often does a linear probe on its residual stream, layer by layer,
-name the dataset that the document came from? The embedding knows the token alone; what a layer adds is context.
-Adds the accuracies to `build.json`; the sandbox's hook was chosen by them.
+For each layer, a linear probe predicts the dataset of a held-out document from the residual stream at one random token.
+The embedding depends on the token alone; accuracy that a layer adds comes from context. The accuracies are added to
+`build.json`; the sandbox's hook was chosen by them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import collections
 import json
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -23,11 +24,14 @@ from sae_variants.language_model.load import load_model
 from sae_variants.sandbox import corpus
 from sae_variants.sandbox.corpus import documents
 
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
 SOURCES, PER_SOURCE, TOKENS, FIRST_POSITION = 20, 200, 96, 8
 
 
-def probed_documents(tokenizer) -> list[tuple[str, list[int]]]:
-    """(dataset, token ids) of `PER_SOURCE` held-out documents of each of the `SOURCES` datasets with most of them."""
+def probed_documents(tokenizer: Any) -> list[tuple[str, list[int]]]:
+    """Return (dataset, token ids) of `PER_SOURCE` held-out documents of each of the `SOURCES` largest datasets."""
     by_source: dict[str, list[list[int]]] = collections.defaultdict(list)
     for document in documents("heldout"):
         if len(document.text) > 40 and len(by_source[document.source]) < PER_SOURCE:
@@ -38,25 +42,29 @@ def probed_documents(tokenizer) -> list[tuple[str, list[int]]]:
     return [(source, ids) for source in full for ids in by_source[source]]
 
 
-def residuals(model, documents: list[tuple[str, list[int]]], hooks: list[str]) -> dict[str, torch.Tensor]:
-    """[documents, d_in] per hook: the residual at one random position of each document."""
-    rng = random.Random(0)
+def residuals(
+    model: HookedTransformer, documents: list[tuple[str, list[int]]], hooks: list[str]
+) -> dict[str, torch.Tensor]:
+    """Return, for each hook, the activations [documents, d_in] at one random position of each document."""
+    tokenizer: Any = model.tokenizer
+    rng, bos = random.Random(0), tokenizer.bos_token_id
     rows: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
     for _, ids in tqdm(documents, desc="residuals"):
-        tokens = torch.tensor([[model.tokenizer.bos_token_id, *ids]])
+        tokens = torch.tensor([[bos, *ids]])
         position = rng.randrange(FIRST_POSITION, tokens.shape[1])
         with torch.no_grad():
             _, cache = model.run_with_cache(tokens, names_filter=hooks)
         for hook in hooks:
             rows[hook].append(cache[hook][0, position])
-    return {hook: torch.stack(found) for hook, found in rows.items()}
+    return {hook: torch.stack(parts) for hook, parts in rows.items()}
 
 
 def main() -> None:
+    """Fit the probes, print their accuracies and add them to `build.json`."""
     model = load_model(SANDBOX, "cpu", "float32")
     documents = probed_documents(model.tokenizer)
     hooks = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers))]
-    found = residuals(model, documents, hooks)
+    activations = residuals(model, documents, hooks)
     sources = [source for source, _ in documents]
     order = list(range(len(documents)))
     random.Random(1).shuffle(order)
@@ -64,19 +72,19 @@ def main() -> None:
     accuracies = {}
     for hook in hooks:
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
-        x = found[hook].numpy()
+        x = activations[hook].numpy()
         probe.fit(x[train], [sources[i] for i in train])
         accuracies[hook] = round(float(probe.score(x[test], [sources[i] for i in test])), 4)
         print(f"{hook:30} {accuracies[hook]:.3f}")
     path = Path(corpus.__file__).with_name("build.json")
-    stated = json.loads(path.read_text())
-    stated["dataset_of_one_token"] = {
+    measurements = json.loads(path.read_text())
+    measurements["dataset_of_one_token"] = {
         "datasets": len(set(sources)),
         "documents": len(documents),
         "chance": round(max(sources.count(s) for s in set(sources)) / len(sources), 4),
         "accuracy": accuracies,
     }
-    path.write_text(json.dumps(stated, indent=2) + "\n")
+    path.write_text(json.dumps(measurements, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of sparse autoencoders: errors, files, hashes, values, console."""

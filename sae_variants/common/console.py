@@ -1,4 +1,4 @@
-"""The frame of every command: exit codes, one line for bad input, progress bars, quiet hosts."""
+"""Frame of every command: exit codes, one line for bad input, progress bars, and silence of the host packages."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from errno import ENOSPC, EROFS
 from typing import TypeVar
 
 from sae_variants.common.errors import UsageError
 
+T = TypeVar("T")
+
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command: bad input ends with one line and code 2, Ctrl-C with code 130, neither with a traceback."""
-    # threads that spin while they wait make torch several times slower as soon as anything else runs on the machine
+    """Run a command and exit; bad input exits with one line and code 2, Ctrl-C with code 130, without a traceback."""
+    # Threads that spin while they wait make torch several times slower as soon as another process runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = main() or 0
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except BrokenPipeError:  # whoever reads has seen enough, such as `head`
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
+        print("interrupted; the same command continues from what is finished", file=sys.stderr)
         code = 130
     except OSError as error:
-        if not isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError) and error.errno not in (
-            28,
-            30,
-        ):
+        is_refusal = isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError)
+        if not is_refusal and error.errno not in (ENOSPC, EROFS):
             raise
         print(f"error: cannot use {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         code = 2
@@ -38,18 +39,15 @@ def run_command(main: Callable[[], int | None]) -> None:
 
 
 def hide_host_warnings() -> None:
-    """Notices of SAELens, TransformerLens and datasets that a user of these commands can do nothing about."""
-
+    """Hide notices of SAELens, TransformerLens and datasets that a user of these commands cannot act on."""
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", message="Dataset is not tokenized")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-T = TypeVar("T")
-
-
 def progress(items: Iterable[T], what: str) -> Iterator[T]:
+    """Iterate over items with a progress bar titled `what`."""
     from tqdm import tqdm
 
     return iter(tqdm(items, desc=what, leave=False))

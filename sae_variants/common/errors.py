@@ -1,4 +1,4 @@
-"""What a user did wrong, in one line: a `UsageError` names the input and the mend; a command ends with exit code 2."""
+"""Errors of a user in one line: a `UsageError` names the input and the remedy, and a command exits with code 2."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """The input cannot be used; the message says which, and what to do."""
+    """The input cannot be used; the message names it and says what to do instead."""
 
 
 def check_name(what: str, name: str, known: Iterable[str]) -> str:
-    """`name` if it is known, else a UsageError with the nearest names and the whole list."""
+    """Return `name` if it is known.
+
+    Args:
+        what: The kind of thing that the name stands for, such as `target`.
+        name: The name to check.
+        known: All known names.
+
+    Raises:
+        UsageError: The name is unknown; the message lists the nearest names and all known ones.
+    """
     known = sorted(known)
     if name in known:
         return name

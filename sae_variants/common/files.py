@@ -1,4 +1,7 @@
-"""Writing a file whole or not at all."""
+"""Files and folders that appear complete or not at all.
+
+Everything is written beside its destination under a temporary name and moved into place at the end.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +14,42 @@ from pathlib import Path
 from sae_variants.common.errors import UsageError
 
 
-def write_atomically(path: Path, content: bytes | str, option: str) -> None:
-    """Writes beside the file and moves it into place. UsageError, naming the option to change, if that cannot be.
-
-    What is there and no file, such as /dev/stdout, is written to and stays what it is.
-    """
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; the file replaces `path` at the end, or is removed after an error."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes | str, option: str) -> None:
+    """Write a whole file.
+
+    Args:
+        path: Destination. Anything but a regular file, such as /dev/stdout, is written to directly.
+        content: What to write.
+        option: Command-line option that sets the path, for the error message.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
     data = content.encode() if isinstance(content, str) else content
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(path)
+        with new_file(path) as partial:
+            partial.write_bytes(data)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UsageError(f"cannot write {path}: {error.strerror}; give another {option}") from error
 
 
 def check_file_writable(path: Path, option: str) -> None:
-    """UsageError, before any work, if a file cannot be written there."""
+    """Raise a UsageError, before any work, if a file cannot be written; `option` is the one that sets the path."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -41,7 +59,7 @@ def check_file_writable(path: Path, option: str) -> None:
 
 
 def check_folder_writable(root: Path) -> Path:
-    """The folder, made if need be. UsageError, before any work, if nothing can be written to it."""
+    """Create the folder if necessary and return it; raise a UsageError, before any work, if it cannot be written to."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         probe = root / f".probe-{os.getpid()}"
@@ -55,27 +73,45 @@ def check_folder_writable(root: Path) -> Path:
 
 
 @contextlib.contextmanager
-def new_folder(partial: Path) -> Iterator[None]:
-    """A fresh folder to write to; if that fails (a full disk, no permission) it is removed and the place is named."""
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder to write to; it replaces `folder` at the end, or is removed after an error.
+
+    Raises:
+        UsageError: The folder cannot be written, because the disk is full or a permission is missing.
+    """
     from safetensors import SafetensorError
 
+    partial = partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        yield
+        yield partial
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UsageError(f"cannot write the SAE to {partial.parent}: {error}; give another --trained") from error
-
-
-def backup_of(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".old")
+        raise UsageError(f"cannot write the SAE to {folder.parent}: {error}; give another --trained") from error
+    replace_folder(folder, partial)
 
 
 def replace_folder(folder: Path, new: Path) -> None:
-    """Puts the new folder in the place of the old one, which stands beside it meanwhile."""
+    """Move a new folder to `folder`; the previous one is kept beside it meanwhile."""
     shutil.rmtree(backup_of(folder), ignore_errors=True)
     if folder.exists():
         folder.rename(backup_of(folder))
     new.rename(folder)
     shutil.rmtree(backup_of(folder), ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with everything that `new_folder` may have left beside it."""
+    for path in (folder, partial_of(folder), backup_of(folder)):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def partial_of(folder: Path) -> Path:
+    """Return where a new folder is written before it moves into place."""
+    return folder.with_name(folder.name + ".partial")
+
+
+def backup_of(folder: Path) -> Path:
+    """Return where the previous folder is kept while a new one moves into place."""
+    return folder.with_name(folder.name + ".old")

@@ -1,4 +1,4 @@
-"""Short names for content: of files, and of settings."""
+"""Short hashes of the content of files and of settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def hash_files(files: list[Path]) -> str:
-    """Sixteen hex digits of the bytes of some files, in the order given."""
+    """Return sixteen hex digits that depend on the bytes of the files and their order."""
     digest = hashlib.blake2b(digest_size=8)
     for path in files:
         with path.open("rb") as file:
@@ -19,5 +19,10 @@ def hash_files(files: list[Path]) -> str:
 
 
 def hash_value(value: Any, size: int = 6) -> str:
-    """Hex digits, two for each of `size` bytes, of what JSON can say; the order of keys counts for nothing."""
+    """Return the hash of a value that JSON can represent; the order of keys does not matter.
+
+    Args:
+        value: Nested dicts, lists, strings, numbers, booleans and None.
+        size: Bytes of the hash; each is two hex digits.
+    """
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=size).hexdigest()

@@ -1,20 +1,27 @@
-"""Values that users type: parsing, type checks, and numbers that JSON can hold."""
+"""Values that users type: parsing, type checks, and numbers that JSON can represent."""
 
 from __future__ import annotations
 
 import ast
 import math
+from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from sae_variants.common.errors import UsageError
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
 
 def parse_value(text: str) -> Any:
-    """`32` -> 32, `1e-3` -> 0.001, `true` -> True, `none` -> None, `1,2` -> [1, 2], anything else -> itself."""
-    word = {"true": True, "false": False, "none": None}
-    if text.lower() in word:
-        return word[text.lower()]
+    """Return the value that a text stands for.
+
+    `32` is 32, `1e-3` is 0.001, `true` is True, `none` is None, `1,2` is [1, 2]; any other text is itself.
+    """
+    constants = {"true": True, "false": False, "none": None}
+    if text.lower() in constants:
+        return constants[text.lower()]
     if "," in text:
         return [parse_value(part) for part in text.split(",")]
     try:
@@ -24,7 +31,7 @@ def parse_value(text: str) -> Any:
 
 
 def finite_or_none(value: Any) -> Any:
-    """The same with null for every number that JSON does not know."""
+    """Return the value with None for every number that JSON cannot represent."""
     if isinstance(value, dict):
         return {key: finite_or_none(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -32,21 +39,38 @@ def finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def check_type(what: str, value: Any, hint: Any) -> None:
-    """UsageError unless a value is of the annotated kind; a whole number serves as a float, NaN as nothing."""
-    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    kinds = {float: (int, float), int: (int,), str: (str,), bool: (bool,), list: (list,), NoneType: (NoneType,)}
-    for choice in choices:
-        origin = get_origin(choice) or choice
-        if origin is Literal and value in get_args(choice):
-            return
-        if origin not in kinds:
-            if origin is not Literal:
-                return
-        elif isinstance(value, kinds[origin]) and (origin is bool or not isinstance(value, bool)) and value == value:
-            return
-    wanted = " or ".join(
-        ", ".join(map(str, get_args(c))) if get_origin(c) is Literal else getattr(c, "__name__", str(c))
-        for c in choices
-    )
-    raise UsageError(f"{what} must be {wanted}, not {value!r}")
+def check_type(what: str, value: Any, hint: Any) -> Any:
+    """Return a value in its annotated type: ints become floats where a float is expected, whole floats become ints.
+
+    Args:
+        what: The subject of the error message, such as `k of topk`.
+        value: The value to check.
+        hint: The annotated type: a class, a union, a `Literal` or a generic.
+
+    Raises:
+        UsageError: The value has another type, is not among the choices, or is NaN or infinite.
+    """
+    from pydantic import ValidationError
+
+    kinds = (hint, *get_args(hint))
+    if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
+        value = int(value)
+    try:
+        return _validator(hint).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise UsageError(f"{what} must be {_type_name(hint)}, not {value!r}") from error
+
+
+@cache
+def _validator(hint: Any) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True))
+
+
+def _type_name(hint: Any) -> str:
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_type_name(part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return ", ".join(map(str, get_args(hint)))
+    return "None" if hint is NoneType else hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)

@@ -1,0 +1,1 @@
+"""Language models, the hooks at which activations are read, and texts."""

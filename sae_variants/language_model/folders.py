@@ -1,9 +1,9 @@
-"""Language models in local folders, made loadable by a short registered name.
+"""Language models in local folders, made loadable by TransformerLens under a short registered name.
 
 TransformerLens finds a model by name: the name must be on its official list, and config and weights are then looked up
-on the Hub under that name. A folder's path does not work as a name (it must be on the list too, and a path that
-contains "llama" or "bert" takes another architecture's branch). A folder therefore gets a name, and while that name is
-loaded the three look-ups are answered from the folder. This is the only place where TransformerLens is adapted.
+on the Hub under that name. A folder's path does not work as a name, because it must be on the list too, and a path that
+contains "llama" or "bert" takes another architecture's branch. A folder is therefore registered under a name, and while
+that name is loaded, config, weights and tokenizer come from the folder. Only this module adapts TransformerLens.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _folders: dict[str, Path] = {SANDBOX: Path(__file__).parents[1] / "sandbox"}
 
 
 class _FromFolder:
-    """Stands in for a transformers Auto class: what is asked for by name is read from a folder."""
+    """Replacement of a transformers Auto class that reads a given name from a folder."""
 
     def __init__(self, auto_class: Any, name: str, folder: Path) -> None:
         self.auto_class, self.name, self.folder = auto_class, name, folder
 
     def from_pretrained(self, name: str, *args: Any, **kwargs: Any) -> Any:
         kwargs.pop("token", None)
-        found = self.auto_class.from_pretrained(self.folder if name == self.name else name, *args, **kwargs)
-        if getattr(found, "model_type", "") == "gpt2" and not hasattr(found, "n_ctx"):
-            found.n_ctx = found.n_positions  # TransformerLens reads what transformers 5 no longer writes
-        return found
+        loaded = self.auto_class.from_pretrained(self.folder if name == self.name else name, *args, **kwargs)
+        if getattr(loaded, "model_type", "") == "gpt2" and not hasattr(loaded, "n_ctx"):
+            loaded.n_ctx = loaded.n_positions  # TransformerLens reads a field that transformers 5 no longer writes
+        return loaded
 
 
 def _gemma2_config(folder: Path, name: str) -> dict[str, Any]:
-    """TransformerLens' config of a Gemma-2 of any size; it has its own by heart, for the published sizes only."""
+    """Return TransformerLens' config of a Gemma-2 of any size; TransformerLens knows only the published sizes."""
     from transformers import AutoConfig
 
     hf = AutoConfig.from_pretrained(folder)
@@ -97,7 +97,7 @@ def _install() -> None:
 
 
 def register_folder(name: str, folder: Path) -> None:
-    """Makes `HookedTransformer.from_pretrained(name)` load that folder."""
+    """Make `HookedTransformer.from_pretrained(name)` load a folder."""
     from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 
     _install()
@@ -107,24 +107,32 @@ def register_folder(name: str, folder: Path) -> None:
 
 
 def register_sandbox() -> None:
+    """Register the embedded language model under the name `sandbox`."""
     register_folder(SANDBOX, _folders[SANDBOX])
 
 
+def is_local_model(name: str) -> bool:
+    """Return whether a name is registered for a local folder."""
+    return name in _folders
+
+
 def model_id(name: str) -> str:
-    """What stands for a model in a hash: the content of a local folder, else the name on the Hub."""
-    if name not in _folders:
-        return name
-    return hash_files(model_files(_folders[name]))
+    """Return what identifies a model in hashes: the hash of a local folder's content, else the name on the Hub."""
+    return hash_files(model_files(_folders[name])) if is_local_model(name) else name
 
 
 def model_files(folder: Path) -> list[Path]:
-    """What decides a model's numbers: config, tokenizer and weights."""
+    """Return the files that determine a model's output: config, tokenizer and weights."""
     patterns = ("config.json", "tokenizer*", "vocab*", "merges*", "*.model", "*.safetensors", "pytorch_model*.bin")
     return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
 
 
 def register_model_folder(folder: Path) -> str:
-    """Registers a Hugging Face model folder under a name made of its content. UsageError if it holds no model."""
+    """Register a Hugging Face model folder under a name derived from its content, and return that name.
+
+    Raises:
+        UsageError: The folder holds no config, no weights or no tokenizer.
+    """
     if not folder.is_dir():
         raise UsageError(f"no model folder {str(folder)!r}")
     if not (folder / "config.json").is_file():

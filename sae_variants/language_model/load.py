@@ -1,10 +1,4 @@
-"""Language models in local folders, known to TransformerLens under a short registered name.
-
-TransformerLens finds a model by name: it must be on its official list, and config and weights are then looked up on
-the Hub by that name. A folder's path does not work as a name (it must be listed too, and a path that contains "llama"
-or "bert" takes another architecture's branch), so a folder gets a name, and while that name is being loaded the
-three look-ups are answered from the folder. This is the only place where TransformerLens is adapted.
-"""
+"""Loading of a language model, and the memory it runs in."""
 
 from __future__ import annotations
 
@@ -12,16 +6,19 @@ import contextlib
 import ctypes
 import io
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model.folders import _folders
+from sae_variants.language_model.folders import is_local_model
 from sae_variants.language_model.hub import hub_errors
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 
 @cache
 def reuse_freed_memory() -> None:
-    """Ask glibc to keep large freed blocks: fresh pages for every activation take half the time on CPU."""
+    """Ask glibc to keep large freed blocks: fresh pages for every activation cost half of the time on CPU."""
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -32,8 +29,17 @@ def reuse_freed_memory() -> None:
     libc.mallopt(m_top_pad, 2**28)
 
 
-def load_model(name: str, device: str, dtype: str) -> Any:
-    """A `HookedTransformer` without weight processing, as SAEBench loads it."""
+def load_model(name: str, device: str, dtype: str) -> HookedTransformer:
+    """Load a language model without weight processing, as SAEBench does.
+
+    Args:
+        name: Name on the Hub, or a registered name of a local folder.
+        device: Device of the weights.
+        dtype: Data type of the weights, such as `float32`.
+
+    Raises:
+        UsageError: The Hub is unreachable, or TransformerLens cannot convert the model.
+    """
     from huggingface_hub import HfApi, try_to_load_from_cache
     from sae_lens.util import str_to_dtype
     from safetensors import SafetensorError
@@ -44,8 +50,8 @@ def load_model(name: str, device: str, dtype: str) -> Any:
     if device == "cpu":
         reuse_freed_memory()
     with hub_errors(f"the model {name}"), contextlib.redirect_stdout(io.StringIO()):
-        if name not in _folders and not isinstance(try_to_load_from_cache(name, "config.json"), str):
-            HfApi().model_info(name, timeout=10)  # fails at once where there is no network; a download retries first
+        if not is_local_model(name) and not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            HfApi().model_info(name, timeout=10)  # fails at once without a network; a download would retry first
         try:
             return HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=str_to_dtype(dtype))
         except (ValueError, NotImplementedError, KeyError, RuntimeError, SafetensorError) as error:
@@ -54,7 +60,7 @@ def load_model(name: str, device: str, dtype: str) -> Any:
 
 
 def free_memory(device: str) -> float:
-    """Bytes."""
+    """Return the free memory of a device in bytes."""
     import psutil
     import torch
 

@@ -1,4 +1,4 @@
-"""The documents of a target: the sandbox's, a user's files, or a dataset on the Hub."""
+"""Documents on this machine: the sandbox's corpus and a user's files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
 def text_files(path: Path) -> list[Path]:
+    """Return the text files at a path, a file or a folder; raise a UsageError if there are none."""
     if not path.exists():
         raise UsageError(f"no text at {str(path)!r}: give a {', '.join(TEXT_SUFFIXES)} file or a folder of them")
     files = sorted(p for p in path.rglob("*") if p.suffix in TEXT_SUFFIXES) if path.is_dir() else [path]
@@ -22,7 +23,7 @@ def text_files(path: Path) -> list[Path]:
 
 
 def read_texts(path: Path) -> list[str]:
-    """The documents of one file: paragraphs of a .txt (blank lines part them), rows of column `text` otherwise."""
+    """Return the documents of a file: paragraphs of a .txt, separated by blank lines, else rows of column `text`."""
     import pandas as pd
 
     try:
@@ -42,7 +43,15 @@ def read_texts(path: Path) -> list[str]:
 
 @cache
 def local_texts(dataset: str, split: str) -> list[str]:
-    """Documents of one split of the sandbox's or a user's text; the split is by a hash of each document."""
+    """Return the documents of a split, `train` or `heldout`; the split follows from a hash of each document.
+
+    Args:
+        dataset: `sandbox`, or the path of a file or folder.
+        split: `train` or `heldout`.
+
+    Raises:
+        UsageError: There is no text, or no document falls into the split.
+    """
     if dataset == SANDBOX:
         from sae_variants.sandbox.corpus import documents
 
@@ -50,10 +59,10 @@ def local_texts(dataset: str, split: str) -> list[str]:
     texts = dict.fromkeys(text for path in text_files(Path(dataset)) for text in read_texts(path))
     if not texts:
         raise UsageError(f"{dataset} holds no text")
-    found = [text for text in texts if split_of(content_key(text)) == split]
-    if not found:
+    chosen = [text for text in texts if split_of(content_key(text)) == split]
+    if not chosen:
         raise UsageError(
             f"{dataset} has {len(texts)} documents, none of which falls into the {split} split: give more documents "
-            "(in a .txt file, blank lines part them)"
+            "(in a .txt file, blank lines separate them)"
         )
-    return found
+    return chosen

@@ -1,0 +1,1 @@
+"""Tensor functions that more than one variant uses."""

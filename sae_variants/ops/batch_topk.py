@@ -1,6 +1,8 @@
-"""Pure tensor functions that more than one variant uses.
+"""BatchTopK, which keeps the largest latents of a batch, and the windows of a batch.
 
-Shapes: N tokens, S latents, n windows, W tokens in a window.
+Source: Bussmann et al., arXiv 2412.06410.
+
+Shapes: N tokens, S latents, M values, D numbers in a row, n windows, W tokens in a window.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ from torch import Tensor, nn
 
 
 class BatchTopK(nn.Module):
-    """The k * N largest positive entries of a [N, S] batch, zeros elsewhere; k counts latents per token on average.
+    """Keeps the k * N largest positive entries of a batch [N, S] and sets the others to zero.
 
-    Equal to the bit to SAELens' module of that name (arXiv 2412.06410). That one sorts what it keeps, which it does not
-    need, and looks at the whole batch where a sample tells which few entries can be among the largest at all.
+    k counts latents per token, averaged over the batch. The result is bitwise equal to that of SAELens' module of the
+    same name. This module is faster: it does not sort the entries that it keeps, and a sample of the batch bounds the
+    entries that can be among the largest.
     """
 
     def __init__(self, k: float) -> None:
@@ -21,20 +24,21 @@ class BatchTopK(nn.Module):
         self.k = k
 
     def forward(self, pre_NS: Tensor) -> Tensor:
+        """Return the activations [N, S] of pre-activations [N, S]."""
         acts_NS = pre_NS.relu()
         kept = top_k_mask(acts_NS.detach().flatten(), int(self.k * acts_NS.shape[:-1].numel())).view(acts_NS.shape)
         return torch.where(kept, acts_NS, 0.0)
 
 
 SAMPLED = 16
-"""One entry in so many is looked at to bound the largest ones."""
+"""One in N entries is sampled to bound the largest ones."""
 
 
 def top_k_mask(values: Tensor, n: int) -> Tensor:
-    """Which of the values [M] are the n largest, as a mask."""
+    """Return the mask [M] of the n largest of the values [M]."""
     kept = torch.zeros_like(values, dtype=torch.bool)
     sample = values[::SAMPLED]
-    rank = int(1.2 * n / SAMPLED) + 64  # far enough down that the bound is below the n-th largest but by bad luck
+    rank = int(1.2 * n / SAMPLED) + 64  # so low that the bound is almost surely below the n-th largest
     if rank < len(sample):
         bound = sample.kthvalue(len(sample) - rank).values
         candidates = (values > bound).nonzero().squeeze(1)
@@ -44,7 +48,7 @@ def top_k_mask(values: Tensor, n: int) -> Tensor:
 
 
 def split_windows(rows_ND: Tensor, window: int) -> Tensor:
-    """[n*W, D] -> [n, W, D]; rows of a window are consecutive tokens of one context."""
+    """Return rows [n*W, D] as windows [n, W, D]; the rows of a window are consecutive tokens of one context."""
     if len(rows_ND) % window:
         raise ValueError(f"{len(rows_ND)} rows cannot be split into windows of {window} tokens")
     return rows_ND.unflatten(0, (-1, window))

@@ -1,0 +1,1 @@
+"""Discovery of variants, their contract, and building and loading of SAEs."""

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.values import check_type
+from sae_variants.registry.contract import VariantConfig, config_hooks
 from sae_variants.registry.variants import find_variant, import_variants
+
+if TYPE_CHECKING:
+    from sae_lens.saes.sae import SAE, TrainingSAE
 
 
 def matryoshka_widths(d_sae: int) -> list[int]:
-    """Nested widths d_sae/8, /4, /2, /1: SAELens gives none, and refuses to build without."""
+    """Return nested widths d_sae/8, /4, /2, /1; SAELens has no default and refuses to build without them."""
     return sorted({max(1, d_sae // 8), max(1, d_sae // 4), max(1, d_sae // 2), d_sae})
 
 
-def make_config(name: str, *, d_in: int, d_sae: int, **overrides: Any) -> Any:
-    """The config of a variant. UsageError for a field it does not have or a value that it refuses."""
+def make_config(name: str, *, d_in: int, d_sae: int, **overrides: Any) -> VariantConfig:
+    """Return the config of a variant.
+
+    Args:
+        name: One of `names()`.
+        d_in: Width of the activations.
+        d_sae: Number of latents.
+        overrides: Any field of the variant's config.
+
+    Raises:
+        UsageError: A field is unknown, or its value is refused.
+    """
     variant = find_variant(name)
     for field in overrides:
         check_name(f"option of {name}", field, variant.field_names | variant.from_settings | {"device"})
-    for what, size in (("d_in", d_in), ("d_sae", d_sae)):
-        check_type(what, size, int)
+    d_in, d_sae = check_type("d_in", d_in, int), check_type("d_sae", d_sae, int)
     if d_in < 1 or d_sae < 1:
         raise UsageError(f"d_in and d_sae must be at least 1, not {d_in} and {d_sae}")
     hints = get_type_hints(variant.config_class)
-    for field, value in overrides.items():
-        hint = hints.get(field, Any)
-        check_type(f"{field} of {name}", value, hint)
-        if type(value) is int and float in (hint, *get_args(hint)) and int not in get_args(hint):
-            overrides[field] = float(value)  # 3 and 3.0 are one SAE
+    # 3 and 3.0 are the same SAE, so each value is converted to the type of its field.
+    overrides = {f: check_type(f"{f} of {name}", value, hints.get(f, Any)) for f, value in overrides.items()}
     if (k := overrides.get("k")) is not None and not 0 < k <= d_sae:
         raise UsageError(f"k must be above 0 and at most d_sae = {d_sae}, not {k}")
     if "matryoshka_widths" in variant.field_names:
@@ -41,17 +50,21 @@ def make_config(name: str, *, d_in: int, d_sae: int, **overrides: Any) -> Any:
         raise UsageError(f"{name}: {error}") from error
 
 
-def build(name: str, *, d_in: int, d_sae: int, seed: int | None = None, **overrides: Any) -> Any:
-    """A fresh training SAE.
+def build(name: str, *, d_in: int, d_sae: int, seed: int | None = None, **overrides: Any) -> TrainingSAE[Any]:
+    """Build a fresh SAE for training.
 
     Args:
-        name: one of `names()`.
-        d_in, d_sae: widths of the activation and of the latents.
-        seed: seeds torch before the weights are drawn; None leaves torch's generator alone.
-        overrides: any field of the variant's config, e.g. `k=32`.
+        name: One of `names()`.
+        d_in: Width of the activations.
+        d_sae: Number of latents.
+        seed: Seed of torch's generator before the weights are initialised; None leaves the generator unchanged.
+        overrides: Any field of the variant's config, such as `k=32`.
+
+    Returns:
+        The SAE with freshly initialised weights.
 
     Raises:
-        UsageError: unknown name or field, or a value that the config refuses.
+        UsageError: The name or a field is unknown, or the config refuses a value.
     """
     import torch
     from sae_lens.saes.batchtopk_sae import BatchTopK as SlowBatchTopK
@@ -64,19 +77,22 @@ def build(name: str, *, d_in: int, d_sae: int, seed: int | None = None, **overri
     try:
         sae = find_variant(name).sae_class(cfg)
     except (ValueError, RuntimeError, MemoryError) as error:
-        raise UsageError(
-            f"cannot build {name} with d_in = {d_in}, d_sae = {d_sae}: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"cannot build {name} with d_in = {d_in}, d_sae = {d_sae}: {reason}") from error
     if type(sae.activation_fn) is SlowBatchTopK:
-        sae.activation_fn = BatchTopK(sae.activation_fn.k)  # equal to the bit, and several times faster on CPU
+        sae.activation_fn = BatchTopK(sae.activation_fn.k)  # bitwise equal, and several times faster on CPU
     return sae
 
 
-def load(path: str | Path, device: str = "cpu") -> Any:
-    """A saved SAE in inference form, from a folder in SAELens' layout.
+def load(path: str | Path, device: str = "cpu") -> SAE[Any]:
+    """Load a saved SAE in inference form.
+
+    Args:
+        path: Folder in SAELens' layout.
+        device: Device of the weights.
 
     Raises:
-        UsageError: no such folder, no config in it, or weights that cannot be read.
+        UsageError: The folder does not exist, holds no config, or its weights cannot be read.
     """
     from sae_lens import SAE
     from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
@@ -97,19 +113,15 @@ def load(path: str | Path, device: str = "cpu") -> Any:
         raise UsageError(f"cannot load the SAE in {folder}: {str(error).splitlines()[0]}") from error
 
 
-def latent_groups(sae: Any) -> dict[str, slice]:
-    """Parts of the latents that its training told apart, such as slow and fast; empty where there are none.
+def latent_groups(sae: SAE[Any]) -> dict[str, slice]:
+    """Return the groups of latents that training distinguished, such as slow and fast; empty if there are none.
 
-    A trained SAE is a stock one; what it was trained as, and with which settings, stands in its metadata.
+    A trained SAE is often a stock SAELens class; its metadata records how it was trained.
     """
     from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
     metadata = sae.cfg.metadata
-    trained_as = getattr(metadata, "training_architecture", None) or ""
-    config_class: Any = SAE_TRAINING_CLASS_REGISTRY.get(trained_as, (None, None))[1]
-    if not hasattr(config_class, "latent_groups"):
+    if metadata.training_architecture not in SAE_TRAINING_CLASS_REGISTRY:
         return {}
-    details = metadata.training_architecture_details
-    known = {f.name for f in fields(config_class)}
-    config = config_class(d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, **{k: v for k, v in details.items() if k in known})
-    return config.latent_groups
+    config_class = config_hooks(SAE_TRAINING_CLASS_REGISTRY[metadata.training_architecture][1])
+    return config_class.latent_groups(sae.cfg.d_sae, metadata.training_architecture_details or {})

@@ -1,7 +1,7 @@
-"""One decorator that makes a training class known to SAELens and to our factory.
+"""Discovery of variants, and the decorator that registers a training class with SAELens and with our factory.
 
 The name of a variant is the name of its file. The architecture string, which SAELens writes into checkpoints, comes
-from the config class; it may differ from the name, because SAELens already owns some strings (`temporal`).
+from the config class. The two may differ, because SAELens already uses some strings, such as `temporal`.
 """
 
 from __future__ import annotations
@@ -10,61 +10,63 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sae_variants.common.errors import check_name
+from sae_variants.registry.contract import FROM_SETTINGS, VariantConfig, config_hooks
 from sae_variants.registry.plugins import import_plugin, merge_plugins, read_summary
 
 T = TypeVar("T", bound=type)
 
 STOCK_PREFIX = "stock:"
-FROM_SETTINGS = {"total_steps", "dead_after_steps", "dead_after_tokens"}
 
 
 @dataclass(frozen=True)
 class Variant:
+    """A training class with its config class, ours or a stock one of SAELens."""
+
     name: str
     sae_class: type
-    config_class: type
+    config_class: type[VariantConfig]
 
     @property
     def field_names(self) -> set[str]:
-        """Config fields a user may set; d_in, device and metadata follow from the target, others from the settings."""
+        """Config fields that a user may set; the others follow from the target and the training settings."""
         names = {f.name for f in fields(self.config_class)}
         return names - {"d_in", "device", "metadata", "reshape_activations", *FROM_SETTINGS}
 
     @property
     def from_settings(self) -> set[str]:
-        """Config fields that whoever trains fills in."""
+        """Config fields that the trainer fills in."""
         return {f.name for f in fields(self.config_class)} & FROM_SETTINGS
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Other SAEs that its training gives, each in a folder of its name beside the first."""
-        return getattr(self.config_class, "parts", ())
 
 
 _variants: dict[str, Variant] = {}
 
 
-def register(config_class: type) -> Callable[[T], T]:
-    """Registers a `TrainingSAE` subclass with SAELens and with the factory, under its module's file name."""
+def register(config_class: Any) -> Callable[[T], T]:
+    """Register a `TrainingSAE` subclass under its module's file name, with SAELens and with `build`.
+
+    Args:
+        config_class: Config dataclass of the training class; preferably it inherits `VariantConfig`.
+    """
 
     def decorate(sae_class: T) -> T:
         from sae_lens.registry import register_sae_training_class
 
         name = sae_class.__module__.rpartition(".")[2]
         register_sae_training_class(config_class.architecture(), sae_class, config_class)
-        _variants[name] = Variant(name, sae_class, config_class)
+        _variants[name] = Variant(name, sae_class, config_hooks(config_class))
         return sae_class
 
     return decorate
 
 
 def variant_modules() -> dict[str, str]:
-    """Every variant with its module: the files beside this one without an underscore, and those of other packages.
+    """Return every variant's module by name, without importing it.
 
-    Another package names its own in the entry-point group `sae_variants`. Imports nothing.
+    The variants are the files at the root of `sae_variants` whose names have no leading underscore, and the entries of
+    other packages in the entry-point group `sae_variants`.
     """
     folder = str(Path(__file__).parents[1])
     files = sorted(m.name for m in pkgutil.iter_modules([folder]) if not m.ispkg and not m.name.startswith("_"))
@@ -72,25 +74,25 @@ def variant_modules() -> dict[str, str]:
 
 
 def own_variant_names() -> list[str]:
-    """Names of the variants that are not SAELens' own."""
+    """Return the names of the variants that are not SAELens' own."""
     return list(variant_modules())
 
 
 def variant_summaries() -> dict[str, str]:
-    """Each of these variants with its one line."""
+    """Return the first line of each variant's docstring by name."""
     return {name: read_summary(module) for name, module in variant_modules().items()}
 
 
 def import_variants() -> None:
-    """Imports every variant, which registers it."""
-    import sae_lens  # noqa: F401  first: it imports us, and would find what imports it half done
+    """Import every variant, which registers it."""
+    import sae_lens  # noqa: F401  first: its import triggers ours, which must not find a variant half imported
 
     for module in variant_modules().values():
         import_plugin(module)
 
 
 def stock_names() -> list[str]:
-    """SAELens' own architectures that reconstruct their input, as `stock:<architecture>`."""
+    """Return SAELens' own architectures that reconstruct their input, as `stock:<architecture>`."""
     from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
     ours = {v.config_class.architecture() for v in _variants.values()}
@@ -100,25 +102,28 @@ def stock_names() -> list[str]:
 
 
 def variant_names() -> list[str]:
-    """Every name that `build` takes."""
+    """Return every name that `build` accepts."""
     import_variants()
     return own_variant_names() + stock_names()
 
 
 def scorable_names() -> list[str]:
-    """Every name of an SAE that can be scored: those that `build` takes, and their parts as `name:part`."""
-    found = variant_names()
-    return found + [f"{name}:{part}" for name in own_variant_names() for part in _variants[name].parts]
+    """Return every name of an SAE that can be scored: those that `build` accepts, and their parts as `name:part`."""
+    names = variant_names()
+    return names + [f"{name}:{part}" for name in own_variant_names() for part in _variants[name].config_class.parts]
 
 
 def split_part(name: str) -> tuple[str, str]:
-    """The name that is trained, and the part of it or "": `hierarchical:lower` is a part of `hierarchical`."""
+    """Return the name that is trained and its part: `hierarchical:lower` is the part `lower` of `hierarchical`.
+
+    The part is "" for a name without one.
+    """
     whole, _, part = name.partition(":")
     return (name, "") if name.startswith(STOCK_PREFIX) or not part else (whole, part)
 
 
 def find_variant(name: str) -> Variant:
-    """The variant of that name, or whose part it is. UsageError with the nearest names if there is none."""
+    """Return the variant of that name or with that part; raise a UsageError with the nearest names if none exists."""
     check_name("SAE", name, scorable_names())
     name, _ = split_part(name)
     if not name.startswith(STOCK_PREFIX):
@@ -126,4 +131,4 @@ def find_variant(name: str) -> Variant:
     from sae_lens.registry import get_sae_training_class
 
     sae_class, config_class = get_sae_training_class(name.removeprefix(STOCK_PREFIX))
-    return Variant(name, sae_class, config_class)
+    return Variant(name, sae_class, config_hooks(config_class))

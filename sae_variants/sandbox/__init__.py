@@ -1,0 +1,1 @@
+"""The embedded language model and its corpus, for work without network."""

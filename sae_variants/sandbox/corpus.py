@@ -1,14 +1,13 @@
 """Real text that needs no network: the documents of the 113 labelled datasets in the `sae-probes` package.
 
-Every dataset is read in order of its file name and repeats are removed twice over:
+Datasets are read in the order of their file names, and repeated documents are removed:
 
-* exactly: a text that occurred before is dropped;
-* nearly: of every document a fixed 1/64 of its 64-byte windows is sampled by content, and the document is dropped
-  when more than `MAX_REPEATED` of them occurred in an earlier document.
+* exact repeats: a text that occurred before is dropped;
+* near repeats: one in 64 of the 64-byte windows of a document is sampled by content, and the document is dropped if
+  more than `MAX_REPEATED` of them occurred in an earlier document.
 
-What is left is split by a hash of the document's own bytes, so the split depends on nothing but the text:
-nine in ten documents are `train`, the tenth is `heldout`. Documents come in the order of that hash, so that every
-stretch of the corpus mixes all datasets.
+The split follows from a hash of a document's bytes alone: nine in ten documents are `train`, one in ten is `heldout`.
+Documents are sorted by that hash, so that every section of the corpus mixes all datasets.
 """
 
 from __future__ import annotations
@@ -22,34 +21,44 @@ from pathlib import Path
 import numpy as np
 
 CORPUS_VERSION = "corpus 7539524ab01605fc"
-"""Names the documents in the keys of trained SAEs and results. Changes exactly when the documents do."""
+"""Version of the documents in the keys of trained SAEs and results; it changes exactly when the documents do."""
 WINDOW = 64
+"""Bytes in a window."""
 SAMPLE_ONE_IN = 64
+"""One in N windows is sampled."""
 MAX_REPEATED = 0.3
+"""Largest share of repeated windows in a document that is kept."""
 HELDOUT_ONE_IN = 10
+"""One in N documents is held out."""
 SPLITS = ("train", "heldout")
 
 
 @dataclass(frozen=True)
 class Document:
+    """Document of the corpus."""
+
     text: str
+    """The text."""
     source: str
-    """File name of the dataset it came from first, without suffixes, e.g. `161_agnews_0`."""
+    """File name, without suffixes, of the first dataset that contains the text, such as `161_agnews_0`."""
     key: int
-    """First eight bytes of BLAKE2b of the text; decides split and order."""
+    """First eight bytes of the text's BLAKE2b hash, which determine split and order."""
 
 
 def _mix(hashes: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser: the low bits of a polynomial hash are weak, those of its image are not."""
+    """Apply splitmix64's finaliser, because the low bits of a polynomial hash are weak."""
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return hashes ^ (hashes >> np.uint64(31))
 
 
 def sampled_windows(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(hash, index of text) of every sampled window, in the order of the texts.
+    """Return the sampled windows of all texts, in the order of the texts.
 
-    A window's hash is sum_i byte_i * p^i modulo 2^64, taken for all positions at once from prefix sums.
+    The hash of a window is sum_i byte_i * p^i modulo 2^64, computed for all positions at once from prefix sums.
+
+    Returns:
+        Hashes [n] of the windows, and for each the index [n] of its text.
     """
     base = 0x9E3779B97F4A7C15 | 1
     inverse = pow(base, -1, 2**64)
@@ -85,7 +94,7 @@ def sampled_windows(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def near_repeats(texts: list[str]) -> np.ndarray:
-    """Mask of the texts most of whose sampled windows stood in an earlier text."""
+    """Return the mask of the texts of which more than `MAX_REPEATED` sampled windows occurred in an earlier text."""
     hashes, owners = sampled_windows(texts)
     _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     repeated = owners[first][inverse] != owners
@@ -95,15 +104,17 @@ def near_repeats(texts: list[str]) -> np.ndarray:
 
 
 def content_key(text: str) -> int:
+    """Return the first eight bytes of the text's BLAKE2b hash."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def split_of(key: int) -> str:
+    """Return the split, `train` or `heldout`, of a document with this key."""
     return "heldout" if key % HELDOUT_ONE_IN == 0 else "train"
 
 
 def dataset_files() -> list[Path]:
-    """Where the installed package keeps its texts; found without importing it, which would take seconds."""
+    """Return the dataset files of the installed sae-probes package, whose import, which takes seconds, is avoided."""
     spec = find_spec("sae_probes")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("the sandbox reads its text from the package sae-probes: pip install sae-probes")
@@ -115,6 +126,7 @@ def dataset_files() -> list[Path]:
 
 @lru_cache(maxsize=1)
 def all_documents() -> tuple[Document, ...]:
+    """Return the documents of both splits, sorted by key."""
     import pandas as pd
 
     first_source: dict[str, str] = {}
@@ -133,7 +145,7 @@ def all_documents() -> tuple[Document, ...]:
 
 
 def documents(split: str) -> list[Document]:
-    """The documents of one split ("train" or "heldout"), in hash order. About six seconds the first time."""
+    """Return the documents of a split, `train` or `heldout`, sorted by key; the first call takes about six seconds."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
     return [document for document in all_documents() if split_of(document.key) == split]

@@ -1,18 +1,21 @@
-"""A grid over fields of configs: `--grid window=2,4,8 --grid consistency=contrastive,variance` is six cells.
+"""Sweeps over config fields: `--grid window=2,4,8 --grid consistency=contrastive,variance` gives six grid points.
 
-Variations are not multiplied: `--vary cosine_coefficient=0 --vary progressive=false,lower_k=30` is three cells, the
-plain SAE and one for each, which is what an ablation wants; beside a grid, they are so for each of its cells.
+Variations are not multiplied with each other: `--vary cosine_coefficient=0 --vary progressive=false,lower_k=30` gives
+three points, the plain SAE and one for each variation, as an ablation needs them. With a grid, each of its points has
+all variations.
 
-Cells are ordinary SAEs. They train in one stream, each ends with the weights it has alone, and the finished ones are
-found again: a grid that was interrupted, or grows by a value, goes on with what is missing.
+The SAEs of a sweep are ordinary ones. They train in one stream, and each ends with the weights that it has when trained
+alone. Finished SAEs are found again, so an interrupted or extended grid trains only what is missing.
 """
 
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 from sae_variants.common.errors import UsageError
+from sae_variants.common.values import parse_value
 from sae_variants.language_model.target import Target
 from sae_variants.training.plan import Plan, applicable_overrides, check_overrides, make_plan
 
@@ -20,34 +23,34 @@ GridPoint = dict[str, Any]
 
 
 def parse_grid(options: list[str], variations: list[str] | None = None) -> list[GridPoint]:
-    """Every combination of the values of `field=value,value` options; one empty cell where there is none.
+    """Return every combination of the values of a grid; one empty point if there are no options.
 
     Args:
-        variations: `field=value,field=value` options, each a set of fields that is changed in every combination.
-    """
-    from sae_variants.common.values import parse_value
+        options: `field=value,value` of --grid.
+        variations: `field=value,field=value` of --vary, each of which changes every combination.
 
+    Raises:
+        UsageError: An option is not written like that, or names a field twice.
+    """
     axes: dict[str, list[Any]] = {}
     for option in options:
-        field, equals, values = option.partition("=")
-        field = _field(field)
-        found = [parse_value(value.strip()) for value in values.split(",") if value.strip()]
-        if not equals or not field or not found:
+        name, equals, text = option.partition("=")
+        field = _field(name)
+        values = [parse_value(value.strip()) for value in text.split(",") if value.strip()]
+        if not equals or not field or not values:
             raise UsageError(f"--grid is written FIELD=VALUE,VALUE,..., not {option!r}")
         if field in axes:
             raise UsageError(f"--grid names {field} twice: give all its values at once")
-        axes[field] = list(dict.fromkeys(found))
-    cells = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+        axes[field] = list(dict.fromkeys(values))
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     changes: list[GridPoint] = [{}, *(_variation(option) for option in variations or [])]
     for field in grid_fields(changes):
         if field in axes:
             raise UsageError(f"{field} is given twice: in --grid and in --vary")
-    return [{**cell, **change} for cell in cells for change in changes]
+    return [{**point, **change} for point in points for change in changes]
 
 
 def _variation(option: str) -> GridPoint:
-    from sae_variants.common.values import parse_value
-
     parts = [part.partition("=") for part in option.split(",")]
     if not all(equals and _field(field) and value.strip() for field, equals, value in parts):
         raise UsageError(f"--vary is written FIELD=VALUE,FIELD=VALUE,..., not {option!r}")
@@ -58,29 +61,42 @@ def _field(text: str) -> str:
     return text.strip().lstrip("-").replace("-", "_").replace(".", "_")
 
 
-def grid_fields(cells: list[GridPoint]) -> list[str]:
-    """Every field that a cell sets."""
-    return list(dict.fromkeys(field for cell in cells for field in cell))
+def grid_fields(points: list[GridPoint]) -> list[str]:
+    """Return every field that a grid point sets."""
+    return list(dict.fromkeys(field for point in points for field in point))
 
 
 def make_plans(
-    names: list[str], target: Target, overrides: GridPoint, cells: list[GridPoint], seeds: list[int], root: Any = None
+    names: list[str],
+    target: Target,
+    overrides: dict[str, Any],
+    points: list[GridPoint],
+    seeds: list[int],
+    root: str | Path | None = None,
 ) -> list[Plan]:
-    """One plan per name, cell and seed. An SAE that lacks a field of the grid stands once for all its values.
+    """Return a plan per name, grid point and seed; an SAE without a field of the grid occurs once for all its values.
+
+    Args:
+        names: Names of SAEs.
+        target: Language model, hook and text.
+        overrides: Fields that are the same at every grid point.
+        points: Grid points.
+        seeds: Training seeds.
+        root: Root of trained SAEs.
 
     Raises:
-        UsageError: a field that no SAE has, or one both in the grid and outside it.
+        UsageError: No SAE has a field, or a field is set both in the grid and outside it.
     """
-    check_overrides(names, {**overrides, **dict.fromkeys(grid_fields(cells))})
-    for field in grid_fields(cells):
+    check_overrides(names, {**overrides, **dict.fromkeys(grid_fields(points))})
+    for field in grid_fields(points):
         if field in overrides:
             raise UsageError(f"{field} is given twice: in --grid or --vary, and by itself")
         if field == "seed":
             raise UsageError("seeds are not part of the grid: give --seeds")
-    made = [
-        make_plan(name, target, {**applicable_overrides(name, {**overrides, **cell}), "seed": seed}, root)
+    plans = [
+        make_plan(name, target, {**applicable_overrides(name, {**overrides, **point}), "seed": seed}, root)
         for name in names
-        for cell in cells
+        for point in points
         for seed in seeds
     ]
-    return list({plan.sae_folder: plan for plan in made}.values())
+    return list({plan.sae_folder: plan for plan in plans}.values())

@@ -1,44 +1,53 @@
-"""SAELens' trainer around one variant: metadata, Adam's options, and the learning rate of each step."""
+"""SAELens' trainer around one variant: metadata, options of Adam, and the learning rate of each step."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sae_variants.registry.build import build
+from sae_variants.registry.contract import hooks_of
 from sae_variants.registry.variants import find_variant
 from sae_variants.training.plan import Plan
 
+if TYPE_CHECKING:
+    from sae_lens.training.sae_trainer import SAETrainer
+    from torch.optim import Optimizer
 
-def make_trainer(made: Plan, d_in: int, device: str) -> Any:
-    """SAELens' trainer around a fresh SAE."""
+
+def make_trainer(plan: Plan, d_in: int, device: str) -> SAETrainer[Any, Any]:
+    """Return SAELens' trainer around a fresh SAE.
+
+    Args:
+        plan: How the SAE is trained.
+        d_in: Width of the activations.
+        device: Device of the SAE.
+    """
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    settings = made.settings
+    settings = plan.settings
     dead_after_steps = max(1, settings.dead_after_tokens // settings.batch_tokens)
-    filled_in = {
+    from_settings = {
         "total_steps": settings.steps,
         "dead_after_steps": dead_after_steps,
         "dead_after_tokens": settings.dead_after_tokens,
     }
-    sae = build(
-        made.name,
+    sae: Any = build(
+        plan.name,
         d_in=d_in,
         seed=settings.seed,
         device=device,
         dtype=settings.dtype,
         normalize_activations=settings.normalize_activations,
-        **{name: filled_in[name] for name in find_variant(made.name).from_settings},
-        **made.sized,
+        **{name: from_settings[name] for name in find_variant(plan.name).from_settings},
+        **plan.sized,
     )
-    sae.cfg.metadata.model_name = made.target.model_name
-    sae.cfg.metadata.hook_name = made.target.hook_name
+    sae.cfg.metadata.model_name = plan.target.model_name
+    sae.cfg.metadata.hook_name = plan.target.hook_name
     sae.cfg.metadata.context_size = settings.context_size
     sae.cfg.metadata.prepend_bos = True
-    sae.cfg.metadata.dataset_path = made.key["text"]
-    sae.cfg.metadata.training_tokens = (
-        0 if not getattr(sae.cfg, "learns", True) else settings.steps * settings.batch_tokens
-    )
+    sae.cfg.metadata.dataset_path = plan.key["text"]
+    sae.cfg.metadata.training_tokens = settings.steps * settings.batch_tokens if sae.cfg.learns else 0
     sae.cfg.metadata.seed = settings.seed
     cfg = SAETrainerConfig(
         total_training_samples=settings.steps * settings.batch_tokens,
@@ -53,43 +62,46 @@ def make_trainer(made: Plan, d_in: int, device: str) -> Any:
         feature_sampling_window=max(2, settings.steps // 4),
         logger=LoggingConfig(log_to_wandb=False),
     )
-    found = SAETrainer(cfg, sae.to(device), iter(()))
-    for group in found.optimizer.param_groups:
-        group.update(getattr(sae, "adam_options", {}))
-    _turn_transposed(found.optimizer)
-    if hasattr(sae, "learning_rate_scale"):
-        _scale_learning_rate(found)
-    return found
+    trainer = SAETrainer(cfg, sae.to(device), iter(()))
+    for group in trainer.optimizer.param_groups:
+        group.update(hooks_of(sae).adam_options)
+    _optimize_transposed(trainer.optimizer)
+    _scale_learning_rate(trainer)
+    return trainer
 
 
-def _turn_transposed(optimizer: Any) -> None:
-    """Gives the optimiser the transpose of weights that are stored so: of others its gradients would be copied."""
+def _optimize_transposed(optimizer: Optimizer) -> None:
+    """Optimise the transpose of every weight whose transpose is contiguous, which avoids a copy of its gradient."""
     import torch
 
     params = optimizer.param_groups[0]["params"]
-    stored = {at: p for at, p in enumerate(params) if not p.is_contiguous() and p.mT.is_contiguous()}
-    for at, p in stored.items():
-        params[at] = torch.nn.Parameter(p.data.mT)  # the same memory
+    transposed = {i: p for i, p in enumerate(params) if not p.is_contiguous() and p.mT.is_contiguous()}
+    for i, p in transposed.items():
+        params[i] = torch.nn.Parameter(p.data.mT)  # the same memory
 
-    def before(*_: Any) -> None:
-        for at, p in stored.items():
-            params[at].grad, p.grad = None if p.grad is None else p.grad.mT, None
+    def move_gradients(*_: Any) -> None:
+        for i, p in transposed.items():
+            params[i].grad, p.grad = None if p.grad is None else p.grad.mT, None
 
-    if stored:
-        optimizer.register_step_pre_hook(before)
+    if transposed:
+        optimizer.register_step_pre_hook(move_gradients)
 
 
-def _scale_learning_rate(trainer: Any) -> None:
-    """Lets the SAE scale the learning rate of each step; the schedule, which goes on from the last, never sees it."""
+def _scale_learning_rate(trainer: SAETrainer[Any, Any]) -> None:
+    """Let the SAE scale the learning rate of each step.
 
-    def before(optimizer: Any, *_: Any) -> None:
+    The scheduler computes each rate from the one before and must not see the scaled one, so it is restored.
+    """
+    hooks = hooks_of(trainer.sae)
+
+    def scale(optimizer: Optimizer, *_: Any) -> None:
         for group in optimizer.param_groups:
             group["scheduled_lr"] = group["lr"]
-            group["lr"] *= trainer.sae.learning_rate_scale(trainer.n_training_steps)
+            group["lr"] *= hooks.learning_rate_scale(trainer.n_training_steps)
 
-    def after(optimizer: Any, *_: Any) -> None:
+    def restore(optimizer: Optimizer, *_: Any) -> None:
         for group in optimizer.param_groups:
             group["lr"] = group.pop("scheduled_lr")
 
-    trainer.optimizer.register_step_pre_hook(before)
-    trainer.optimizer.register_step_post_hook(after)
+    trainer.optimizer.register_step_pre_hook(scale)
+    trainer.optimizer.register_step_post_hook(restore)

@@ -1,12 +1,12 @@
-"""Ordered windows of activations, shuffled as windows; the one stream that every SAE trains on.
+"""Stream of activations on which every SAE trains: windows of consecutive tokens, shuffled as windows.
 
-Contexts of T tokens are read in a fixed order, `buffer_contexts` at a time. Position 0 (the BOS that begins every
-context) is dropped and the rest cut into windows of W consecutive tokens; the windows of a buffer are shuffled and
-served as rows. Rows of special tokens inside a context are overwritten by copies of other rows of the buffer, so that
-they train nothing, and marked, so that a term about neighbours can leave their window out.
+Contexts of T tokens are read in a fixed order, `buffer_contexts` at a time. Position 0, the BOS at the start of every
+context, is dropped, and the other positions are cut into windows of W consecutive tokens. The windows of a buffer are
+shuffled and served as rows. Rows of special tokens inside a context are replaced by copies of other rows of the buffer,
+so that SAEs do not train on them. They are also marked, so that a consistency term can ignore their windows.
 
-A batch is a function of the text, the settings and its number alone. To resume at step s the stream jumps to the
-buffer that holds it: only text is read again, no activation is.
+A batch is a function of the text, the settings and its number alone. To resume at a step, the stream skips to the
+buffer that contains it; only text is read again, no activation is computed again.
 
 Shapes: C contexts in a buffer, T tokens in a context, W tokens in a window, N rows in a batch, D = d_in.
 """
@@ -24,24 +24,34 @@ from sae_variants.common.errors import UsageError
 
 
 class Batch(NamedTuple):
+    """Rows of a training step; each W consecutive rows are a window."""
+
     acts_ND: Tensor
-    """Rows; each run of W is one window."""
+    """Activations [N, D]."""
     special_N: Tensor
-    """True where the row stood for a special token."""
+    """Mask [N] of the rows that stand for special tokens."""
 
 
 @dataclass(frozen=True)
 class WindowStream:
+    """Endless stream of batches."""
+
     contexts: Callable[[], Iterator[Tensor]]
-    """Begins one pass over the text: contexts [T] of token ids, always in the same order."""
+    """Starts a pass over the text: contexts [T] of token ids, always in the same order."""
     activations: Callable[[Tensor], Tensor]
-    """Token ids [C, T] -> activations [C, T, D] of the hooked place."""
+    """Function from token ids [C, T] to activations [C, T, D] at the hook."""
     special_ids: tuple[int, ...]
+    """Ids of special tokens."""
     context_size: int
+    """Tokens T in a context, BOS included."""
     window: int
+    """Tokens W in a window."""
     batch_rows: int
+    """Rows N in a batch."""
     buffer_contexts: int
+    """Contexts C in a buffer."""
     seed: int
+    """Seed of the order of the windows."""
 
     def __post_init__(self) -> None:
         if self.batch_rows % self.window:
@@ -59,32 +69,42 @@ class WindowStream:
 
     @property
     def windows_per_context(self) -> int:
+        """Number of windows in a context."""
         return (self.context_size - 1) // self.window
 
     @property
     def batches_per_buffer(self) -> int:
+        """Number of batches in a buffer."""
         return self.buffer_contexts * self.windows_per_context * self.window // self.batch_rows
 
     def buffers(self, start: int = 0) -> Iterator[Tensor]:
-        """Token ids [C, T] of buffer `start`, start+1, ...; the text begins again when it ends."""
-        number, held = 0, []
+        """Yield the token ids [C, T] of buffer `start` and all following; the text starts again when it ends."""
+        number, buffer = 0, []
         while True:
-            found = False
+            is_empty = True
             for context in self.contexts():
-                found = True
-                held.append(context)
-                if len(held) == self.buffer_contexts:
+                is_empty = False
+                buffer.append(context)
+                if len(buffer) == self.buffer_contexts:
                     if number >= start:
-                        yield torch.stack(held)
-                    number, held = number + 1, []
-            if not found:
+                        yield torch.stack(buffer)
+                    number, buffer = number + 1, []
+            if is_empty:
                 raise UsageError(
                     f"the text is shorter than one context of {self.context_size} tokens: "
                     "give more text or a smaller context_size"
                 )
 
     def windows(self, tokens_CT: Tensor, number: int) -> Batch:
-        """All windows of a buffer, shuffled: rows [n*W, D] and their special mask [n*W]."""
+        """Return all windows of a buffer, shuffled.
+
+        Args:
+            tokens_CT: Token ids [C, T] of the buffer.
+            number: Number of the buffer in the stream.
+
+        Returns:
+            Rows [n*W, D] of the n windows and their mask [n*W] of special tokens.
+        """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         rows = self.windows_per_context * self.window
         slack = self.context_size - 1 - rows
@@ -103,7 +123,7 @@ class WindowStream:
         return Batch(acts_ND, special_N.to(acts_ND.device))
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`, start+1, ... without end."""
+        """Yield batch `start` and all following, without end."""
         number, skip = divmod(start, self.batches_per_buffer)
         for tokens_CT in self.buffers(number):
             rows = self.windows(tokens_CT, number)

@@ -1,0 +1,1 @@
+"""Core of the variants with two levels of latents."""

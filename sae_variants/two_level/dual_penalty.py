@@ -1,17 +1,17 @@
-"""How much latents fire against how often: the penalty that two levels of latents share, held at a wanted L0.
+"""Two levels with a penalty on the magnitude and the frequency of latents, at a target L0.
 
     P = λ_M · M + λ_F · F        M = Σ_i w_i a_i / M₀        F = Σ_i w_i tanh(c a_i) / F₀
 
-of a level's latents a [N, S] in the units of what they write (decoder rows of unit norm), means over tokens. M₀ and F₀
-are the means over the first steps of the level's training, then frozen: both terms begin at 1, whatever their units.
-Weights w of mean 1 adapt to each latent: α of them follows its mean activation, 1-α how often it fires, which
-saturates, because some very frequent latents are structure of the language model (arXiv 2506.15679).
+Here a [N, S] are the latents of a level in the units of the output, and M and F are means over tokens. M₀ and F₀ are
+the means over the first steps of the level's training. They are then frozen, so both terms start at 1, whatever their
+units. The weights w of mean 1 adapt to each latent: a share α follows its mean activation, and 1 - α its frequency. The
+latter saturates, because some very frequent latents reflect structure of the language model (arXiv 2506.15679).
 
-How λ_M : λ_F comes about is the variant's; α = λ_M / (λ_M + λ_F) is its balance. Both are raised while L0 > k, which
-both terms bring down: dual ascent in log λ, with a term proportional to the present error, which damps its oscillation
-(PID Lagrangian methods, arXiv 2007.03964). So all SAEs of these variants have the L0 asked for, whatever their balance.
+The variant determines the ratio λ_M : λ_F; α = λ_M / (λ_M + λ_F) is its balance. Both multipliers rise while L0 > k,
+and both terms lower L0. This is dual ascent in log λ with a term proportional to the present error, which damps
+oscillations (PID Lagrangian methods, arXiv 2007.03964). All SAEs therefore reach the requested L0 at any balance.
 
-What happened in each step is kept in `trace`. Shapes: N tokens, S latents of a level, T steps.
+`trace` records every step. Shapes: N tokens, D = d_in, S latents of a level, L lower and U upper latents, T steps.
 """
 
 from __future__ import annotations
@@ -26,39 +26,53 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor, nn
 from typing_extensions import override
 
+from sae_variants.ops.errors import squared_error
 from sae_variants.two_level.config import TwoLevelTrainingSAEConfig
+from sae_variants.two_level.levels import Level
+from sae_variants.two_level.penalty_terms import (
+    LEVELS,
+    Measured,
+    Penalty,
+    frequency,
+    latent_weights,
+    magnitude,
+    shrinkage,
+)
 from sae_variants.two_level.saved import LOWER
-from sae_variants.two_level.training import Level, TwoLevelTrainingSAE, squared_error
+from sae_variants.two_level.training import TwoLevelTrainingSAE
 
-LEVELS = (LOWER, "upper")
 COLUMNS = ("alpha", "drive", "penalty", "magnitude", "frequency", "l0", "error")
-"""Of each level in the trace: α; what moves it; λ_M + λ_F; M; F; L0; squared error of the reconstruction."""
+"""Columns of each level in the trace: α; the drive on it; λ_M + λ_F; M; F; L0; squared error of the reconstruction."""
+FREQUENCY_RATE = 0.05
+"""Rate at which the running frequencies follow those of a step."""
 
 
 @dataclass
 class DualTrainingSAEConfig(TwoLevelTrainingSAEConfig, ABC):
+    """Config that the variants with this penalty share."""
+
     aux_loss_coefficient: float = 0.1
-    """Weight of AuxK in both levels; ReLU wakes all dead latents at once where it is large."""
+    """Weight of AuxK in both levels; with ReLU a large weight revives all dead latents at once."""
     steepness: float = 4.0
-    """c: an activation of 1/c counts about as much as the largest for how often a latent fires."""
+    """Steepness c of the tanh: an activation of 1/c counts for the frequency about as much as the largest one."""
     adaptation: float = 0.25
-    """Share of a latent's weight in the penalty that adapts to it; 0 weighs all latents alike."""
+    """Share of a latent's weight in the penalty that adapts to the latent; 0 weights all latents equally."""
     saturation: float = 0.1
-    """Share of tokens on which a latent must fire for half of the largest weight that frequency gives."""
+    """Share of tokens on which a latent must fire to get half of the largest weight for frequency."""
     penalty_coefficient: float = 10.0
-    """λ_M + λ_F at the start."""
+    """Initial λ_M + λ_F."""
     reference_steps: int = 10
-    """Steps of a level's training over which M₀ and F₀ are measured; multipliers rest meanwhile."""
+    """Steps of a level's training over which M₀ and F₀ are measured; multipliers are constant meanwhile."""
     descent_steps: int = 50
-    """Steps of a level's training after those in which the wanted L0 falls to its value, from what L0 was then."""
+    """Following steps of a level's training over which the target L0 falls from the measured L0 to its final value."""
     rate: float = 0.05
-    """How fast multipliers rise: log λ per step, for a constraint that is broken by a factor of e or more."""
+    """Rise of log λ per step while L0 exceeds its target by a factor of e or more."""
     gain: float = 1.0
-    """What such an error adds to log λ while it lasts."""
+    """Term of log λ that is proportional to the present error, for an error by a factor of e or more."""
     frequency_scale: float = 1.0
-    """Unit of F before F₀ is measured: α must not depend on it."""
+    """Unit of F before division by F₀; α must not depend on it."""
     tracing: bool = True
-    """Whether each step is written to the trace."""
+    """Whether the trace records each step."""
 
     @override
     def __post_init__(self) -> None:
@@ -70,43 +84,15 @@ class DualTrainingSAEConfig(TwoLevelTrainingSAEConfig, ABC):
                 raise ValueError(f"{name} must be positive, not {getattr(self, name):g}")
         if min(self.rate, self.gain, self.descent_steps) < 0 or self.reference_steps < 1:
             raise ValueError("rate, gain, descent_steps must not be negative, and reference_steps must be at least 1")
-        if not all(map(math.isfinite, (self.rate, self.gain))):
-            raise ValueError("rate and gain must be finite")
 
-    def wanted_l0(self, name: str) -> float:
+    def target_l0(self, name: str) -> float:
+        """Return the final target L0 of a level."""
         return self.k_of_lower if name == LOWER else self.k
 
 
-@dataclass
-class Measured:
-    """One level in one step. Only M and F have a gradient."""
-
-    name: str
-    M: Tensor
-    F: Tensor
-    l0: Tensor
-    """Latents that fire, per token."""
-    shrinkage: Tensor
-    """s of which x̂ - b would have to be scaled by 1 / (1 - s) to be nearest to x - b."""
-
-    @property
-    def index(self) -> int:
-        return LEVELS.index(self.name)
-
-
-@dataclass
-class Penalty:
-    """What a variant makes of it."""
-
-    loss: Tensor
-    """λ_M · M + λ_F · F and what else its multipliers need."""
-    total: Tensor
-    """λ_M + λ_F"""
-    drive: Tensor
-    """What moves α, up where it is positive, unless α rests; its size is the variant's own."""
-
-
 class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
+    """Two levels in training with the penalty; a variant defines `alpha` and `penalty`."""
+
     cfg: Any
     level_steps: Tensor
     references: Tensor
@@ -135,19 +121,19 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
         return nn.ReLU()
 
     def start_multipliers(self) -> list[float]:
-        """λ of each constraint of a level at the start."""
+        """Return the initial λ of each constraint of a level."""
         return [self.cfg.penalty_coefficient]
 
     @abstractmethod
     def alpha(self, name: str) -> Tensor:
-        """α of a level as it is, without gradient."""
+        """Return the present α of a level, without gradient."""
 
     @abstractmethod
     def penalty(self, level: Measured) -> Penalty:
-        """What a level pays in this step; raises multipliers."""
+        """Return the penalty of a level in this step, and update its multipliers."""
 
     def held_by_l0(self, level: Measured) -> Tensor:
-        """The multipliers of a level, all raised by as much while L0 is too high, once M₀ and F₀ are known."""
+        """Return the multipliers of a level; once M₀ and F₀ are measured, all rise equally while L0 is too high."""
         log_lambda = self.log_multipliers[level.index]
         if not self._is_measured(level.index):
             return log_lambda.exp().float()
@@ -156,14 +142,14 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
         return (log_lambda + self.cfg.gain * error).exp().float()
 
     def steps_to_go(self, index: int) -> int:
-        """Steps until the wanted L0 of a level is the final one."""
+        """Return the number of steps until the target L0 of a level is final; negative afterwards."""
         return self.cfg.reference_steps + self.cfg.descent_steps - int(self.level_steps[index])
 
     def l0_error(self, level: Measured) -> Tensor:
-        """log(L0 / wanted), where L0 counts as half a latent at least."""
+        """Return log(L0 / target), where L0 counts as at least half a latent."""
         ahead = min(1.0, max(0, self.steps_to_go(level.index)) / max(1, self.cfg.descent_steps))
-        error = (level.l0.clamp(min=0.5) / self.cfg.wanted_l0(level.name)).log()
-        at_first = (self.first_l0[level.index].clamp(min=0.5) / self.cfg.wanted_l0(level.name)).log()
+        error = (level.l0.clamp(min=0.5) / self.cfg.target_l0(level.name)).log()
+        at_first = (self.first_l0[level.index].clamp(min=0.5) / self.cfg.target_l0(level.name)).log()
         return error - ahead * at_first.clamp(min=0)
 
     def _is_measured(self, index: int) -> bool:
@@ -171,21 +157,21 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
 
     @override
     def sparsity_losses(self, level: Level, name: str, x_ND: Tensor) -> dict[str, Tensor]:
-        measured = self._measured(level, name, x_ND)
-        paid = self.penalty(measured)
+        measured = self._measure(level, name, x_ND)
+        penalty = self.penalty(measured)
         if self.cfg.tracing:
-            self.note(measured, paid, level, x_ND)
-        return {"penalty_loss": paid.loss}
+            self._trace_level(measured, penalty, level, x_ND)
+        return {"penalty_loss": penalty.loss}
 
-    def _measured(self, level: Level, name: str, x_ND: Tensor) -> Measured:
-        """Takes M and F, and, in the first steps, their references."""
+    def _measure(self, level: Level, name: str, x_ND: Tensor) -> Measured:
+        """Measure M and F, and their references in the first steps."""
         cfg, i = self.cfg, LEVELS.index(name)
         self.level_steps[i] += 1
         active_S = self.activity_L if name == LOWER else self.activity_U
         fires_S = self.frequency_L if name == LOWER else self.frequency_U
         with torch.no_grad():
             fires_NS = level.acts > 0
-            fires_S += 0.05 * (fires_NS.float().mean(0) - fires_S)
+            fires_S += FREQUENCY_RATE * (fires_NS.float().mean(0) - fires_S)
             adaptation = cfg.adaptation if self._is_measured(i) else 0.0
             w_S = latent_weights(active_S, fires_S, self.alpha(name), adaptation, cfg.saturation)
         M, F = magnitude(level.acts, w_S), cfg.frequency_scale * frequency(level.acts, w_S, cfg.steepness)
@@ -201,59 +187,30 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
         self._row = {}
         output = super().training_forward_pass(step_input)
         if step_input.n_training_steps < len(self.trace_TC):
-            self.note_step(step_input.n_training_steps)
+            self._trace_step(step_input.n_training_steps)
         return output
 
     @torch.no_grad()
-    def note(self, measured: Measured, paid: Penalty, level: Level, x_ND: Tensor) -> None:
-        """What the trace says of one level in this step."""
-        told = (self.alpha(measured.name), paid.drive, paid.total, measured.M, measured.F, measured.l0)
-        row = [value.detach().float() for value in (*told, squared_error(x_ND, level.out))]
+    def _trace_level(self, measured: Measured, penalty: Penalty, level: Level, x_ND: Tensor) -> None:
+        """Keep the columns of one level until the step is traced."""
+        values = (self.alpha(measured.name), penalty.drive, penalty.total, measured.M, measured.F, measured.l0)
+        row = [value.detach().float() for value in (*values, squared_error(x_ND, level.out))]
         self._row[measured.name] = torch.stack(row)
 
-    def note_step(self, step: int) -> None:
-        """Writes what was noted of both levels."""
+    def _trace_step(self, step: int) -> None:
+        """Write the columns of both levels; those of a level that does not train are NaN."""
         empty = self.trace_TC.new_full((len(COLUMNS),), math.nan)
         phase = empty.new_full((1,), self.cfg.phase(step))
         self.trace_TC[step] = torch.cat([phase, *(self._row.get(name, empty) for name in LEVELS)])
 
     @property
+    @override
     def trace(self) -> dict[str, Tensor]:
-        """`lower.references` and `upper.references`, M₀ and F₀ [2]; and, where steps are traced, columns [T].
+        """Columns [T] over the steps, and the references M₀ and F₀ [2] of each level.
 
-        Columns are `phase`, `lower.alpha`, ..., NaN where a level did not train.
+        The columns are `phase`, `lower.alpha`, ...; they are NaN where a level did not train, and absent without
+        tracing. The references are `lower.references` and `upper.references`.
         """
         names = ["phase", *(f"{level}.{column}" for level in LEVELS for column in COLUMNS)]
         columns = dict(zip(names, self.trace_TC.unbind(1), strict=True)) if len(self.trace_TC) else {}
         return columns | {f"{level}.references": self.references[i] for i, level in enumerate(LEVELS)}
-
-
-@torch.no_grad()
-def shrinkage(x_ND: Tensor, level: Level) -> Tensor:
-    """1 - γ, γ the relative reconstruction bias of arXiv 2404.16014; between -1 and 1."""
-    bias_D = level.bias.float()
-    written_ND = level.out.float() - bias_D
-    fit = ((x_ND.float() - bias_D) * written_ND).sum()
-    return (1 - written_ND.pow(2).sum() / fit.clamp(min=1e-12)).clamp(-1, 1)
-
-
-def magnitude(acts_NS: Tensor, weights_S: Tensor) -> Tensor:
-    """Σ_i w_i a_i, mean over tokens."""
-    return (acts_NS @ weights_S.to(acts_NS)).mean()
-
-
-def frequency(acts_NS: Tensor, weights_S: Tensor, steepness: float) -> Tensor:
-    """Σ_i w_i tanh(c a_i), mean over tokens: a count of what fires that has a gradient."""
-    return ((steepness * acts_NS).tanh() @ weights_S.to(acts_NS)).mean()
-
-
-def latent_weights(active_S: Tensor, fires_S: Tensor, alpha: Tensor, adaptation: float, saturation: float) -> Tensor:
-    """Weights [S] of mean 1: 1 - adaptation, and adaptation times what grows with magnitude and with frequency.
-
-    Args:
-        active_S: running mean activation. fires_S: running share of tokens on which a latent fires.
-        saturation: the share at which half of the largest weight for frequency is reached.
-    """
-    often_S = fires_S / (fires_S + saturation)
-    grown = [part / part.mean() if part.any() else torch.ones_like(part) for part in (active_S, often_S)]
-    return 1 - adaptation + adaptation * (alpha * grown[0] + (1 - alpha) * grown[1])

@@ -1,10 +1,10 @@
-"""Two levels of latents as they are saved: the architecture `hierarchical`, and its lower level as a stock one.
+"""Saved form of two levels of latents: the architecture `hierarchical`, and its lower level as a stock one.
 
     f = jump(x · W_enc_lower + b_enc_lower)      lower latents
-    g = jump(f · W_enc_upper + b_enc)            upper latents, those that encode gives
+    g = jump(f · W_enc_upper + b_enc)            upper latents, which encode returns
     x̂ = g · W_dec + b_dec
 
-`W_links`, what an upper latent adds to each lower one, and the parents are kept for those who look at the hierarchy.
+`W_links`, the contribution of an upper latent to each lower one, and the parents describe the hierarchy.
 Shapes: D = d_in, L lower latents, U = d_sae upper latents.
 """
 
@@ -25,11 +25,13 @@ LOWER = "lower"
 """Name of the part, and of its folder, that holds the lower level."""
 NO_PARENT = -1
 DIGITS = torch.tensor([1, 256, 65536])
-"""Worth of the digits of a parent's number: SAELens reads every tensor as floats, of which bfloat16 counts to 256."""
+"""Place values of a parent's index in base 256: SAELens loads every tensor as floats, and bfloat16 counts to 256."""
 
 
 @dataclass
 class TwoLevelSAEConfig(SAEConfig):
+    """Config of the saved form."""
+
     d_lower: int = 0
     """Number of lower latents."""
 
@@ -40,7 +42,7 @@ class TwoLevelSAEConfig(SAEConfig):
 
 
 class TwoLevelSAE(SAE[TwoLevelSAEConfig]):
-    """The upper level of a trained SAE, with the lower one that it reads."""
+    """Upper level of a trained SAE, with the lower level that it reads."""
 
     W_enc_lower: nn.Parameter
     b_enc_lower: nn.Parameter
@@ -57,25 +59,34 @@ class TwoLevelSAE(SAE[TwoLevelSAEConfig]):
     def initialize_weights(self) -> None:
         D, L, U = self.cfg.d_in, self.cfg.d_lower, self.cfg.d_sae
         shapes = {
-            "W_enc_lower": (D, L), "b_enc_lower": (L,), "threshold_lower": (L,), "W_dec_lower": (L, D),
-            "b_dec_lower": (D,), "W_enc_upper": (L, U), "b_enc": (U,), "threshold": (U,), "W_links": (U, L),
-            "W_dec": (U, D), "b_dec": (D,), "parent_digits_3L": (3, L),
-        }  # fmt: skip
+            "W_enc_lower": (D, L),
+            "b_enc_lower": (L,),
+            "threshold_lower": (L,),
+            "W_dec_lower": (L, D),
+            "b_dec_lower": (D,),
+            "W_enc_upper": (L, U),
+            "b_enc": (U,),
+            "threshold": (U,),
+            "W_links": (U, L),
+            "W_dec": (U, D),
+            "b_dec": (D,),
+            "parent_digits_3L": (3, L),
+        }
         for name, shape in shapes.items():
             setattr(self, name, nn.Parameter(torch.zeros(shape, dtype=self.dtype, device=self.device)))
 
     @property
     def parent_L(self) -> Tensor:
-        """[L]: the upper latent whose child each lower one is."""
+        """Parent [L] of each lower latent, an index of an upper one."""
         return (self.parent_digits_3L.long() * DIGITS.to(self.device)[:, None]).sum(0)
 
     @property
     def W_enc(self) -> Tensor:  # type: ignore[override]
-        """[D, U]: the encoder if every lower latent fired; what measures of encoder directions see."""
+        """Encoder [D, U] if every lower latent fired, for measures of encoder directions."""
         return self.W_enc_lower @ self.W_enc_upper
 
     def encode_lower(self, x: Tensor) -> Tensor:
-        """Lower latents [..., L] of inputs [..., D]."""
+        """Return lower latents [..., L] of inputs [..., D]."""
         return _jump(self.process_sae_in(x) @ self.W_enc_lower + self.b_enc_lower, self.threshold_lower)
 
     @override
@@ -101,8 +112,8 @@ class TwoLevelSAE(SAE[TwoLevelSAEConfig]):
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         self.W_enc_lower.data *= scaling_factor
-        for written in (self.W_dec_lower, self.b_dec_lower, self.W_dec, self.b_dec):
-            written.data /= scaling_factor
+        for weights in (self.W_dec_lower, self.b_dec_lower, self.W_dec, self.b_dec):
+            weights.data /= scaling_factor
         self.cfg.normalize_activations = "none"
 
     @override
@@ -118,11 +129,15 @@ def _jump(pre: Tensor, threshold: Tensor) -> Tensor:
 
 
 def lower_level_of(sae: TwoLevelSAE) -> JumpReLUSAE:
-    """The lower level of a trained two-level SAE as a stock one."""
+    """Return the lower level of a trained two-level SAE as a stock SAE."""
     cfg = JumpReLUSAEConfig(
-        d_in=sae.cfg.d_in, d_sae=sae.cfg.d_lower, dtype=sae.cfg.dtype, device=sae.cfg.device,
-        apply_b_dec_to_input=False, metadata=sae.cfg.metadata,
-    )  # fmt: skip
+        d_in=sae.cfg.d_in,
+        d_sae=sae.cfg.d_lower,
+        dtype=sae.cfg.dtype,
+        device=sae.cfg.device,
+        apply_b_dec_to_input=False,
+        metadata=sae.cfg.metadata,
+    )
     lower = JumpReLUSAE(cfg)
     names = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
     lower.load_state_dict({name: getattr(sae, f"{name}_lower").detach() for name in names})

@@ -45,11 +45,10 @@ def contender(name: str, args: argparse.Namespace) -> Callable[[Any], Any] | Non
         W_enc = torch.randn(args.d_in, args.d_sae)
         return lambda x: x @ W_enc
     if name == ONEDNN:
-        from sae_variants.ops import sparse as _sparse
-        from sae_variants.ops.sparse import encoder_product
+        from sae_variants.ops import products
 
         W_enc = torch.randn(args.d_sae, args.d_in).T
-        return (lambda x: encoder_product(x, W_enc)) if _sparse.ONEDNN else None
+        return (lambda x: products.encoder_product(x, W_enc)) if products.ONEDNN else None
     if name in (OURS, DEAD, ALL_DEAD):
         return own_step(args, 0.0 if name == OURS else 0.2, {"aux_every": 1} if name == ALL_DEAD else {})
     if name == SAE_LENS:

@@ -1,0 +1,76 @@
+"""Command `train`: train SAEs by name on a target, with one stream of activations for all of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from sae_variants.cli.fields import add_fields, given_fields
+from sae_variants.cli.options import (
+    Parser,
+    add_grid_options,
+    add_target_options,
+    device_from,
+    parse_extra_options,
+    parse_seeds,
+    split_unknown_options,
+    target_from,
+)
+from sae_variants.common.console import hide_host_warnings
+from sae_variants.common.errors import UsageError
+from sae_variants.training.grid import make_plans, parse_grid
+from sae_variants.training.plan import TrainSettings, applicable_overrides
+from sae_variants.training.train import train_plans
+
+
+def make_parser() -> Parser:
+    """Return the parser of `python -m sae_variants train`."""
+    parser = Parser(
+        prog="python -m sae_variants train",
+        description="Train SAEs. Any field of their configs can be set as --field value; see `options NAME`.",
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="Variants, such as temporal or stock:batchtopk.")
+    parser.add_argument("--l0", type=float, help="Latents that fire per token; equivalent to --k.")
+    parser.add_argument("--seeds", type=parse_seeds, default=None, help="Several seeds, such as 0,1,2.")
+    parser.add_argument("--output", metavar="FOLDER", help="Root of trained SAEs; equivalent to --trained.")
+    parser.add_argument("--force", action="store_true", help="Train again what is trained already.")
+    add_grid_options(parser)
+    add_target_options(parser)
+    add_fields(parser, TrainSettings, "training (a target's recipe takes precedence over these defaults)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Train every requested SAE that is not trained yet, and print where each is."""
+    parser = make_parser()
+    known, unknown = split_unknown_options(parser, argv)
+    args = parser.parse_args(known)
+    hide_host_warnings()
+    overrides = {**given_fields(args, TrainSettings), **parse_extra_options(unknown)}
+    _refuse_synonyms(args, overrides)
+    if args.l0 is not None:
+        overrides["k"] = args.l0
+    target, device = target_from(args), device_from(args)
+    seeds = args.seeds if args.seeds is not None else [overrides.pop("seed", 0)]
+    for name in args.names:
+        for field in overrides.keys() - applicable_overrides(name, overrides).keys():
+            print(f"{name} has no {field}; it is trained without", file=sys.stderr)
+    grid_points = parse_grid(args.grid, args.vary)
+    plans = make_plans(args.names, target, overrides, grid_points, seeds, args.output or args.trained)
+    trained_before = {plan.folder for plan in plans if plan.is_trained and not args.force}
+    train_plans(plans, device, args.force)
+    for plan in plans:
+        was = " (was trained)" if plan.folder in trained_before else ""
+        print(f"{plan.label} seed {plan.settings.seed}: {plan.folder}{was}")
+    return 0
+
+
+def _refuse_synonyms(args: argparse.Namespace, overrides: dict[str, object]) -> None:
+    given_twice = {
+        "--l0 and --k": args.l0 is not None and "k" in overrides,
+        "--seed and --seeds": args.seeds is not None and "seed" in overrides,
+        "--output and --trained": args.output and args.trained,
+    }
+    for options, is_given in given_twice.items():
+        if is_given:
+            raise UsageError(f"{options} are two spellings of the same option: give only one of them")

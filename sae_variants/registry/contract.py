@@ -1,0 +1,117 @@
+"""Contract of a variant: what its config and its SAE may tell the trainer beyond SAELens' interface.
+
+A config inherits `VariantConfig`, a training SAE `TrainingHooks`; each overrides only what it needs.
+Classes that inherit neither, such as SAELens' own, get the defaults through `config_hooks` and `hooks_of`.
+Neither class adds a dataclass field, because the hash of a trained SAE covers every field of its config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import Field
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from sae_lens.saes.sae import SAEConfig
+    from torch import Tensor
+
+FROM_SETTINGS = frozenset({"total_steps", "dead_after_steps", "dead_after_tokens"})
+"""Config fields that the trainer fills in, where a config has them: the training steps, and after how many steps or
+tokens without firing a latent is dead."""
+
+
+class VariantConfig:
+    """Mixin for training configs; it stands before the SAELens config class among the bases."""
+
+    parts: ClassVar[tuple[str, ...]] = ()
+    """Further SAEs of the same training, scored as `name:part` and saved in a folder named after the part."""
+    learns: ClassVar[bool] = True
+    """Whether training changes the weights; false for an untrained baseline."""
+    learns_by_gradient: ClassVar[bool] = True
+    """Whether the loss has a gradient."""
+
+    d_in: int
+    """Width of the activations."""
+    d_sae: int
+    """Number of latents."""
+    window: int = 1
+    """Consecutive tokens of one context that must stay together in the training stream."""
+
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+        def __init__(self, *, d_in: int, d_sae: int, **fields: Any) -> None: ...
+
+    @classmethod
+    def architecture(cls) -> str:
+        """Return the architecture string in SAELens' registry and checkpoints, by default the name of the file."""
+        return cls.__module__.rpartition(".")[2]
+
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        """Return the config class of the saved SAE, by default that of the stock architecture it extends."""
+        from sae_lens.registry import get_sae_class
+        from sae_lens.saes.sae import TrainingSAEConfig
+
+        bases = type(self).__mro__
+        stock: Any = next(c for c in bases if issubclass(c, TrainingSAEConfig) and not issubclass(c, VariantConfig))
+        if stock.get_inference_config_class is TrainingSAEConfig.get_inference_config_class:
+            return get_sae_class(stock.architecture())[1]
+        return stock.get_inference_config_class(self)
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights, from which the memory of a training is estimated."""
+        return 2 * self.d_in * self.d_sae
+
+    @classmethod
+    def recipe(cls, train: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings and fields that replace those of a target's recipe `train`."""
+        return {}
+
+    @classmethod
+    def latent_groups(cls, d_sae: int, fields: Mapping[str, Any]) -> dict[str, slice]:
+        """Return the groups of latents that evaluators report separately.
+
+        Args:
+            d_sae: Number of latents.
+            fields: Config fields of the trained SAE, as its metadata records them.
+
+        Returns:
+            Slices of the d_sae latents by the name of the group; empty for SAEs without groups.
+        """
+        return {}
+
+
+class TrainingHooks:
+    """Mixin for training SAEs; it stands before the SAELens class among the bases."""
+
+    special_N: Tensor | None = None
+    """Mask [N] of the rows of the coming batch that stand for special tokens; the trainer sets it before each step."""
+
+    @property
+    def adam_options(self) -> dict[str, Any]:
+        """Options of Adam that differ from those of SAELens' trainer."""
+        return {}
+
+    def learning_rate_scale(self, step: int) -> float:
+        """Return the factor of the scheduled learning rate at a training step."""
+        return 1.0
+
+    @property
+    def trace(self) -> dict[str, Tensor]:
+        """Columns over the training steps that are saved beside the weights; empty if the SAE keeps none."""
+        return {}
+
+
+@cache
+def config_hooks(config_class: type) -> type[VariantConfig]:
+    """Return the config class, with the defaults of `VariantConfig` behind it if it does not inherit them."""
+    if issubclass(config_class, VariantConfig):
+        return config_class
+    return type(config_class.__name__, (config_class, VariantConfig), {"__module__": config_class.__module__})
+
+
+def hooks_of(sae: Any) -> TrainingHooks:
+    """Return the SAE itself if it inherits `TrainingHooks`, else an object with the defaults."""
+    return sae if isinstance(sae, TrainingHooks) else TrainingHooks()

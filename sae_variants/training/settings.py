@@ -1,0 +1,76 @@
+"""Settings that every training has, whatever the variant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from sae_variants.common.errors import UsageError
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How an SAE is trained; every field is part of the hash of the result."""
+
+    d_sae: int = 16384
+    """Number of latents."""
+    training_tokens: int = 500_000_000
+    """Tokens to train on, without special tokens."""
+    batch_tokens: int = 4096
+    """Tokens in a training step."""
+    context_size: int = 128
+    """Tokens in a context of the language model, BOS included."""
+    stream_window: int = 8
+    """Consecutive tokens that stay together when activations are shuffled; adapted to a variant's window."""
+    buffer_contexts: int = 4096
+    """Contexts whose windows are shuffled together."""
+    learning_rate: float = 3e-4
+    """Learning rate of Adam."""
+    warm_up_share: float = 0.02
+    """Share of the steps over which the learning rate rises from zero."""
+    decay_share: float = 0.2
+    """Share of the steps, at the end, over which the learning rate falls to zero."""
+    dead_after_tokens: int = 10_000_000
+    """Tokens without firing after which a latent counts as dead."""
+    normalize_activations: str = "expected_average_only_in"
+    """Input normalisation of SAELens; it is folded into the weights at the end."""
+    autocast: bool = False
+    """Whether the SAE's matrix products run in bfloat16."""
+    dtype: str = "float32"
+    """Data type of the SAE; the target sets that of the language model."""
+    seed: int = 0
+    """Seed of the weights and of the order of the windows."""
+
+    @property
+    def steps(self) -> int:
+        """Number of training steps."""
+        return self.training_tokens // self.batch_tokens
+
+    def __post_init__(self) -> None:
+        for name in ("d_sae", "training_tokens", "batch_tokens", "context_size", "stream_window", "buffer_contexts"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.steps < 1:
+            raise UsageError(
+                f"training_tokens = {self.training_tokens} are fewer than one batch of {self.batch_tokens} tokens"
+            )
+        if self.learning_rate <= 0:
+            raise UsageError(f"learning_rate must be positive, not {self.learning_rate}")
+        if self.seed < 0 or self.dead_after_tokens < 1:
+            raise UsageError("seed must not be negative, and dead_after_tokens must be at least 1")
+        if min(self.warm_up_share, self.decay_share) < 0 or self.warm_up_share + self.decay_share > 1:
+            raise UsageError("warm_up_share and decay_share must not be negative, nor more than 1 together")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+
+    @property
+    def stream(self) -> tuple[int | str, ...]:
+        """Settings of the stream of activations; SAEs that agree on them can share a stream."""
+        window = (self.context_size, self.stream_window, self.buffer_contexts)
+        return (self.batch_tokens, *window, self.seed, self.dtype)
+
+
+SETTING_TYPES: dict[str, Any] = get_type_hints(TrainSettings)
+SETTING_NAMES = frozenset(SETTING_TYPES)
