@@ -28,7 +28,14 @@ from eval_runners.leaderboard.boards import make_boards
 from eval_runners.leaderboard.terminal import print_boards, write_csv
 from eval_runners.views.grid_picture import check_picture, draw_grid
 from sae_variants.cli.fields import add_fields, given_fields
-from sae_variants.cli.options import Parser, device_from, parse_extra_options, split_unknown_options, target_from
+from sae_variants.cli.options import (
+    Parser,
+    device_from,
+    group_arguments,
+    parse_extra_options,
+    split_unknown_options,
+    target_from,
+)
 from sae_variants.common.console import hide_host_warnings
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.files import check_file_writable, check_folder_writable
@@ -112,15 +119,12 @@ def _evaluations(text: str) -> list[str]:
 def _split_options(extra: list[str], evaluations: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Sort `--train.FIELD` and `--EVALUATION.FIELD` into config fields to train with, and settings by evaluation."""
     parts: dict[str, list[str]] = {"train": [], **{name: [] for name in evaluations}}
-    remaining = list(extra)
-    while remaining:
-        option = remaining.pop(0)
-        owner = option.removeprefix("--").partition(".")[0].replace("-", "_")
-        if not option.startswith("--") or owner not in parts or "." not in option:
+    for option, *value in group_arguments(extra):
+        owner, dot, field = option.removeprefix("--").partition(".")
+        owner = owner.replace("-", "_")
+        if not option.startswith("--") or owner not in parts or not dot:
             raise UsageError(f"unknown option or argument {option!r} (see python -m eval_runners suite --help)")
-        parts[owner].append("--" + option.partition(".")[2])
-        if "=" not in option and remaining and not remaining[0].startswith("--"):
-            parts[owner].append(remaining.pop(0))
+        parts[owner] += [f"--{field}", *value]
     settings = {}
     for name in evaluations:
         settings_class = load_evaluator(name).settings_class

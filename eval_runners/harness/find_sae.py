@@ -18,6 +18,7 @@ from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.hashing import hash_files
 from sae_variants.language_model.target import Target
 from sae_variants.registry.build import load
+from sae_variants.registry.contract import config_hooks
 from sae_variants.registry.variants import find_variant, scorable_names
 from sae_variants.training.grid import GridPoint, make_plans
 from sae_variants.training.plan import RECORD, Plan, hash_kind
@@ -162,14 +163,10 @@ def _locate_plan(plan: Plan, axes: Iterable[str]) -> LocatedSAE:
         seed=plan.settings.seed,
         training_tokens=record["trained_tokens"],
         kind=plan.kind,
-        learns=_learns(find_variant(plan.name).config_class),
+        learns=config_hooks(find_variant(plan.name).config_class).learns,
         grid_point={field: plan.values[field] for field in axes if field in plan.values},
         plan=plan,
     )
-
-
-def _learns(config_class: type | None) -> bool:
-    return getattr(config_class, "learns", True)
 
 
 def locate_snapshot(folder: Path) -> LocatedSAE:
@@ -195,7 +192,7 @@ def locate_name(name: str) -> LocatedSAE:
         seed=metadata.get("seed"),
         training_tokens=metadata.get("training_tokens"),
         kind=_recorded_kind(folder),
-        learns=_learns(config_class),
+        learns=config_class is None or config_hooks(config_class).learns,
     )
 
 
