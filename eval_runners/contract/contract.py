@@ -145,7 +145,10 @@ class Evaluator(Generic[SettingsT]):
         """Score one SAE. The same SAE, target, settings and seed give the same numbers.
 
         Args:
-            sae: in inference form, decoder rows of unit norm, on the context's device.
+            sae: In inference form, with decoder rows of unit norm, on the context's device.
+            target: The language model, hook and text.
+            settings: As `prepare` returned them.
+            context: The loaded language model, the device, and where the SAE lies.
 
         Returns:
             The evaluation, or its `values` alone.

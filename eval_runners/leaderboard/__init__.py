@@ -1,0 +1,1 @@
+"""Results -> rows, boards, ranks and tables. Imports no torch and writes nothing."""
