@@ -1,0 +1,1 @@
+"""Rows, boards and their rendering, from result files alone. Imports no torch."""
