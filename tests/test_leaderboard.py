@@ -410,6 +410,9 @@ def test_columns_are_chosen_by_key_in_that_order_and_need_no_head(tmp_path):
     file.write_text(block.replace(",l0 ", " "))
     assert main(fill) == 0
     assert "`b`" not in file.read_text(), "a row without any of the numbers"
+    file.write_text(block.replace("--no-commands", "--complete"))
+    assert main(fill) == 0
+    assert "| `b` |" not in file.read_text(), "a row without one of the numbers"
 
 
 def test_a_table_of_a_document_has_at_most_ten_columns_and_a_row(tmp_path):

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         results, _ = read_folders(folders, bool(args.results))
         return max([_fill(Path(file), results, args.check) for file in args.readme])
     boards, broken = find_boards(args)
-    boards = choose_columns(boards, args.columns)
+    boards = choose_columns(boards, args)
     for file, option, render in (
         (args.markdown, "--markdown", to_markdown),
         (args.csv, "--csv", to_csv),

@@ -73,7 +73,8 @@ def select_columns(board: Board, keys: Sequence[str]) -> Board:
             names = " or ".join(column.key for column in by_key[key])
             raise UsageError(f"the column {key!r} is ambiguous: write {names}")
     chosen = tuple(by_key[key][0] for key in keys)
-    return _with_rows_of(replace(board, chosen=chosen), chosen)
+    conditions = {column.evaluation: board.conditions[column.evaluation] for column in chosen}
+    return _with_rows_of(replace(board, chosen=chosen, conditions=conditions), chosen)
 
 
 def comparable_rows(requested: Sequence[Result], others: Sequence[Result]) -> list[Row]:

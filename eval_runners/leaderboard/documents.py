@@ -63,7 +63,7 @@ def _render_boards(file: Path, boards: Sequence[Board], options: str) -> str:
     parser.add_argument("--legend", action="store_true", help="explain bold and marks below the table")
     parser.add_argument("--no-commands", action="store_true", help="leave out the commands that made the rows")
     args = parser.parse_args(shlex.split(options))
-    chosen = choose_columns(filter_boards(boards, args), args.columns)
+    chosen = choose_columns(filter_boards(boards, args), args)
     if not chosen:
         raise UsageError(f"{file}: no results for the table {options!r}")
     for board in chosen:

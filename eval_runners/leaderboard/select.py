@@ -44,12 +44,13 @@ def add_filters(parser: ArgumentParser) -> None:
 
 
 def add_columns(parser: ArgumentParser) -> None:
-    """Add the option that chooses columns."""
+    """Add the options that choose columns."""
     parser.add_argument(
         "--columns",
         metavar="KEY,...",
         help="show these metrics, in this order, as they are named in CSV files; the evaluation's name may be left out",
     )
+    parser.add_argument("--complete", action="store_true", help="only SAEs that have a number in every column shown")
 
 
 def find_boards(args: Namespace) -> tuple[list[Board], list[str]]:
@@ -111,24 +112,17 @@ def filter_boards(boards: Sequence[Board], args: Namespace) -> list[Board]:
     return filtered
 
 
-def choose_columns(boards: Sequence[Board], columns: str | None) -> list[Board]:
-    """The boards with only these columns. A board that has none of them is left out.
-
-    Args:
-        boards: boards with all their columns.
-        columns: metric keys, separated by commas. None or "": the boards as they are.
+def choose_columns(boards: Sequence[Board], args: Namespace) -> list[Board]:
+    """The boards with the columns that `add_columns`' options ask for. A board that has none of them is left out.
 
     Raises:
         UsageError: no board has a column of that name, or it is ambiguous.
     """
-    if not columns:
-        return list(boards)
-    keys = [key.strip() for key in columns.split(",")]
-    keys_of = [{key for column in board.columns for key in (column.key, column.metric.key)} for board in boards]
-    for key in keys:
-        check_name("column", key, set().union(*keys_of))
-    chosen = [[key for key in keys if key in known] for known in keys_of]
-    return [select_columns(board, part) for board, part in zip(boards, chosen, strict=True) if part]
+    chosen = _select_keys(boards, [key.strip() for key in args.columns.split(",")]) if args.columns else list(boards)
+    if not args.complete:
+        return chosen
+    complete = [replace(board, rows=[row for row in board.rows if _is_complete(row, board)]) for board in chosen]
+    return [board for board in complete if any(row.results for row in board.rows)]
 
 
 def has_l0_near(row: Row, levels: Sequence[float]) -> bool:
@@ -154,3 +148,16 @@ def _is_requested(row: Row, args: Namespace) -> bool:
     if args.d_sae and row.d_sae != args.d_sae:
         return False
     return args.l0 is None or has_l0_near(row, [args.l0])
+
+
+def _is_complete(row: Row, board: Board) -> bool:
+    return not row.results or all(row.number(column) is not None for column in board.shown)
+
+
+def _select_keys(boards: Sequence[Board], keys: Sequence[str]) -> list[Board]:
+    """Boards that show these columns, of those that have any of them."""
+    keys_of = [{key for column in board.columns for key in (column.key, column.metric.key)} for board in boards]
+    for key in keys:
+        check_name("column", key, set().union(*keys_of))
+    chosen = [[key for key in keys if key in known] for known in keys_of]
+    return [select_columns(board, part) for board, part in zip(boards, chosen, strict=True) if part]
