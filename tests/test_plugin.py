@@ -39,7 +39,7 @@ def run(installed, *words):
 
 def test_it_is_listed(installed):
     said = run(installed, "eval_runners", "list").stdout
-    assert "  firing                       how many latents fire on a token of held-out text" in said
+    assert "  firing                       How many latents fire on a token of held-out text?" in said
     assert "  gentle                       TopK with k latents per token" in said
 
 

@@ -1,27 +1,29 @@
-"""python -m eval_runners leaderboard: results of ours, of SAEBench and of others, ranked where they may be.
+"""python -m eval_runners leaderboard: results of ours, of SAEBench and of others, ranked where they are comparable.
 
 Reads results/published, results/runs and results/baselines. Without options it prints; --markdown, --csv and --json
-write files; --readme fills the tables between `<!-- leaderboard OPTIONS -->` and `<!-- /leaderboard -->` from versioned
-results alone, so that everyone gets the same, and with --check only says whether they are up to date. `why A B` names
-what separates two rows.
+write tables, --picture draws the first column over L0. --readme fills the blocks `<!-- leaderboard OPTIONS -->`,
+`<!-- variants -->` and `<!-- evaluations -->` of a document from versioned results alone, so that everyone gets the
+same; with --check it only reports whether they are up to date. `why A B` names what separates two rows.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from eval_runners.contract.registry import evaluator_of_type
-from eval_runners.leaderboard.boards import Board, make_boards
+from eval_runners.leaderboard.boards import make_boards
 from eval_runners.leaderboard.compare import find_rows, why_separate
+from eval_runners.leaderboard.documents import fill_blocks
+from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.render import to_csv, to_json, to_markdown
 from eval_runners.leaderboard.rows import metrics_of
 from eval_runners.leaderboard.select import (
+    add_columns,
     add_filters,
     add_result_folders,
-    filter_boards,
+    choose_columns,
     find_boards,
     read_folders,
     read_requested,
@@ -42,79 +44,83 @@ from sae_variants.common.errors import UsageError
 from sae_variants.common.files import write_atomically
 from sae_variants.common.hashing import hash_value
 
-BLOCK = re.compile(r"(<!-- leaderboard(?P<options>[^>]*)-->\n).*?(<!-- /leaderboard -->)", re.DOTALL)
-
 
 def main(argv: list[str]) -> int:
+    """Run the command. Returns 1 if a file holds no result or a document is out of date."""
     if argv[:1] == ["why"]:
-        return _why(argv[1:])
-    parser = Parser(prog="python -m eval_runners leaderboard", description=__doc__)
-    add_result_folders(parser)
-    add_filters(parser)
-    parser.add_argument("--markdown", metavar="FILE")
-    parser.add_argument("--csv", metavar="FILE")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument(
-        "--readme", metavar="FILE", action="append", default=[], help="fill the tables in it; may be repeated"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="with --readme: write nothing, exit 1 if it is out of date"
-    )
-    parser.add_argument("--baseline", metavar="FILE", help="a result, to print the differences of every row to")
-    parser.add_argument("--keep", metavar="FOLDER", help="copy the results of these rows, without details per latent")
-    args = parser.parse_args(argv)
+        return _print_why(argv[1:])
+    args = _parser().parse_args(argv)
     if args.check and not args.readme:
         raise UsageError("--check goes with --readme FILE")
     if args.readme:
-        results, _ = read_folders(
-            [Path(folder) for folder in args.results] or [PUBLISHED, BASELINES], bool(args.results)
-        )
-        return max(fill(Path(file), results, args.check) for file in args.readme)
+        folders = [Path(folder) for folder in args.results] or [PUBLISHED, BASELINES]
+        results, _ = read_folders(folders, bool(args.results))
+        return max([_fill(Path(file), results, args.check) for file in args.readme])
     boards, broken = find_boards(args)
-    for file, option, text in (
-        (args.markdown, "--markdown", to_markdown), (args.csv, "--csv", to_csv),
+    boards = choose_columns(boards, args)
+    for file, option, render in (
+        (args.markdown, "--markdown", to_markdown),
+        (args.csv, "--csv", to_csv),
         (args.json, "--json", to_json),
-    ):  # fmt: skip
+    ):
         if file:
-            write_atomically(Path(file), text(boards), option)
+            write_atomically(Path(file), render(boards), option)
+    if args.picture:
+        _draw(Path(args.picture), boards)
     if args.baseline:
-        _differences(boards, load_result(Path(args.baseline)), Path(args.baseline).stem)
+        _print_differences(boards, load_result(Path(args.baseline)), Path(args.baseline).stem)
     if args.keep:
         _keep(boards, Path(args.keep))
-    if not (args.baseline or args.keep or args.markdown or args.csv or args.json):
+    if not (args.baseline or args.keep or args.markdown or args.csv or args.json or args.picture):
         print_boards(boards)
     return 1 if broken else 0
 
 
-def fill(file: Path, results: list[Result], check: bool) -> int:
-    """The tables of a file between its markers made anew; with `check`, 1 if that would change them."""
-    try:
-        text = file.read_text()
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}") from error
-    if not BLOCK.search(text):
-        raise UsageError(f"{file} has no table: it has no <!-- leaderboard --> ... <!-- /leaderboard -->")
-    boards = make_boards(results)
-    parser = Parser(prog=f"leaderboard in {file}")
+def _parser() -> Parser:
+    parser = Parser(prog="python -m eval_runners leaderboard", description=__doc__)
+    add_result_folders(parser)
     add_filters(parser)
-    parser.add_argument("--legend", action="store_true", help="say what bold and marks mean")
+    add_columns(parser)
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown")
+    parser.add_argument("--csv", metavar="FILE", help="write a line per row with every metric, its error and its rank")
+    parser.add_argument("--json", metavar="FILE", help="write every metric, rank, command and commit")
+    parser.add_argument("--picture", metavar="FILE", help="draw the first column over L0, a line for each SAE")
+    parser.add_argument(
+        "--readme", metavar="FILE", action="append", default=[], help="fill the blocks of a document; may be repeated"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="with --readme: write nothing, exit 1 if a document is out of date"
+    )
+    parser.add_argument("--baseline", metavar="FILE", help="a result, to print the differences of every row to")
+    parser.add_argument("--keep", metavar="FOLDER", help="copy the results of these rows, without details per latent")
+    return parser
 
-    def made(match: re.Match[str]) -> str:
-        args = parser.parse_args(shlex.split(match["options"]))
-        table = to_markdown(filter_boards(boards, args), args.legend)
-        return f"{match[1]}\n{table}\n{match[3]}"
 
-    new = BLOCK.sub(made, text)
+def _fill(file: Path, results: Sequence[Result], check: bool) -> int:
+    """Fill the blocks of a document. With `check`, write nothing and return 1 if that would change it."""
+    text, filled = fill_blocks(file, results)
     if check:
-        print(f"{file}: {'up to date' if new == text else 'out of date: run make leaderboard'}")
-        return int(new != text)
-    if new != text:
-        write_atomically(file, new, "--readme")
+        print(f"{file}: {'up to date' if filled == text else 'out of date: run make leaderboard'}")
+        return int(filled != text)
+    if filled != text:
+        write_atomically(file, filled, "--readme")
     return 0
 
 
-def _differences(boards: list[Board], baseline: Result, name: str) -> None:
-    """Every row against the baseline, where they were made under the same conditions; else what separates them."""
+def _draw(file: Path, boards: Sequence[Board]) -> None:
+    from eval_runners.views.l0_picture import draw_over_l0
+
+    if len(boards) > 1:
+        names = ", ".join(dict.fromkeys(board.model for board in boards))
+        raise UsageError(f"--picture draws one board, not {len(boards)}: choose with --model ({names}) and --evals")
+    columns = boards[0].shown
+    if not columns:
+        raise UsageError("--picture has nothing to draw: no column is shown; choose one with --columns")
+    write_atomically(file, draw_over_l0(file, boards[0], columns[0]), "--picture")
+
+
+def _print_differences(boards: Sequence[Board], baseline: Result, name: str) -> None:
+    """Print the differences of every row to the baseline, or the conditions that make them incomparable."""
     there = conditions_of(baseline)
     evaluation = baseline["eval_type_id"]
     for board in boards:
@@ -126,30 +132,31 @@ def _differences(boards: list[Board], baseline: Result, name: str) -> None:
                 print_differences(metrics_of(evaluation), row.label, results, name, baseline)
 
 
-def _keep(boards: list[Board], folder: Path) -> None:
-    """Copies of the results, at their place in the tree, without what there is of every latent and every task."""
+def _keep(boards: Sequence[Board], folder: Path) -> None:
+    """Copy the results to their paths below the folder, without details per latent and per task."""
     for result in (result for board in boards for row in board.rows for result in row.all_results):
-        said = provenance_of(result)
-        if not said:
+        provenance = provenance_of(result)
+        if not provenance:
             continue
         evaluator = evaluator_of_type(result["eval_type_id"])
         assert evaluator is not None, "boards hold results of known evaluators only"
         slim = {**result, "eval_result_details": []}
         name = folder_name(str(result["sae_lens_id"]))
-        digest = hash_value([said["weight_hash"], conditions_of(result)])
-        place = folder / said["target"] / evaluator.name / name / f"{digest}.json"
-        write_atomically(place, json.dumps(slim) + "\n", "--keep")
+        digest = hash_value([provenance["weight_hash"], conditions_of(result)])
+        file = folder / provenance["target"] / evaluator.name / name / f"{digest}.json"
+        write_atomically(file, json.dumps(slim) + "\n", "--keep")
 
 
-def _why(argv: list[str]) -> int:
-    parser = Parser(prog="python -m eval_runners leaderboard why", description="What separates two rows.")
+def _print_why(argv: list[str]) -> int:
+    parser = Parser(prog="python -m eval_runners leaderboard why", description="Print what separates two rows.")
     add_result_folders(parser)
-    parser.add_argument("one", help="an SAE as the table names it; with its model, MODEL/SAE, if several have it")
+    parser.add_argument("one", help="an SAE as the table names it; MODEL/SAE if several language models have it")
     parser.add_argument("other")
     args = parser.parse_args(argv)
     boards = make_boards(read_requested(args)[0])
-    one, other = (find_rows(boards, name) for name in (args.one, args.other))
-    here, there = next(((a, b) for a in one for b in other if a[0] is b[0] and a[1] is not b[1]), (one[0], other[-1]))
+    rows, others = (find_rows(boards, name) for name in (args.one, args.other))
+    pairs = ((a, b) for a in rows for b in others if a[0] is b[0] and a[1] is not b[1])
+    here, there = next(pairs, (rows[0], others[-1]))
     if here[1] is there[1]:
         raise UsageError(f"{args.one} and {args.other} are one row")
     for line in why_separate(*here, *there) or ["nothing: they are ranked together"]:

@@ -1,1 +1,1 @@
-"""Results -> rows, boards, ranks and tables. Imports no torch and writes nothing."""
+"""Rows, boards and their rendering, from result files alone. Imports no torch."""

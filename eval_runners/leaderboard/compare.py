@@ -1,64 +1,65 @@
-"""Explain why two rows of the leaderboard are not ranked together."""
+"""Explain why two rows of the leaderboard are not ranked together. Pure: imports no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from eval_runners.leaderboard.boards import SAME_L0, Board
+from eval_runners.leaderboard.ranking import SAME_L0, Board
 from eval_runners.leaderboard.rows import Row, training_fields
-from eval_runners.store.read import (
-    conditions_of,
-    describe_differences,
-)
+from eval_runners.store.read import conditions_of, describe_differences
 from sae_variants.common.errors import check_name
 
 
-def find_rows(boards: list[Board], name: str) -> list[tuple[Board, Row]]:
-    every = [(board, row) for board in boards for row in board.rows if row.results]
-    places = [(board, row) for board, row in every if name in (row.label, f"{board.model}/{row.label}")]
-    if not places:
-        near = {row.label for _, row in every if row.name == name.partition("[")[0]}
-        check_name("row", name, near or {row.name for _, row in every})
-    return places
+def find_rows(boards: Sequence[Board], name: str) -> list[tuple[Board, Row]]:
+    """Every row of that label, or `MODEL/LABEL`, with its board.
 
-
-def _differing_fields(row: Row, other: Row) -> dict[str, tuple[Any, Any]]:
-    """What two SAEs of one name were trained with, by field; nothing of SAEs that do not say."""
-    if row.name != other.name:
-        return {}
-    here, there = (training_fields(one.all_results[0]) for one in (row, other))
-    return {field: (here[field], there[field]) for field in here if field in there}
+    Raises:
+        UsageError: no row has that label; the message names similar ones.
+    """
+    rows = [(board, row) for board in boards for row in board.rows if row.results]
+    matches = [(board, row) for board, row in rows if name in (row.label, f"{board.model}/{row.label}")]
+    if not matches:
+        similar = {row.label for _, row in rows if row.name == name.partition("[")[0]}
+        check_name("row", name, similar or {row.name for _, row in rows})
+    return matches
 
 
 def why_separate(board: Board, row: Row, other_board: Board, other: Row) -> list[str]:
-    """In words, why two rows are not ranked together, or are only in part."""
+    """Reasons, one a line, why two rows are not ranked together. Empty if they are."""
+    pair = (row, other)
+    properties = {
+        "language model": (board.model, other_board.model),
+        "hook": (board.hook_name, other_board.hook_name),
+        "d_sae": (row.d_sae, other.d_sae),
+        "number of training tokens": (row.training_tokens, other.training_tokens),
+        **_training_fields_of_both(row, other),
+    }
     lines = [
-        f"{what} is {a} for {row.label} and {b} for {other.label}"
-        for what, a, b in (
-            ("language model", board.model, other_board.model),
-            ("hook", board.hook_name, other_board.hook_name),
-            ("d_sae", row.d_sae, other.d_sae),
-            ("number of training tokens", row.training_tokens, other.training_tokens),
-        )
-        if a != b
-    ]
-    lines += [
-        f"{field} is {a} for {row.label} and {b} for {other.label}"
-        for field, (a, b) in _differing_fields(row, other).items()
-        if a != b
+        f"{name} is {value} for {row.label} and {other_value} for {other.label}"
+        for name, (value, other_value) in properties.items()
+        if value != other_value
     ]
     matched = board is other_board and other in board.group(row)
-    levels = sorted(one.l0 for one in (row, other) if one.l0)
+    levels = sorted(each.l0 for each in pair if each.l0)
     if not matched and len(levels) == 2 and (not lines or levels[1] > SAME_L0 * levels[0]):
         lines.append(f"L0 is {row.l0:.1f} for {row.label} and {other.l0:.1f} for {other.label}: matched is within 10 %")
-    lines += [f"L0 of {one.label} is not known" for one in (row, other) if one.l0 is None]
-    lines += [f"{one.label} is untrained: {'; '.join(one.untrained)}" for one in (row, other) if one.untrained]
+    lines += [f"L0 of {each.label} is not known" for each in pair if each.l0 is None]
+    lines += [f"{each.label} is untrained: {'; '.join(each.untrained)}" for each in pair if each.untrained]
     for evaluation in dict.fromkeys([*row.results, *other.results]):
-        missing = [one.label for one in (row, other) if evaluation not in one.results]
+        missing = [each.label for each in pair if evaluation not in each.results]
         if missing:
             lines.append(f"{evaluation} was not run for {', '.join(missing)}")
             continue
-        here, there = (conditions_of(one.results[evaluation][0]) for one in (row, other))
+        here, there = (conditions_of(each.results[evaluation][0]) for each in pair)
         lines += [f"{evaluation}: {difference}" for difference in describe_differences(here, there)]
-    lines += [f"{one.label} has one seed, so no interval" for one in (row, other) if len(one.seeds) < 2]
+    lines += [f"{each.label} has one seed, so no interval" for each in pair if len(each.seeds) < 2]
     return lines
+
+
+def _training_fields_of_both(row: Row, other: Row) -> dict[str, tuple[Any, Any]]:
+    """Config fields that two SAEs of one name were trained with. Empty for SAEs of different names."""
+    if row.name != other.name:
+        return {}
+    here, there = (training_fields(each.all_results[0]) for each in (row, other))
+    return {field: (here[field], there[field]) for field in here if field in there}

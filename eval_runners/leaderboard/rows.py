@@ -8,142 +8,166 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from eval_runners.contract.contract import Metric
 from eval_runners.contract.registry import USUAL_EVALUATIONS, evaluator_of_type
 from eval_runners.store.read import Result, mean_and_error, provenance_of, weight_hash_of, why_missing
 
 Number = tuple[float, float | None]
-Column = tuple[str, Metric]
-"""Evaluation and metric."""
+"""Mean, and standard error over seeds where there are several."""
 OLDER = " #"
-"""Parts the label of an older kind of SAE from its number."""
-MATCHED_BY = {"k", "l1_coefficient", "l0_coefficient", "d_sae"}
-"""Fields of which a comparison needs several values, and which make no other recipe."""
+"""Separates the label of an older kind of SAE from its number."""
+SWEPT_FIELDS = {"k", "l1_coefficient", "l0_coefficient", "d_sae"}
+"""Config fields that are swept to match L0 or width; changing them does not make a different recipe."""
 NOT_THE_KIND = {
-    "metadata", "device", "dtype", "sae_lens_training_version", "neuronpedia_id", "dataset_path", "model_name",
-}  # fmt: skip
-"""What the config of an SAE says beside what kind of SAE it is."""
+    "metadata",
+    "device",
+    "dtype",
+    "sae_lens_training_version",
+    "neuronpedia_id",
+    "dataset_path",
+    "model_name",
+}
+"""Fields of an SAE's config that say nothing about what kind of SAE it is."""
+
+
+class Column(NamedTuple):
+    """A metric of an evaluation."""
+
+    evaluation: str
+    """`eval_type_id` of the results that hold it."""
+    metric: Metric
+
+    @property
+    def key(self) -> str:
+        """Name of the column in CSV and JSON files: `evaluation.metric`."""
+        return f"{self.evaluation}.{self.metric.key}"
+
+    @property
+    def head(self) -> str:
+        """Text above the column, without the arrow."""
+        return self.metric.short or self.metric.title
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
+    """One kind of SAE, or a reference that is no SAE, such as the residual stream."""
+
     label: str
+    """Name in tables, such as `temporal[k=16]`."""
     d_sae: int | None
     training_tokens: int | None
     results: dict[str, list[Result]] = field(default_factory=dict)
-    """Evaluation -> its results, one per seed."""
-    numbers: dict[str, Number] = field(default_factory=dict)
-    """Of a row that is no SAE: column -> number."""
-    _known: dict[str, Number | None] = field(default_factory=dict, init=False, repr=False)
+    """Evaluation -> its results, one per seed. Empty for a reference."""
+    reference_numbers: dict[str, Number] = field(default_factory=dict)
+    """Column key -> number of a reference."""
+    _numbers: dict[str, Number | None] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
+        """The label without the fields in brackets."""
         return self.label.partition("[")[0].partition(OLDER)[0]
 
     @property
     def fields(self) -> str:
-        """What differs from the target's recipe: `k=16 window=4`."""
+        """Fields that differ from the target's recipe: `k=16 window=4`."""
         return self.label.partition("[")[2].partition("]")[0]
 
     @property
-    def changed_kind(self) -> bool:
-        """Whether it differs from its target's recipe in more than what sets L0 and width."""
-        return bool({word.partition("=")[0] for word in self.fields.split(" ") if "=" in word} - MATCHED_BY)
+    def has_other_recipe(self) -> bool:
+        """Whether it differs from its target's recipe in more than `SWEPT_FIELDS`."""
+        return bool({word.partition("=")[0] for word in self.fields.split(" ") if "=" in word} - SWEPT_FIELDS)
 
     def number(self, column: Column) -> Number | None:
-        name = column_key(column)
+        """Mean and standard error over seeds, or None where a seed has no number."""
         if not self.results:
-            return self.numbers.get(name)
-        if name not in self._known:
-            self._known[name] = mean_and_error(column[1], self.results.get(column[0], []))
-        return self._known[name]
+            return self.reference_numbers.get(column.key)
+        if column.key not in self._numbers:
+            self._numbers[column.key] = mean_and_error(column.metric, self.results.get(column.evaluation, []))
+        return self._numbers[column.key]
 
-    def why_not(self, column: Column) -> str:
-        """Why there is no number."""
-        evaluation, metric = column
-        results = self.results.get(evaluation, [])
+    def why_missing(self, column: Column) -> str:
+        """Reason why there is no number."""
+        results = self.results.get(column.evaluation, [])
         if not results:
-            return "no SAE" if not self.results else f"{evaluation} was not run"
-        reasons = dict.fromkeys(filter(None, (why_missing(metric, result) for result in results)))
+            return f"{column.evaluation} was not run" if self.results else "no SAE"
+        reasons = dict.fromkeys(filter(None, (why_missing(column.metric, result) for result in results)))
         return "; ".join(reasons) or "not among its numbers"
 
     @cached_property
     def all_results(self) -> list[Result]:
+        """Results of every evaluation and seed."""
         return [result for results in self.results.values() for result in results]
 
     @property
     def weight_hashes(self) -> set[str]:
-        """Of the SAEs whose results these are, where they are ours."""
-        return {found for result in self.all_results if (found := weight_hash_of(result))}
+        """Hashes of the weights of the SAEs, where the results are ours."""
+        return {digest for result in self.all_results if (digest := weight_hash_of(result))}
 
     @cached_property
     def l0(self) -> float | None:
-        for evaluation, results in sorted(self.results.items(), key=lambda of: of[0] not in USUAL_EVALUATIONS[:1]):
+        """Mean number of latents that fire on a token, from `core` where it was run."""
+        for evaluation, results in sorted(self.results.items(), key=lambda item: item[0] not in USUAL_EVALUATIONS[:1]):
             for metric in metrics_of(evaluation):
-                if metric.key in ("l0", "all.l0") and (found := mean_and_error(metric, results)):
-                    return found[0]
+                if metric.key in ("l0", "all.l0") and (number := mean_and_error(metric, results)):
+                    return number[0]
         return None
 
     @property
     def seeds(self) -> list[int]:
-        """Those of all its evaluations together."""
-        found = {provenance_of(result).get("seed") for result in self.all_results}
-        return sorted(seed for seed in found if seed is not None)
+        """Seeds of all its evaluations together."""
+        seeds = {provenance_of(result).get("seed") for result in self.all_results}
+        return sorted(seed for seed in seeds if seed is not None)
 
     @property
     def n_seeds(self) -> str:
-        """`3`, or `1-3` where evaluations have more or fewer."""
+        """`3`, or `1-3` where evaluations differ in their number of seeds."""
         counts = {len(results) for results in self.results.values()} if self.seeds else set()
         return "-".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else "-"
 
     @cached_property
     def untrained(self) -> list[str]:
-        """Why it counts as untrained; nothing if it does not."""
+        """Reasons to treat it as untrained. Empty if it is trained."""
         reasons: list[str] = []
         for evaluation, results in self.results.items():
             for result in results:
-                ours = result.get("eval_result_unstructured") or {}
-                said = ours.get("not_trained_because") or []
-                reasons += said or (["its result says so"] if ours.get("trained") is False else [])
+                unstructured = result.get("eval_result_unstructured") or {}
+                stated = unstructured.get("not_trained_because") or []
+                reasons += stated or (["its result says so"] if unstructured.get("trained") is False else [])
                 if evaluator := evaluator_of_type(evaluation):
                     reasons += evaluator.untrained_reasons(result)
                 if result.get("training_steps") == 0:
                     reasons.append("0 training steps")
         return list(dict.fromkeys(reasons))
 
-    def said(self, what: str) -> list[str]:
-        """What the results say of their origin, such as their `command` and `commit`."""
-        found = (provenance_of(result).get(what) for result in self.all_results)
-        return list(dict.fromkeys(str(one) for one in found if one is not None))
+    def provenance(self, key: str) -> list[str]:
+        """Distinct values of a provenance key of its results, such as `command` or `commit`."""
+        values = (provenance_of(result).get(key) for result in self.all_results)
+        return list(dict.fromkeys(str(value) for value in values if value is not None))
 
     @cached_property
     def source(self) -> str | None:
-        """Where numbers of others come from."""
+        """Publication that the numbers come from, where they are not ours."""
         return next((result["source"] for result in self.all_results if result.get("source")), None)
 
 
 @cache
 def metrics_of(eval_type: str) -> tuple[Metric, ...]:
-    """Metrics of the evaluator whose results have that type. None where no evaluator is known."""
+    """Metrics of the evaluator whose results have that type. Empty where no evaluator is known."""
     evaluator = evaluator_of_type(eval_type)
     return evaluator.metrics if evaluator else ()
 
 
-def column_key(column: Column) -> str:
-    return f"{column[0]}.{column[1].key}"
-
-
 def sae_identity(result: Result) -> tuple[Any, ...]:
-    """What two results of one kind of SAE agree on: all but seed and weights."""
+    """What two results of one kind of SAE agree on: everything but seed and weights."""
     provenance, cfg = provenance_of(result), result.get("sae_cfg_dict") or {}
     metadata = _metadata(cfg)
     label = str(result.get("sae_lens_id") or "unnamed")
     if not provenance:
         label = f"{result.get('sae_lens_release_id')}/{label}"
     tokens = provenance.get("training_tokens", cfg.get("training_tokens"))
-    details = {k: v for k, v in cfg.items() if k not in NOT_THE_KIND} | {
+    details = {key: value for key, value in cfg.items() if key not in NOT_THE_KIND} | {
         "trained_as": metadata.get("training_architecture_details"),
         "as": metadata.get("training_architecture"),
     }
@@ -158,13 +182,15 @@ def _metadata(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def training_fields(result: Result) -> dict[str, Any]:
-    """The fields of the config that the SAE of a result was trained with, where it says so."""
+    """Config fields that the SAE of a result was trained with. Empty where the result does not say."""
     return _metadata(result.get("sae_cfg_dict") or {}).get("training_architecture_details") or {}
 
 
 def to_sorted_json(value: Any) -> str:
+    """JSON with sorted keys: equal values give equal texts."""
     return json.dumps(value, sort_keys=True, default=str)
 
 
 def written_at(result: Result) -> float:
+    """Milliseconds since 1970 at which a result was written, or 0."""
     return result.get("datetime_epoch_millis") or 0

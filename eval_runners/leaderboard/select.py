@@ -1,28 +1,67 @@
-"""Choose the results, boards and rows that a command's filters ask for."""
+"""Choose the results, boards, rows and columns that the options of a command ask for."""
 
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentParser, Namespace
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from eval_runners.contract.registry import evaluator_of_type, load_evaluator
-from eval_runners.leaderboard.boards import Board, make_boards, select_evaluations
+from eval_runners.leaderboard.boards import make_boards, select_columns, select_evaluations
+from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.rows import Row
-from eval_runners.store.read import (
-    BASELINES,
-    PUBLISHED,
-    RUNS,
-    Result,
-    read_results,
-)
+from eval_runners.store.read import BASELINES, PUBLISHED, RUNS, Result, read_results
 from sae_variants.common.errors import UsageError, check_name
 
+NEAR_L0 = 0.15
+"""Relative difference up to which `--l0` takes a row."""
 
-def find_boards(args: Any) -> tuple[list[Board], list[str]]:
-    """The boards that a command's options ask for, and the files that are no results. UsageError if there is none."""
+
+def add_result_folders(parser: ArgumentParser) -> None:
+    """Add the option that names the folders of results."""
+    parser.add_argument(
+        "--results",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="folder of results; may be repeated (default: results/published, results/baselines, results/runs)",
+    )
+
+
+def add_filters(parser: ArgumentParser) -> None:
+    """Add the options that choose boards and rows."""
+    parser.add_argument("--model", metavar="NAME", help="only results on this language model, e.g. sandbox")
+    parser.add_argument("--evals", metavar="NAME,...", help="only these evaluations, their columns in this order")
+    parser.add_argument("--sae", metavar="NAME,...", help="only these SAEs, whatever their fields")
+    parser.add_argument("--d-sae", type=int, metavar="N", help="only rows of this number of latents")
+    parser.add_argument("--l0", type=float, metavar="X", help="only rows within 15 %% of this L0")
+    parser.add_argument(
+        "--recipe", action="store_true", help="only SAEs of their target's recipe, except for L0 and width"
+    )
+
+
+def add_columns(parser: ArgumentParser) -> None:
+    """Add the options that choose columns."""
+    parser.add_argument(
+        "--columns",
+        metavar="KEY,...",
+        help="show these metrics, in this order, as they are named in CSV files; the evaluation's name may be left out",
+    )
+    parser.add_argument("--complete", action="store_true", help="only SAEs that have a number in every column shown")
+
+
+def find_boards(args: Namespace) -> tuple[list[Board], list[str]]:
+    """Read results and make the boards that the options ask for.
+
+    Returns:
+        The boards; a line for every file that holds no result.
+
+    Raises:
+        UsageError: there is no such board.
+    """
     results, broken = read_requested(args)
     every = make_boards(results)
     _check_names(every, args)
@@ -32,50 +71,67 @@ def find_boards(args: Any) -> tuple[list[Board], list[str]]:
     return boards, broken
 
 
-def read_requested(args: Any) -> tuple[list[Result], list[str]]:
-    """Every result that a command's options ask for, and the files that are none."""
+def read_requested(args: Namespace) -> tuple[list[Result], list[str]]:
+    """Read every result of the folders that the options name; a line for every file that holds none."""
     return read_folders([Path(folder) for folder in args.results] or [PUBLISHED, BASELINES, RUNS], bool(args.results))
 
 
-def add_result_folders(parser: Any) -> None:
-    parser.add_argument(
-        "--results", action="append", default=[], metavar="FOLDER",
-        help="where results lie; may be repeated (default: results/published, results/baselines, results/runs)",
-    )  # fmt: skip
+def read_folders(folders: Sequence[Path], must_exist: bool) -> tuple[list[Result], list[str]]:
+    """Read every result in the folders. Files that hold none, and unknown evaluations, are printed and counted.
 
-
-def add_filters(parser: Any) -> None:
-    parser.add_argument("--model", metavar="NAME", help="only results on this language model, e.g. sandbox")
-    parser.add_argument("--evals", metavar="NAME,...", help="only these evaluations, their columns in this order")
-    parser.add_argument("--sae", metavar="NAME,...", help="only these SAEs, whatever their fields")
-    parser.add_argument("--d-sae", type=int, metavar="N", help="only rows of so many latents")
-    parser.add_argument("--l0", type=float, metavar="X", help="only rows within 15 %% of this L0")
-    parser.add_argument(
-        "--recipe",
-        action="store_true",
-        help="only SAEs as their target's recipe has them, but for L0 and width",
-    )
-
-
-def read_folders(folders: list[Path], asked: bool) -> tuple[list[Result], list[str]]:
-    """Every result in the folders; files that are none are named and counted."""
+    Raises:
+        UsageError: a folder that must exist does not.
+    """
     for folder in folders:
-        if asked and not folder.is_dir():
+        if must_exist and not folder.is_dir():
             raise UsageError(f"no folder {str(folder)!r}")
-    results, broken = read_results(folders)
+    results, broken = read_results(list(folders))
     for reason in broken:
         print(f"left out: {reason}", file=sys.stderr)
     if broken:
         print(f"{len(broken)} of {len(results) + len(broken)} are no results", file=sys.stderr)
-    types = Counter(result["eval_type_id"] for result in results)
-    unknown = {name: number for name, number in types.items() if evaluator_of_type(name) is None}
-    for name, number in unknown.items():
-        print(f"left out: {number} results of {name!r}, an evaluation that is not known here", file=sys.stderr)
+    counts = Counter(result["eval_type_id"] for result in results)
+    unknown = {name: count for name, count in counts.items() if evaluator_of_type(name) is None}
+    for name, count in unknown.items():
+        print(f"left out: {count} results of {name!r}, an evaluation that is not known here", file=sys.stderr)
     return [result for result in results if result["eval_type_id"] not in unknown], broken
 
 
-def _check_names(boards: list[Board], args: Any) -> None:
-    """UsageError, with the near names, for a model or an SAE that no result is of."""
+def filter_boards(boards: Sequence[Board], args: Namespace) -> list[Board]:
+    """The boards and rows that `add_filters`' options ask for."""
+    if args.evals:
+        types = [load_evaluator(name.strip()).result_type for name in args.evals.split(",")]
+        boards = [select_evaluations(board, types) for board in boards]
+    filtered = []
+    for board in boards:
+        if args.model and board.model != args.model:
+            continue
+        rows = [row for row in board.rows if not row.results or _is_requested(row, args)]
+        if any(row.results for row in rows):
+            filtered.append(replace(board, rows=rows))
+    return filtered
+
+
+def choose_columns(boards: Sequence[Board], args: Namespace) -> list[Board]:
+    """The boards with the columns that `add_columns`' options ask for. A board that has none of them is left out.
+
+    Raises:
+        UsageError: no board has a column of that name, or it is ambiguous.
+    """
+    chosen = _select_keys(boards, [key.strip() for key in args.columns.split(",")]) if args.columns else list(boards)
+    if not args.complete:
+        return chosen
+    complete = [replace(board, rows=[row for row in board.rows if _is_complete(row, board)]) for board in chosen]
+    return [board for board in complete if any(row.results for row in board.rows)]
+
+
+def has_l0_near(row: Row, levels: Sequence[float]) -> bool:
+    """Whether a row's L0 is within 15 % of one of these."""
+    return row.l0 is not None and any(abs(row.l0 - level) <= NEAR_L0 * level for level in levels)
+
+
+def _check_names(boards: Sequence[Board], args: Namespace) -> None:
+    """Raise UsageError, with similar names, for a model or an SAE that no result belongs to."""
     rows = [(board.model, row.name) for board in boards for row in board.rows if row.results]
     if rows and args.model:
         check_name("model", args.model, {model for model, _ in rows})
@@ -84,30 +140,24 @@ def _check_names(boards: list[Board], args: Any) -> None:
             check_name("SAE", name.strip(), {label for _, label in rows})
 
 
-def filter_boards(boards: list[Board], args: Any) -> list[Board]:
-    if args.evals:
-        types = [load_evaluator(name.strip()).result_type for name in args.evals.split(",")]
-        boards = [select_evaluations(board, types) for board in boards]
-    chosen = []
-    for board in boards:
-        if args.model and board.model != args.model:
-            continue
-        rows = [row for row in board.rows if not row.results or _is_wanted(row, args)]
-        if any(row.results for row in rows):
-            chosen.append(replace(board, rows=rows))
-    return chosen
-
-
-def _is_wanted(row: Row, args: Any) -> bool:
+def _is_requested(row: Row, args: Namespace) -> bool:
     if args.sae and row.name not in [name.strip() for name in args.sae.split(",")]:
         return False
-    if args.recipe and row.changed_kind:
+    if args.recipe and row.has_other_recipe:
         return False
     if args.d_sae and row.d_sae != args.d_sae:
         return False
     return args.l0 is None or has_l0_near(row, [args.l0])
 
 
-def has_l0_near(row: Row, levels: list[float]) -> bool:
-    """Whether a row's L0 is within 15 % of one of these."""
-    return row.l0 is not None and any(abs(row.l0 - level) <= 0.15 * level for level in levels)
+def _is_complete(row: Row, board: Board) -> bool:
+    return not row.results or all(row.number(column) is not None for column in board.shown)
+
+
+def _select_keys(boards: Sequence[Board], keys: Sequence[str]) -> list[Board]:
+    """Boards that show these columns, of those that have any of them."""
+    keys_of = [{key for column in board.columns for key in (column.key, column.metric.key)} for board in boards]
+    for key in keys:
+        check_name("column", key, set().union(*keys_of))
+    chosen = [[key for key in keys if key in known] for known in keys_of]
+    return [select_columns(board, part) for board, part in zip(boards, chosen, strict=True) if part]

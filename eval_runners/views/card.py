@@ -9,9 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval_runners.leaderboard.boards import Board, select_evaluations
+from eval_runners.leaderboard.boards import select_evaluations
+from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.render import LEGEND, format_count, to_markdown
-from eval_runners.leaderboard.rows import Row, metrics_of
+from eval_runners.leaderboard.rows import Column, Row, metrics_of
 from eval_runners.leaderboard.select import has_l0_near
 from sae_variants.registry.variants import variant_summaries
 
@@ -130,7 +131,7 @@ def _eval_results(saes: Sequence[CardEntry]) -> Iterator[EvalResult]:
         for evaluation, results in sae.row.results.items():
             dataset = str(results[0]["eval_config"].get("dataset") or evaluation)
             for metric in metrics_of(evaluation):
-                number = sae.row.number((evaluation, metric))
+                number = sae.row.number(Column(evaluation, metric))
                 if metric.short and number:
                     yield EvalResult(
                         task_type="feature-extraction",
@@ -153,7 +154,7 @@ def _table(saes: Sequence[CardEntry], boards: Sequence[Board]) -> str:
         rows = [
             row
             for row in board.rows
-            if not row.results or row in ours or (has_l0_near(row, levels) and not row.changed_kind)
+            if not row.results or row in ours or (has_l0_near(row, levels) and not row.has_other_recipe)
         ]
         if ours:
             evaluations = list(dict.fromkeys(evaluation for row in ours for evaluation in row.results))

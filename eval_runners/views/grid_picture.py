@@ -61,7 +61,7 @@ def draw_grid(path: Path, scored: Sequence[Scored], fields: Sequence[str]) -> No
         for panel, column in zip(panels, columns, strict=False):
             for label, points in lines.items():
                 _draw_line(panel, column, label, points, places)
-            panel.set_title(f"{column[1].short or column[1].title} ({column[0]})", fontsize=9)
+            panel.set_title(f"{column.head} ({column.evaluation})", fontsize=9)
             panel.set_xlabel(fields[0])
             if numeric:
                 _scale_axis(panel, list(places.values()))
@@ -94,12 +94,12 @@ def _columns(scored: Sequence[Scored]) -> list[Column]:
     for _, result in scored:
         by_type.setdefault(result["eval_type_id"], []).append(result)
     known = [
-        (evaluation, metric)
+        Column(evaluation, metric)
         for evaluation, results in by_type.items()
         for metric in metrics_of(evaluation)
         if any(metric_value(metric, result) is not None for result in results)
     ]
-    return [column for column in known if column[1].short] or known
+    return [column for column in known if column.metric.short] or known
 
 
 def _lines(scored: Sequence[Scored], fields: Sequence[str]) -> dict[str, dict[Any, list[Result]]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from eval_runners.contract.contract import UNSTRUCTURED, Result
 from eval_runners.contract.located import LocatedSAE
 from eval_runners.leaderboard.boards import make_boards
-from eval_runners.leaderboard.rows import Row, metrics_of, written_at
+from eval_runners.leaderboard.rows import Column, Row, metrics_of, written_at
 from eval_runners.store.paths import without_paths
 from eval_runners.store.read import provenance_of, weight_hash_of
 from eval_runners.views.card import CardEntry, render_card
@@ -169,7 +169,7 @@ def print_published(headline: str, saes: Sequence[CardEntry], repo: str) -> None
         print(f"  {sae.id}: SAE.from_pretrained({repo!r}, {sae.id!r}), or --sae {repo}:{sae.id}")
     entries = []
     for sae in saes:
-        core = {metric.key: sae.row.number(("core", metric)) for metric in metrics_of("core")}
+        core = {metric.key: sae.row.number(Column("core", metric)) for metric in metrics_of("core")}
         numbers = {"l0": core["l0"], "variance_explained": core["explained_variance_corrected"]}
         known = {field: round(number[0], 3) for field, number in numbers.items() if number}
         entries.append({"id": sae.id, "path": sae.id, **known})

@@ -1,24 +1,21 @@
-"""firing: how many latents fire on a token of held-out text."""
+"""How many latents fire on a token of held-out text?"""
 
 from dataclasses import dataclass
 
-from eval_runners import Evaluation, Metric, envelope, envelope_class, heldout_activations
-
-METRICS = (Metric("l0", "latents per token", "neither", "eval_result_metrics.all.l0", short="firing"),)
+from eval_runners import Evaluator, Metric, heldout_activations
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class Settings:
     n_contexts: int = 16
-    """Contexts that are read."""
+    """Held-out contexts to read."""
 
 
-def output_class():
-    return envelope_class("firing", EvalConfig, categories=("all",), metrics=("l0",))
+class Firing(Evaluator[Settings]):
+    settings_class = Settings
+    metrics = (Metric("all", "l0", "latents per token", "neither", short="firing"),)
 
-
-def evaluate(sae, target, config, *, model, device):
-    batches = heldout_activations(target, model, config.n_contexts, context_size=32)
-    counts = [(sae.encode(acts[~special]) > 0).sum(-1).float().mean().item() for acts, special in batches]
-    result = envelope("firing", config, {"all": {"l0": sum(counts) / len(counts)}}, sae, target)
-    return Evaluation(result, failures=[] if any(counts) else ["no latent fires"])
+    def evaluate(self, sae, target, settings, context):
+        batches = heldout_activations(target, context.model, settings.n_contexts, context_size=32)
+        counts = [(sae.encode(acts[~special]) > 0).sum(-1).float().mean().item() for acts, special in batches]
+        return {"all.l0": sum(counts) / len(counts)}

@@ -1,0 +1,74 @@
+"""Fill the generated blocks of Markdown documents from results, and check that they are up to date.
+
+A block lies between two comments: `<!-- leaderboard OPTIONS -->` and `<!-- /leaderboard -->` hold tables of boards,
+`variants` and `evaluations` in place of `leaderboard` what the package holds.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval_runners.leaderboard.boards import make_boards
+from eval_runners.leaderboard.catalogue import evaluation_table, variant_table
+from eval_runners.leaderboard.ranking import Board
+from eval_runners.leaderboard.render import table_heads, to_markdown
+from eval_runners.leaderboard.select import add_columns, add_filters, choose_columns, filter_boards
+from eval_runners.store.read import Result
+from sae_variants.cli.options import Parser
+from sae_variants.common.errors import UsageError
+
+BLOCK = re.compile(
+    r"(?P<start><!-- (?P<kind>leaderboard|variants|evaluations)(?P<options>[^>]*)-->\n).*?(?P<end><!-- /(?P=kind) -->)",
+    re.DOTALL,
+)
+WIDEST = 10
+"""Largest number of columns in a document's table, the name's and the sizes' included."""
+
+
+def fill_blocks(file: Path, results: Sequence[Result]) -> tuple[str, str]:
+    """Generate the blocks of a document.
+
+    Returns:
+        The document as it is, and as it should be.
+
+    Raises:
+        UsageError: the file cannot be read, it has no block, or a block asks for a table that is empty or too wide.
+    """
+    try:
+        text = file.read_text()
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from error
+    if not BLOCK.search(text):
+        raise UsageError(f"{file} has no table: it has no <!-- leaderboard --> ... <!-- /leaderboard -->")
+    boards = make_boards(results)
+
+    def fill_block(match: re.Match[str]) -> str:
+        content = {
+            "leaderboard": lambda: _render_boards(file, boards, match["options"].strip()),
+            "variants": variant_table,
+            "evaluations": lambda: evaluation_table(results),
+        }[match["kind"]]()
+        return f"{match['start']}\n{content.strip()}\n\n{match['end']}"
+
+    return text, BLOCK.sub(fill_block, text)
+
+
+def _render_boards(file: Path, boards: Sequence[Board], options: str) -> str:
+    parser = Parser(prog=f"leaderboard in {file}")
+    add_filters(parser)
+    add_columns(parser)
+    parser.add_argument("--legend", action="store_true", help="explain bold and marks below the table")
+    parser.add_argument("--no-commands", action="store_true", help="leave out the commands that made the rows")
+    args = parser.parse_args(shlex.split(options))
+    chosen = choose_columns(filter_boards(boards, args), args)
+    if not chosen:
+        raise UsageError(f"{file}: no results for the table {options!r}")
+    for board in chosen:
+        if (width := len(table_heads(board))) > WIDEST:
+            raise UsageError(
+                f"{file}: the table {options!r} has {width} columns, more than {WIDEST}: choose with --columns"
+            )
+    return to_markdown(chosen, args.legend, not args.no_commands)

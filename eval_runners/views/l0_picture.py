@@ -1,0 +1,95 @@
+"""Picture of a metric over L0: a line for each SAE, mean and standard error over seeds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from eval_runners.leaderboard.ranking import SAME_L0, Board
+from eval_runners.leaderboard.render import ARROWS
+from eval_runners.leaderboard.rows import Column, Row
+from sae_variants.common.errors import UsageError
+
+FORMATS = (".png", ".svg", ".pdf")
+INK = "#7d8590"
+"""Colour of text and axes: readable on white and on dark backgrounds, between which the picture is transparent."""
+COLOURS = ("#3b82d6", "#e07b28", "#3fa055", "#d0504a", "#9a6fd0", "#2aa3b3", "#b08a3c", "#cf6fae")
+MARKERS = "osD^vPX*"
+
+
+def draw_over_l0(path: Path, board: Board, column: Column) -> bytes:
+    """Draw a metric of the trained SAEs of a board over L0; rows of one name are one line.
+
+    Args:
+        path: file that the picture is for; its ending chooses the format.
+        board: rows to draw.
+        column: metric of the vertical axis.
+
+    Returns:
+        Content of the file.
+
+    Raises:
+        UsageError: no picture has that ending, or no row has an L0 and the metric.
+    """
+    from matplotlib.figure import Figure
+
+    kind = path.suffix.lower()
+    if kind not in FORMATS:
+        raise UsageError(f"--picture ends with {', '.join(FORMATS)}, not {path.name!r}")
+    lines = _lines(board, column)
+    if not lines:
+        raise UsageError(f"--picture has nothing to draw: no trained SAE with an L0 has {column.key}")
+    figure = Figure(figsize=(8.2, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for position, (name, points) in enumerate(lines.items()):
+        axes.errorbar(
+            [l0 for l0, _, _ in points],
+            [mean for _, mean, _ in points],
+            [error for _, _, error in points],
+            label=name,
+            color=COLOURS[position % len(COLOURS)],
+            marker=MARKERS[position % len(MARKERS)],
+            markersize=6,
+            linewidth=1.8,
+            capsize=3,
+        )
+    axes.set_xscale("log")
+    ticks = _ticks([l0 for points in lines.values() for l0, _, _ in points])
+    axes.set_xticks(ticks, labels=[str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("L0: latents per token")
+    axes.set_ylabel(f"{column.head} {ARROWS[column.metric.better]}")
+    axes.grid(color=INK, alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.tick_params(which="both", colors=INK)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color(INK)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, labelcolor=INK)
+    buffer = io.BytesIO()
+    metadata = {"Software": None} if kind == ".png" else None  # else equal pictures of two versions would differ
+    figure.savefig(buffer, dpi=110, transparent=True, format=kind.lstrip("."), metadata=metadata)
+    return buffer.getvalue()
+
+
+def _ticks(levels: Sequence[float]) -> list[int]:
+    """The median of every group of levels that are ranked together, rounded."""
+    groups: list[list[float]] = []
+    for level in sorted(levels):
+        if groups and level <= SAME_L0 * groups[-1][0]:
+            groups[-1].append(level)
+        else:
+            groups.append([level])
+    return [round(median(group)) for group in groups]
+
+
+def _lines(board: Board, column: Column) -> dict[str, list[tuple[float, float, float]]]:
+    """Name -> L0, mean and error of its trained rows, by L0; the name with the largest mean first."""
+    points_of: dict[str, list[tuple[float, float, float]]] = {}
+    rows: list[Row] = [row for row in board.rows if row.results and not row.untrained and row.l0]
+    for row in sorted(rows, key=lambda row: row.l0 or 0.0):
+        if (number := row.number(column)) and row.l0:
+            points_of.setdefault(row.name, []).append((row.l0, number[0], number[1] or 0.0))
+    return dict(sorted(points_of.items(), key=lambda item: -max(mean for _, mean, _ in item[1])))
