@@ -326,12 +326,10 @@ def test_parents_survive_half_precision(tmp_path):
 
 
 def test_both_levels_come_from_one_folder_and_one_training(target, tmp_path):
-    from eval_runners.harness.find_sae import locate_name, resolve_requests, train_missing
+    from eval_runners.harness.find_sae import locate_all, locate_name, resolve_requests
 
     names = ["hierarchical", "hierarchical:lower"]
-    wanted = resolve_requests(names, target, tiny("hierarchical"), [{}], [0], tmp_path)
-    found, failures = train_missing(wanted, [], "cpu")
-    assert not failures
+    found = locate_all(resolve_requests(names, target, tiny("hierarchical"), trained=tmp_path), "cpu")
     assert [one.label.partition("[")[0] for one in found] == names
     assert found[1].folder == found[0].folder / "lower"
     assert found[0].weight_hash != found[1].weight_hash

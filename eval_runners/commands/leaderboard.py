@@ -81,18 +81,18 @@ def _parser() -> Parser:
     add_result_folders(parser)
     add_filters(parser)
     add_columns(parser)
-    parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown")
-    parser.add_argument("--csv", metavar="FILE", help="write a line per row with every metric, its error and its rank")
-    parser.add_argument("--json", metavar="FILE", help="write every metric, rank, command and commit")
-    parser.add_argument("--picture", metavar="FILE", help="draw the first column over L0, a line for each SAE")
+    parser.add_argument("--markdown", metavar="FILE", help="Write the tables as Markdown.")
+    parser.add_argument("--csv", metavar="FILE", help="Write a line per row with every metric, its error and its rank.")
+    parser.add_argument("--json", metavar="FILE", help="Write every metric, rank, command and commit.")
+    parser.add_argument("--picture", metavar="FILE", help="Draw the first column over L0, a line for each SAE.")
     parser.add_argument(
-        "--readme", metavar="FILE", action="append", default=[], help="fill the blocks of a document; may be repeated"
+        "--readme", metavar="FILE", action="append", default=[], help="Fill the blocks of a document; may be repeated."
     )
     parser.add_argument(
-        "--check", action="store_true", help="with --readme: write nothing, exit 1 if a document is out of date"
+        "--check", action="store_true", help="With --readme: write nothing, exit 1 if a document is out of date."
     )
-    parser.add_argument("--baseline", metavar="FILE", help="a result, to print the differences of every row to")
-    parser.add_argument("--keep", metavar="FOLDER", help="copy the results of these rows, without details per latent")
+    parser.add_argument("--baseline", metavar="FILE", help="A result, to print the differences of every row to.")
+    parser.add_argument("--keep", metavar="FOLDER", help="Copy the results of these rows, without details per latent.")
     return parser
 
 
@@ -150,7 +150,7 @@ def _keep(boards: Sequence[Board], folder: Path) -> None:
 def _print_why(argv: list[str]) -> int:
     parser = Parser(prog="python -m eval_runners leaderboard why", description="Print what separates two rows.")
     add_result_folders(parser)
-    parser.add_argument("one", help="an SAE as the table names it; MODEL/SAE if several language models have it")
+    parser.add_argument("one", help="An SAE as the table names it; MODEL/SAE if several language models have it.")
     parser.add_argument("other")
     args = parser.parse_args(argv)
     boards = make_boards(read_requested(args)[0])

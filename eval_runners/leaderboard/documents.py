@@ -60,8 +60,8 @@ def _render_boards(file: Path, boards: Sequence[Board], options: str) -> str:
     parser = Parser(prog=f"leaderboard in {file}")
     add_filters(parser)
     add_columns(parser)
-    parser.add_argument("--legend", action="store_true", help="explain bold and marks below the table")
-    parser.add_argument("--no-commands", action="store_true", help="leave out the commands that made the rows")
+    parser.add_argument("--legend", action="store_true", help="Explain bold and marks below the table.")
+    parser.add_argument("--no-commands", action="store_true", help="Leave out the commands that made the rows.")
     args = parser.parse_args(shlex.split(options))
     chosen = choose_columns(filter_boards(boards, args), args)
     if not chosen:

@@ -27,19 +27,19 @@ def add_result_folders(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="folder of results; may be repeated (default: results/published, results/baselines, results/runs)",
+        help="Folder of results; may be repeated (default: results/published, results/baselines, results/runs)",
     )
 
 
 def add_filters(parser: ArgumentParser) -> None:
     """Add the options that choose boards and rows."""
-    parser.add_argument("--model", metavar="NAME", help="only results on this language model, e.g. sandbox")
-    parser.add_argument("--evals", metavar="NAME,...", help="only these evaluations, their columns in this order")
-    parser.add_argument("--sae", metavar="NAME,...", help="only these SAEs, whatever their fields")
-    parser.add_argument("--d-sae", type=int, metavar="N", help="only rows of this number of latents")
-    parser.add_argument("--l0", type=float, metavar="X", help="only rows within 15 %% of this L0")
+    parser.add_argument("--model", metavar="NAME", help="Only results on this language model, e.g. sandbox.")
+    parser.add_argument("--evals", metavar="NAME,...", help="Only these evaluations, their columns in this order.")
+    parser.add_argument("--sae", metavar="NAME,...", help="Only these SAEs, whatever their fields.")
+    parser.add_argument("--d-sae", type=int, metavar="N", help="Only rows of this number of latents.")
+    parser.add_argument("--l0", type=float, metavar="X", help="Only rows within 15 %% of this L0.")
     parser.add_argument(
-        "--recipe", action="store_true", help="only SAEs of their target's recipe, except for L0 and width"
+        "--recipe", action="store_true", help="Only SAEs of their target's recipe, except for L0 and width."
     )
 
 
@@ -48,9 +48,9 @@ def add_columns(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--columns",
         metavar="KEY,...",
-        help="show these metrics, in this order, as they are named in CSV files; the evaluation's name may be left out",
+        help="Show these metrics, in this order, as they are named in CSV files; the evaluation's name may be left out.",
     )
-    parser.add_argument("--complete", action="store_true", help="only SAEs that have a number in every column shown")
+    parser.add_argument("--complete", action="store_true", help="Only SAEs that have a number in every column shown.")
 
 
 def find_boards(args: Namespace) -> tuple[list[Board], list[str]]:
