@@ -167,6 +167,11 @@ def test_help_imports_nothing_heavy(words):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("module", ["sae_variants.two_level.saved", "sae_variants.hierarchical"])
+def test_a_module_that_imports_sae_lens_may_be_imported_first(module):
+    subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+
+
 def test_list_names_everything():
     done = subprocess.run([sys.executable, "-m", "eval_runners", "list"], capture_output=True, text=True, check=True)
     for name in ("core", "temporal", "random", "sandbox", "gemma-2-2b-l12", "pythia-160m-l8"):

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="python -m eval_runners report", description=__doc__)
     add_result_folders(parser)
     add_filters(parser)
-    parser.add_argument("--output", default="report.html", metavar="FILE", help="The page (default: %(default)s)")
+    parser.add_argument("--output", default="report.html", metavar="FILE", help="The page (default: %(default)s).")
     args = parser.parse_args(argv)
     boards, broken = find_boards(args)
     text = render_report(boards, broken)

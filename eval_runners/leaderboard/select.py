@@ -48,7 +48,7 @@ def add_columns(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--columns",
         metavar="KEY,...",
-        help="Show these metrics, in this order, as they are named in CSV files; the evaluation's name may be left out.",
+        help="Show these metrics, in this order, by their names in CSV files; the evaluation's name is optional.",
     )
     parser.add_argument("--complete", action="store_true", help="Only SAEs that have a number in every column shown.")
 

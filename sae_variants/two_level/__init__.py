@@ -1,1 +1,4 @@
 """Core of the variants with two levels of latents."""
+
+# SAELens first: once it is imported, all variants are, and they need the modules of this room whole
+import sae_lens  # noqa: F401
