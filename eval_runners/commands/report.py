@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import gzip
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +62,9 @@ def _order(board: Board) -> tuple[bool, int]:
 
 
 def _compressed_plotly() -> str:
-    script = files("plotly").joinpath("package_data/plotly.min.js").read_bytes()
-    return base64.b64encode(gzip.compress(script, 9, mtime=0)).decode()
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
 
 
 def _describe_board(board: Board) -> dict[str, Any]:
