@@ -11,12 +11,18 @@ branches and tags beside `main`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import huggingface_hub
+import pytest
+from huggingface_hub.utils import _http
 
 TOKEN = "hf_" + "t" * 34
 

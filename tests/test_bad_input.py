@@ -50,7 +50,7 @@ def place(tmp_path, model_folder, text_file, target, trained, tasks_file) -> dic
     (tmp_path / "no_text.jsonl").write_text('{"body": "x"}\n')
     (tmp_path / "broken.jsonl").write_text('{"text": ')
     (tmp_path / "broken.parquet").write_text("no parquet")
-    (tmp_path / "text.csv").write_text("text\nx\n")
+    (tmp_path / "text.doc").write_text("text\nx\n")
     tables = {
         "one_label.csv": "text,label\n" + "".join(f"text {i},x\n" for i in range(9)),
         "few.csv": "text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(9)),

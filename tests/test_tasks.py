@@ -90,9 +90,12 @@ def test_every_kind_of_file_says_the_same(tmp_path, suffix):
     classes = {"1": ["a b", "c d"], "0": ["e f", "g, h"]}
     frame = pd.DataFrame([{"text": t, "label": int(k)} for k, texts in classes.items() for t in texts])
     path = tmp_path / f"t{suffix}"
-    {".csv": lambda: frame.to_csv(path, index=False), ".parquet": lambda: frame.to_parquet(path)}.get(
-        suffix, lambda: frame.to_json(path, orient="records", lines=True)
-    )()
+    {
+        ".csv": lambda: frame.to_csv(path, index=False),
+        ".tsv": lambda: frame.to_csv(path, index=False, sep="\t"),
+        ".parquet": lambda: frame.to_parquet(path),
+        ".arrow": lambda: frame.to_feather(path),
+    }.get(suffix, lambda: frame.to_json(path, orient="records", lines=suffix == ".jsonl"))()
     assert read_task_file(path) == classes
 
 

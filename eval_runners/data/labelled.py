@@ -18,6 +18,7 @@ from eval_runners.data.task_files import SUFFIXES, Classes, read_task_file
 from eval_runners.store.cache import cached_folder
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.hashing import hash_files, hash_value
+from sae_variants.language_model.rows import suffix_of
 from sae_variants.sandbox.corpus import dataset_files
 from sae_variants.sandbox.tasks import DATASETS, TASKS_VERSION, documents, path_of
 
@@ -44,7 +45,7 @@ def register_task_file(path: str) -> str:
         UsageError: no such file, or a suffix that is not supported.
     """
     file = Path(path)
-    if not file.is_file() or file.suffix.lower() not in SUFFIXES:
+    if not file.is_file() or suffix_of(file) not in SUFFIXES:
         raise UsageError(f"no file of tasks {path!r}: give a {', '.join(SUFFIXES)} with columns text and label")
     name = f"local/{file.stem}-{hash_files([file])[:6]}"
     _files[name] = file

@@ -107,7 +107,7 @@ def score_core(
     from sae_bench.evals.core import main as core
 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        stack.enter_context(serving_text(target, heldout_text_name(target)))
+        stack.enter_context(serving_text(target, heldout_text_name(target), context.model.tokenizer))
         stack.enter_context(mock.patch.object(core, "HookedTransformer", PreloadedModel(context.model)))
         stack.enter_context(reusing_model_runs(context.model, target.hook_name))
         variance = stack.enter_context(observing_variance())

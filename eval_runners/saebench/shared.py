@@ -22,6 +22,7 @@ from sae_variants.language_model.target import Target
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+    from transformers import PreTrainedTokenizerBase
 
 KS = (1, 2, 5, 10, 20, 50, 100)
 """Numbers of latents for which SAEBench's probing results have fields."""
@@ -45,15 +46,15 @@ def to_lists(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def serving_text(target: Target, name: str) -> Iterator[None]:
+def serving_text(target: Target, name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Iterator[None]:
     """Serve the target's held-out text under a dataset name, which SAEBench's store asks the Hub for."""
     from sae_lens.training import activations_store
 
     load = activations_store.load_dataset
 
     def load_dataset(path: str, *args: Any, **kwargs: Any) -> Any:
-        if path == name and target.is_local:
-            return text_dataset(target, "heldout")
+        if path == name and not target.is_read_by_host:
+            return text_dataset(target, "heldout", tokenizer)
         return load(path, *args, **kwargs)
 
     with mock.patch.object(activations_store, "load_dataset", load_dataset):

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from sae_variants.common.errors import UsageError
 from sae_variants.common.values import parse_value
-from sae_variants.language_model.target import DEFAULT_TARGET, Target, choose_target
+from sae_variants.language_model.target import DEFAULT_TARGET, Target, TextOptions, choose_target
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,12 +90,28 @@ def add_grid_options(parser: argparse.ArgumentParser) -> None:
 def add_target_options(parser: argparse.ArgumentParser) -> None:
     """Add --target, --model and the other options that choose a target, the root of trained SAEs and the device."""
     group = parser.add_argument_group("target")
-    group.add_argument("--target", default=DEFAULT_TARGET, help="Language model, hook and text (default: %(default)s).")
+    group.add_argument(
+        "--target",
+        default=DEFAULT_TARGET,
+        help="Language model, hook and text: a name, or a target file FILE.toml (default: %(default)s).",
+    )
     group.add_argument("--model", metavar="FOLDER", help="Local Hugging Face causal LM, instead of --target.")
     group.add_argument("--hook-name", metavar="HOOK", help="Hook of --model, such as blocks.3.hook_resid_post.")
     group.add_argument(
-        "--dataset", metavar="PATH", help="Text for --model: a .txt, .jsonl or .parquet file, or a folder."
+        "--dataset",
+        metavar="TEXT",
+        help="Text for --model: a file or folder of .txt, .jsonl, .json, .csv, .tsv, .parquet or .arrow, or a dataset "
+        "on the Hub, written ORG/NAME, ORG/NAME:CONFIG or ORG/NAME@REVISION.",
     )
+    group.add_argument(
+        "--train-dataset",
+        metavar="TEXT",
+        help="Text to train on, written as --dataset is. Without it, one in ten documents of --dataset is held out.",
+    )
+    group.add_argument(
+        "--dataset-split", metavar="NAME", help="Split of a dataset on the Hub or saved by datasets (default: train)."
+    )
+    group.add_argument("--text-column", metavar="NAME", help="Column with the documents (default: text).")
     group.add_argument(
         "--trained", metavar="FOLDER", help="Root of trained SAEs (default: ~/.cache/sae_variants/trained)."
     )
@@ -104,13 +120,17 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
 
 def target_from(args: argparse.Namespace) -> Target:
     """Return the target that the options choose."""
-    return choose_target(args.target, args.model, args.hook_name, args.dataset)
+    return _choose(args.target, args)
 
 
 def targets_from(args: argparse.Namespace) -> list[Target]:
     """Return the targets of a command that accepts several names, separated by commas."""
-    names = dict.fromkeys(name.strip() for name in args.target.split(","))
-    return [choose_target(name, args.model, args.hook_name, args.dataset) for name in names]
+    return [_choose(name, args) for name in dict.fromkeys(name.strip() for name in args.target.split(","))]
+
+
+def _choose(target: str, args: argparse.Namespace) -> Target:
+    text = TextOptions(args.train_dataset, args.dataset_split, args.text_column)
+    return choose_target(target, args.model, args.hook_name, args.dataset, text)
 
 
 def device_from(args: argparse.Namespace) -> str:

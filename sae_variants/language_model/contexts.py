@@ -2,45 +2,92 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sae_variants.language_model.hub import hub_errors
+from sae_variants.common.errors import UsageError
+from sae_variants.language_model.documents import (
+    Chat,
+    Document,
+    TokenIds,
+    is_empty,
+    part_of,
+    read_documents,
+)
+from sae_variants.language_model.hub_text import stream_rows
 from sae_variants.language_model.target import Target
-from sae_variants.language_model.text import local_texts
+from sae_variants.language_model.text import is_local_text, local_documents
 
 if TYPE_CHECKING:
     import torch
     from datasets import IterableDataset
     from transformer_lens import HookedTransformer
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZED_AT_ONCE = 256
+"""Documents in a call of the tokenizer."""
 
 
 def heldout_text_name(target: Target) -> str:
     """Return the name that results give to the text that an evaluator reads."""
-    return f"{target.text_id}/heldout" if target.is_local else target.dataset
+    return f"{target.text_id}/heldout" if target.is_split else target.text_id
 
 
-def text_dataset(target: Target, split: str) -> IterableDataset:
-    """Return the text of a split as a dataset with a column `text`.
+def target_documents(target: Target, split: str) -> Iterator[Document]:
+    """Read the documents of a split once.
 
     Args:
         target: The target whose text is read.
         split: `train` or `heldout`.
     """
-    from datasets import Dataset, load_dataset
-
-    if target.is_local:
-        return Dataset.from_dict({"text": local_texts(target.dataset, split)}).to_iterable_dataset()
     name = target.train_dataset if split == "train" and target.train_dataset else target.dataset
-    with hub_errors(f"the dataset {name}"):
-        dataset: Any = load_dataset(name, split="train", streaming=True)
-    return dataset
+    part = split if target.is_split else None
+    if is_local_text(name):
+        yield from local_documents(name, part, target.dataset_split, target.text_column)
+        return
+    rows = stream_rows(name, target.dataset_split)
+    for document in read_documents(f"the dataset {name}", rows, target.text_column):
+        if document is None or (part is not None and (is_empty(document) or part_of(document) != part)):
+            continue
+        yield document
+
+
+def _text_rows(target: Target, split: str, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[dict[str, Any]]:
+    for document in target_documents(target, split):
+        if isinstance(document, TokenIds):
+            yield {"tokens": document.ids}
+        elif isinstance(document, Chat):
+            if tokenizer is None:
+                raise UsageError(f"the conversations of {target.title} become text by a tokenizer")
+            yield {"text": document.render(tokenizer)}
+        else:
+            yield {"text": document}
+
+
+def text_dataset(target: Target, split: str, tokenizer: PreTrainedTokenizerBase | None = None) -> IterableDataset:
+    """Return the text of a split as a dataset with a column `text`, or `tokens` if it is tokenised already.
+
+    Args:
+        target: The target whose text is read.
+        split: `train` or `heldout`.
+        tokenizer: Tokenizer whose chat template makes text of conversations.
+    """
+    from datasets import IterableDataset
+    from datasets.iterable_dataset import ExamplesIterable
+
+    def rows() -> Any:
+        return enumerate(_text_rows(target, split, tokenizer))
+
+    return IterableDataset(ExamplesIterable(rows, {}))
 
 
 def read_contexts(
     target: Target, model: HookedTransformer, context_size: int, split: str = "train"
 ) -> Iterator[torch.Tensor]:
     """Read the text once in contexts, cut as SAELens does: BOS first, and BOS between documents.
+
+    Text that is tokenised already has a context a row, which is used as it is.
 
     Args:
         target: The target whose text is read.
@@ -51,23 +98,62 @@ def read_contexts(
     Yields:
         Contexts [T] of token ids.
     """
-    import itertools
+    yield from cut_contexts(target, model.tokenizer, model.cfg.d_vocab, context_size, split)
 
+
+def cut_contexts(
+    target: Target, tokenizer: Any, d_vocab: int, context_size: int, split: str = "train"
+) -> Iterator[torch.Tensor]:
+    """Read the text once in contexts, as `read_contexts` does, without the model.
+
+    Args:
+        target: The target whose text is read.
+        tokenizer: Tokenizer of the language model.
+        d_vocab: Token ids that the language model knows.
+        context_size: Tokens T in a context, BOS included.
+        split: `train` or `heldout`.
+
+    Yields:
+        Contexts [T] of token ids.
+    """
     import torch
     from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 
-    tokenizer: Any = model.tokenizer
+    rows = _text_rows(target, split, tokenizer)
+    first = next(rows, None)
+    if first is None:
+        return
+    rows = itertools.chain([first], rows)
+    if "tokens" in first:
+        for number, row in enumerate(rows, start=1):
+            yield torch.tensor(_check_tokens(target, number, row.get("tokens", []), d_vocab, context_size))
+        return
 
     def tokenised() -> Iterator[torch.Tensor]:
-        texts = (row["text"] for row in text_dataset(target, split))
-        while group := list(itertools.islice(texts, 256)):
+        texts = (row["text"] for row in rows)
+        while group := list(itertools.islice(texts, TOKENIZED_AT_ONCE)):
             for ids in tokenizer(group, add_special_tokens=False)["input_ids"]:
                 if ids:
                     yield torch.tensor(ids)
 
-    return concat_and_batch_sequences(
+    yield from concat_and_batch_sequences(
         tokenised(),
         context_size,
         begin_batch_token_id=tokenizer.bos_token_id,
         sequence_separator_token_id=tokenizer.bos_token_id,
     )
+
+
+def _check_tokens(target: Target, number: int, ids: list[int], d_vocab: int, context_size: int) -> list[int]:
+    """Return the first tokens of a row that is tokenised already, checked against the context size and the model."""
+    if len(ids) < context_size:
+        raise UsageError(
+            f"the text of {target.title} is tokenised already, and document {number} has {len(ids)} tokens: "
+            f"a context of {context_size} tokens needs rows of at least as many; choose a smaller --context-size"
+        )
+    if max(ids) >= d_vocab:
+        raise UsageError(
+            f"the text of {target.title} is tokenised already, and document {number} has the token {max(ids)}, but the "
+            f"model knows {d_vocab}: it is the text of another tokenizer"
+        )
+    return ids[:context_size]

@@ -1,21 +1,23 @@
-"""Targets: a language model, a hook in it and text, from a file in `targets/` or from three command-line options."""
+"""Targets: a language model, a hook in it and text, from a target file or from command-line options."""
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.hashing import hash_files
+from sae_variants.language_model.documents import TEXT
 from sae_variants.language_model.folders import SANDBOX, register_model_folder
-from sae_variants.language_model.text import text_files
+from sae_variants.language_model.target_files import is_target_file, read_fields, resolve_dataset, target_files
+from sae_variants.language_model.text import is_local_text, text_files
 from sae_variants.sandbox.corpus import CORPUS_VERSION
 
-TARGETS_FOLDER = Path(__file__).parents[1] / "targets"
 DEFAULT_TARGET = SANDBOX
+DEFAULT_SPLIT = "train"
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,13 @@ class Target:
     hook_name: str
     """Hook whose activations are reconstructed, such as `blocks.3.hook_resid_post`."""
     dataset: str
-    """`sandbox`, the name of a dataset on the Hub, or the path of a file or folder."""
+    """`sandbox`, a dataset on the Hub such as `ORG/NAME:config@revision`, or the path of a file or folder."""
     train_dataset: str | None = None
-    """Dataset on the Hub to train on, so that `dataset` stays held out; local text is split instead."""
+    """Dataset to train on, so that all of `dataset` is held out; without it, one document in ten is held out."""
+    dataset_split: str = DEFAULT_SPLIT
+    """Split of the datasets on the Hub, and of folders saved by `datasets`."""
+    text_column: str = TEXT
+    """Column with the documents."""
     dtype: str = "float32"
     """Data type of the language model."""
     train: dict[str, Any] = field(default_factory=dict)
@@ -48,14 +54,38 @@ class Target:
     @property
     def is_local(self) -> bool:
         """Whether the text is on this machine."""
-        return self.dataset == SANDBOX or Path(self.dataset).exists()
+        return is_local_text(self.dataset)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether a hash of each document decides if it is held out."""
+        return self.train_dataset is None
 
     @property
     def text_id(self) -> str:
         """Name of the text in results; it contains no path of this machine."""
-        if not self.is_local or self.dataset == SANDBOX:
-            return self.dataset
-        return f"local-{hash_files(text_files(Path(self.dataset)))}"
+        return self._text_id(self.dataset)
+
+    @property
+    def train_text_id(self) -> str:
+        """Name of the text that SAEs are trained on."""
+        return self._text_id(self.train_dataset or self.dataset)
+
+    @property
+    def is_read_by_host(self) -> bool:
+        """Whether the held-out text is a whole dataset on the Hub that SAEBench can load by its name."""
+        is_default = (self.dataset_split, self.text_column) == (DEFAULT_SPLIT, TEXT)
+        is_plain = ":" not in self.dataset and "@" not in self.dataset
+        return not self.is_local and not self.is_split and is_default and is_plain
+
+    def _text_id(self, dataset: str) -> str:
+        if dataset == SANDBOX:
+            return dataset
+        name = (
+            f"local-{hash_files(text_files(Path(dataset), self.dataset_split))}" if is_local_text(dataset) else dataset
+        )
+        split = f",split={self.dataset_split}" if self.dataset_split != DEFAULT_SPLIT else ""
+        return name + split + (f",column={self.text_column}" if self.text_column != TEXT else "")
 
     @property
     def text_version(self) -> str | None:
@@ -65,30 +95,63 @@ class Target:
         return f"sae-probes {version('sae-probes')}, {CORPUS_VERSION}"
 
 
+@dataclass(frozen=True)
+class TextOptions:
+    """Command-line options that belong to --dataset."""
+
+    train_dataset: str | None = None
+    """Path, or name on the Hub, of the text to train on."""
+    dataset_split: str | None = None
+    """Split of the datasets."""
+    text_column: str | None = None
+    """Column with the documents."""
+
+
 def target_names() -> list[str]:
-    """Return the names of the files in `targets/`."""
-    return sorted(path.stem for path in TARGETS_FOLDER.glob("*.toml"))
+    """Return the names of the targets of this package and of others."""
+    return list(target_files())
 
 
+@cache
 def load_target(name: str) -> Target:
-    """Return the target of that name; raise a UsageError with the nearest names if none exists."""
-    check_name("target", name, target_names())
-    with (TARGETS_FOLDER / f"{name}.toml").open("rb") as file:
-        return Target(name=name, **tomllib.load(file))
+    """Return the target of that name or in that file; raise a UsageError with the nearest names if none exists."""
+    known = target_files()
+    if not is_target_file(name):
+        path = known[check_name("target", name, known)]
+    elif not (path := Path(name)).is_file():
+        raise UsageError(f"no target file {name!r}")
+    elif path.stem in known and path.resolve() != known[path.stem].resolve():
+        raise UsageError(f"{name} has the name of the target {path.stem!r}: give the file another name")
+    types = {field: hint for field, hint in get_type_hints(Target).items() if field != "name"}
+    values = read_fields(path, types, ("model_name", "hook_name", "dataset"))
+    stem = path.stem if is_target_file(name) else name
+    return Target(**{"name": stem, "title": stem, **values})
 
 
-def make_local_target(model: str, hook_name: str, dataset: str) -> Target:
-    """Return a target of a local model folder and local text, with the recipe of the sandbox."""
-    path = Path(dataset)
-    text_files(path)
+def make_local_target(model: str, hook_name: str, dataset: str, text: TextOptions | None = None) -> Target:
+    """Return a target of a local model folder and a text, with the recipe of the sandbox.
+
+    Args:
+        model: Hugging Face model folder.
+        hook_name: Hook whose activations are reconstructed.
+        dataset: Path of a file or folder, or name on the Hub.
+        text: Further options of the text.
+    """
+    text = text or TextOptions()
+    split = text.dataset_split or DEFAULT_SPLIT
+    resolved = resolve_dataset(dataset, split=split)
+    train_dataset = resolve_dataset(text.train_dataset, split=split) if text.train_dataset else None
     name = register_model_folder(Path(model))
     settings = load_target(SANDBOX)
     return Target(
         name=name,
-        title=f"{Path(model).resolve().name} at {hook_name} on {path.name}",
+        title=f"{Path(model).resolve().name} at {hook_name} on {Path(dataset).name}",
         model_name=name,
         hook_name=hook_name,
-        dataset=dataset,
+        dataset=resolved,
+        train_dataset=train_dataset,
+        dataset_split=split,
+        text_column=text.text_column or TEXT,
         train=settings.train,
         variants=settings.variants,
         l0=settings.l0,
@@ -96,10 +159,14 @@ def make_local_target(model: str, hook_name: str, dataset: str) -> Target:
     )
 
 
-def choose_target(target: str, model: str | None, hook_name: str | None, dataset: str | None) -> Target:
+def choose_target(
+    target: str, model: str | None, hook_name: str | None, dataset: str | None, text: TextOptions | None = None
+) -> Target:
     """Return the target that the options --target, or --model, --hook-name and --dataset, choose."""
     if model is None and hook_name is None and dataset is None:
+        if text is not None and text != TextOptions():
+            raise UsageError("--train-dataset, --dataset-split and --text-column belong to --dataset: give it too")
         return load_target(target)
     if model is None or hook_name is None or dataset is None:
         raise UsageError("--model, --hook-name and --dataset must be given together, instead of --target")
-    return make_local_target(model, hook_name, dataset)
+    return make_local_target(model, hook_name, dataset, text)

@@ -84,7 +84,7 @@ class Plan:
             "name": self.name,
             "model": model_id(self.target.model_name),
             "hook_name": self.target.hook_name,
-            "text": self.target.train_dataset or self.target.text_id,
+            "text": self.target.train_text_id,
             "text_version": self.target.text_version,
             "settings": asdict(self.settings),
             "dtype": self.target.dtype,

@@ -1,0 +1,148 @@
+"""Datasets on the Hugging Face Hub: their names, the commit of a revision, and rows streamed over cut connections."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sae_variants.common.errors import UsageError
+from sae_variants.language_model.hub import hub_errors, is_transport
+from sae_variants.language_model.hub_status import causes_of, hub_reason, refusal, response_of, wait_of
+from sae_variants.language_model.rows import Row
+
+NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(:(?P<config>[\w.,+=-]+))?(@(?P<revision>[\w./-]+))?")
+ATTEMPTS = 5
+"""Attempts in a row without a new row, after which a stream is given up."""
+ROWS_PER_STATE = 1000
+"""Rows between two states of a stream; after a cut, at most so many rows are read again."""
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """Name of a dataset on the Hub: `ORG/NAME`, `ORG/NAME:config`, `ORG/NAME:config@revision`."""
+
+    repo: str
+    """Repository, such as `Skylion007/openwebtext`."""
+    config: str | None = None
+    """Configuration; None for the only one."""
+    revision: str | None = None
+    """Branch, tag or commit; None for the newest."""
+
+    def __str__(self) -> str:
+        config = f":{self.config}" if self.config else ""
+        return self.repo + config + (f"@{self.revision}" if self.revision else "")
+
+
+def is_hub_dataset(name: str) -> bool:
+    """Return whether a name has the form of a dataset on the Hub."""
+    return NAME.fullmatch(name) is not None and not name.startswith(".")
+
+
+def parse_hub_dataset(name: str) -> HubDataset:
+    """Return the parts of a dataset's name; raise a UsageError if it is none."""
+    match = NAME.fullmatch(name)
+    if match is None:
+        raise UsageError(f"{name!r} is no dataset: write ORG/NAME, ORG/NAME:config or ORG/NAME@revision")
+    return HubDataset(**match.groupdict())
+
+
+def pin_dataset(name: str) -> str:
+    """Return the name of a dataset with the commit of its revision in the place of the revision.
+
+    Raises:
+        UsageError: The Hub cannot be reached, or has no such dataset or revision.
+    """
+    from huggingface_hub import HfApi, constants
+
+    dataset = parse_hub_dataset(name)
+    if dataset.revision and re.fullmatch("[0-9a-f]{40}", dataset.revision):
+        return name
+    if constants.HF_HUB_OFFLINE:
+        raise UsageError(
+            f"cannot get the dataset {name} from the Hugging Face Hub: HF_HUB_OFFLINE is set; "
+            "--dataset takes a local file or folder too"
+        )
+    with hub_errors(f"the dataset {name}"):
+        attempt = 0
+        while True:
+            try:
+                info = HfApi().dataset_info(dataset.repo, revision=dataset.revision, timeout=30)
+                return str(replace(dataset, revision=info.sha))
+            except Exception as error:
+                attempt += 1
+                wait = wait_of(error, attempt) if response_of(error) is not None else None
+                if wait is not None and attempt < ATTEMPTS:
+                    time.sleep(wait)
+                    continue
+                if refused := refusal(f"the dataset {name}", error):
+                    raise refused from error
+                raise
+
+
+def stream_rows(name: str, split: str) -> Iterator[tuple[str, Row]]:
+    """Stream the rows of a dataset; after a cut connection the stream goes on with the next row.
+
+    Args:
+        name: Name of the dataset.
+        split: Its split, such as `train`.
+
+    Yields:
+        The row's position for error messages, and the row.
+
+    Raises:
+        UsageError: The dataset cannot be streamed, or the Hub stays unreachable.
+    """
+    count, attempt = 0, 0
+    state: dict[str, Any] | None = None
+    at_state = 0
+    while True:
+        try:
+            dataset = _open(name, split)
+            if state is not None:
+                dataset.load_state_dict(state)
+            for number, row in enumerate(dataset, start=at_state + 1):
+                if number > count:
+                    count, attempt = number, 0
+                    yield f"row {number}", row
+                if number % ROWS_PER_STATE == 0:
+                    state, at_state = dataset.state_dict(), number
+            return
+        except (UsageError, GeneratorExit):
+            raise
+        except Exception as error:
+            attempt += 1
+            wait = wait_of(error, attempt) if _is_cut(error) else None
+            if wait is None or attempt >= ATTEMPTS:
+                raise _reason(name, split, error) from error
+            time.sleep(wait)
+
+
+def _open(name: str, split: str) -> Any:
+    from datasets import load_dataset
+    from datasets.utils.logging import disable_progress_bar
+
+    dataset = parse_hub_dataset(name)
+    disable_progress_bar()
+    return load_dataset(dataset.repo, dataset.config, split=split, revision=dataset.revision, streaming=True)
+
+
+def _is_cut(error: BaseException) -> bool:
+    """Return whether an error means that a connection broke or the Hub was busy."""
+    response = response_of(error)
+    if response is not None:
+        return wait_of(error, 0) is not None
+    return any(is_transport(cause) or isinstance(cause, TimeoutError) for cause in causes_of(error))
+
+
+def _reason(name: str, split: str, error: BaseException) -> UsageError:
+    if refused := refusal(f"the dataset {name}", error):
+        return refused
+    first = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    if hub_reason(error) is None and _is_cut(error):
+        return UsageError(f"cannot get the dataset {name} from the Hugging Face Hub: the connection broke: {first}")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    more = f" {', '.join(lines[1:4])}" if first.endswith(":") or "Please pick" in str(error) else ""
+    return UsageError(f"cannot read the split {split!r} of the dataset {name}: {first}{more}")
