@@ -147,7 +147,9 @@ class Hub:
         return found.get(revision) or next((f for r, f in found.items() if self.sha_of(r) == revision), None)
 
     def sha_of(self, revision: str) -> str:
-        return self.sha if revision in ("main", "", self.sha) else hashlib.sha1(revision.encode()).hexdigest()
+        if revision in ("main", "") or len(revision) == 40:
+            return revision if len(revision) == 40 else self.sha
+        return hashlib.sha1(revision.encode()).hexdigest()
 
     @staticmethod
     def described(files: dict[str, bytes], under: str, recursive: bool) -> list[dict[str, Any]]:

@@ -15,12 +15,12 @@ from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, Ev
 from eval_runners.contract.located import LocatedSAE
 from eval_runners.contract.registry import load_evaluator
 from eval_runners.harness.find_sae import SAERequest
-from eval_runners.harness.fit import load_for_target
+from eval_runners.harness.fit import check_context_early, load_for_target
 from eval_runners.store.envelope import make_output, output_class
 from eval_runners.store.read import load_result
 from eval_runners.store.result import ResultLocation, validate_result, write_result
 from sae_variants.cli.fields import to_option
-from sae_variants.common.errors import UsageError
+from sae_variants.common.errors import UsageError, check_name
 from sae_variants.language_model.target import Target
 
 if TYPE_CHECKING:
@@ -65,6 +65,10 @@ def prepare_scoring(
     if evaluator.made_by:
         raise UsageError(f"{name} is made by {evaluator.made_by}")
     recipe = target.evaluations.get(name, {})
+    for field in recipe:
+        check_name(
+            f"field in [evaluations.{name}] of {target.name}", field, (f.name for f in fields(evaluator.settings_class))
+        )
     values = {field: tuple(value) if isinstance(value, list) else value for field, value in recipe.items()}
     settings = evaluator.settings_class(**{**values, **given})
     for f in fields(settings):
@@ -78,11 +82,15 @@ def prepare_scoring(
 
 
 def check_supported(scorings: Sequence[Scoring], requests: Sequence[SAERequest]) -> None:
-    """Refuse, before anything is trained, variants that an evaluator does not support.
+    """Refuse, before anything is trained, variants that an evaluator does not support, and contexts that do not fit.
 
     Raises:
-        UsageError: names the SAE and the reason.
+        UsageError: names the SAE, or the setting, and the reason.
     """
+    if any(request.plan and not request.plan.is_trained for request in requests):
+        for scoring in scorings:
+            size = getattr(scoring.settings, "context_size", None)
+            check_context_early(scoring.target, size, getattr(scoring.settings, "context_length", None))
     for scoring in scorings:
         for request in requests:
             if request.plan and (reason := scoring.evaluator.why_unsupported(request.plan, scoring.settings)):

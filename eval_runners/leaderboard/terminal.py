@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,10 +29,24 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+PADDING = 3
+"""Characters of a table's column beside its content."""
+LONGEST_HEAD = 40
+"""Characters of a head that stays on a line; longer ones are folded."""
+WIDTH_OF_FILES = 200
+"""Characters of a line where the output is no terminal and COLUMNS is not set."""
+
+
+def _width() -> int:
+    from rich.console import Console
+
+    return Console().width if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH_OF_FILES
+
+
 def _print_table(table: Table) -> None:
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=_width()).print(table)
 
 
 def _short_number(number: Number | None) -> str:
@@ -44,22 +59,57 @@ def _short_number(number: Number | None) -> str:
 def print_metrics(metrics: Iterable[Metric], columns: dict[str, list[Result]]) -> None:
     """Print mean and, over several seeds, standard error. A metric that no SAE has is left out.
 
+    SAEs are columns, in as many tables as the terminal's width needs.
+
     Args:
         metrics: a line for each.
         columns: label of each SAE -> its results, one per seed.
     """
-    from rich.table import Table
-
-    table = Table("metric", "better")
+    shown = [
+        metric
+        for metric in metrics
+        if any(value_at(result, metric.path) is not None for results in columns.values() for result in results)
+    ]
+    heads: list[str] = []
+    cells: list[list[str]] = []
     for label, results in columns.items():
         trained = all(result["eval_result_unstructured"]["trained"] for result in results)
         seeds = f", {len(results)} seeds" if len(results) > 1 else ""
-        table.add_column(f"{label}{seeds}" if trained else f"{label}{seeds} (untrained)", justify="right")
-    for metric in metrics:
-        if any(value_at(result, metric.path) is not None for results in columns.values() for result in results):
-            numbers = [mean_and_error(metric, results) for results in columns.values()]
-            table.add_row(metric.title, ARROWS[metric.better], *map(_short_number, numbers))
-    _print_table(table)
+        heads.append(f"{label}{seeds}" if trained else f"{label}{seeds} (untrained)")
+        cells.append([_short_number(mean_and_error(metric, results)) for metric in shown])
+    first = [max(map(len, ["metric", *(metric.title for metric in shown)])), len("better")]
+    widths = [max(map(len, [head, *column])) for head, column in zip(heads, cells, strict=True)]
+    for part in split_columns(widths, _width() - sum(first) - 2 * PADDING - 1):
+        _print_table(_metric_table(shown, [heads[i] for i in part], [cells[i] for i in part]))
+
+
+def split_columns(widths: Sequence[int], room: int) -> list[range]:
+    """Split columns into tables that fit; a column that is too wide alone has a table of its own.
+
+    Args:
+        widths: characters of each column.
+        room: characters for columns in a table.
+    """
+    tables: list[range] = []
+    start = used = 0
+    for number, width in enumerate(widths):
+        if number > start and used + width + PADDING > room:
+            tables.append(range(start, number))
+            start, used = number, 0
+        used += width + PADDING
+    return [*tables, range(start, len(widths))]
+
+
+def _metric_table(metrics: Sequence[Metric], heads: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("metric", "better")
+    for head in heads:
+        table.add_column(escape(head), justify="right", overflow="fold", no_wrap=len(head) <= LONGEST_HEAD)
+    for number, metric in enumerate(metrics):
+        table.add_row(escape(metric.title), ARROWS[metric.better], *(column[number] for column in cells))
+    return table
 
 
 def to_frame(results: Sequence[tuple[Any, Result]]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -18,6 +19,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     """Run a command and exit; bad input exits with one line and code 2, Ctrl-C with code 130, without a traceback."""
     # Threads that spin while they wait make torch several times slower as soon as another process runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    replace_unprintable()
     try:
         code = main() or 0
     except UsageError as error:
@@ -36,6 +38,13 @@ def run_command(main: Callable[[], int | None]) -> None:
         print(f"error: cannot use {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def replace_unprintable() -> None:
+    """Let the terminal replace characters that its encoding lacks, such as ASCII or cp1252, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def hide_host_warnings() -> None:

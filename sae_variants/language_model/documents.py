@@ -107,10 +107,10 @@ def _document(where: str, name: str, value: Any) -> Document | None:
         return Chat(json.dumps([_turn(where, name, turn) for turn in value], ensure_ascii=False)) if value else None
     if name in TOKENS and isinstance(value, list):
         if any(type(token) is not int or not 0 <= token < 2**31 for token in value):
-            raise UsageError(f"{where} must hold token ids as {name}, not {describe(value)}")
+            raise UsageError(f"{where}: column {name} must hold a list of token ids, not {describe(value)}")
         return TokenIds(array("i", value).tobytes()) if value else None
     hint = "; conversations are read from a column messages or conversations" if isinstance(value, list) else ""
-    raise UsageError(f"{where} must hold text as {name}, not {describe(value)}{hint}")
+    raise UsageError(f"{where}: column {name} must hold text, not {describe(value)}{hint}")
 
 
 def _turn(where: str, name: str, turn: Any) -> dict[str, str]:
@@ -120,7 +120,7 @@ def _turn(where: str, name: str, turn: Any) -> dict[str, str]:
             content = "".join(str(part["text"] or "") for part in content)
         if isinstance(role, str) and (content is None or isinstance(content, str)):
             return {"role": SPEAKERS.get(role, role), "content": content or ""}
-    raise UsageError(f"{where} must hold turns with role and content as {name}, not {describe(turn)}")
+    raise UsageError(f"{where}: column {name} must hold turns with role and content, not {describe(turn)}")
 
 
 def _is_unicode(text: str) -> bool:

@@ -116,6 +116,11 @@ def is_local_model(name: str) -> bool:
     return name in _folders
 
 
+def model_folder(name: str) -> Path | None:
+    """Return the folder that a name is registered for; None for a name on the Hub."""
+    return _folders.get(name)
+
+
 def model_id(name: str) -> str:
     """Return what identifies a model in hashes: the hash of a local folder's content, else the name on the Hub."""
     return hash_files(model_files(_folders[name])) if is_local_model(name) else name

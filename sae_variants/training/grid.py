@@ -18,6 +18,7 @@ from sae_variants.common.errors import UsageError
 from sae_variants.common.values import parse_value
 from sae_variants.language_model.target import Target
 from sae_variants.training.plan import Plan, applicable_overrides, check_overrides, make_plan
+from sae_variants.training.recipe import check_recipe
 
 GridPoint = dict[str, Any]
 
@@ -87,6 +88,7 @@ def make_plans(
     Raises:
         UsageError: No SAE has a field, or a field is set both in the grid and outside it.
     """
+    check_recipe(target)
     check_overrides(names, {**overrides, **dict.fromkeys(grid_fields(points))})
     for field in grid_fields(points):
         if field in overrides:

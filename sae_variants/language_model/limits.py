@@ -1,0 +1,45 @@
+"""Limits of a language model, read from its config and its tokenizer without its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from sae_variants.language_model.folders import model_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """Limits of a language model; None where they are unknown until it is loaded."""
+
+    n_ctx: int | None
+    """Positions of a context."""
+    d_vocab: int | None
+    """Token ids that the model knows."""
+    tokenizer: PreTrainedTokenizerBase | None
+    """The tokenizer."""
+
+
+@cache
+def model_limits(name: str) -> ModelLimits:
+    """Return the limits of a model in a local folder; those of a model on the Hub are unknown until it is loaded.
+
+    Args:
+        name: Name on the Hub, or a registered name of a local folder.
+    """
+    folder = model_folder(name)
+    if folder is None:
+        return ModelLimits(None, None, None)
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        config: Any = AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception:  # what is wrong with the folder, loading the model says in a line
+        return ModelLimits(None, None, None)
+    sizes = (getattr(config, field, None) for field in ("max_position_embeddings", "n_positions", "n_ctx"))
+    return ModelLimits(next((size for size in sizes if isinstance(size, int)), None), config.vocab_size, tokenizer)
