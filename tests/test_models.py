@@ -6,16 +6,13 @@ import json
 
 import pytest
 import torch
-from conftest import make_model, make_text
+from conftest import make_model
 from transformers import AutoModelForCausalLM
 
-from sae_variants.language_model.contexts import read_contexts, text_dataset
 from sae_variants.language_model.folders import register_model_folder
 from sae_variants.language_model.hooks import hook_activations, hook_width
 from sae_variants.language_model.load import load_model
-from sae_variants.language_model.target import load_target, make_local_target, target_names
-from sae_variants.language_model.text import local_texts
-from sae_variants.training.plan import SETTING_NAMES, TrainSettings
+from sae_variants.language_model.target import make_local_target
 
 
 @pytest.mark.parametrize(
@@ -63,49 +60,3 @@ def test_activations_stop_at_the_hook(target):
     _, cache = model.run_with_cache(tokens)
     for hook in ("blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out"):
         torch.testing.assert_close(hook_activations(model, hook, contexts_per_pass=2)(tokens), cache[hook])
-
-
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
-def test_every_kind_of_text_gives_the_same_documents(suffix, tmp_path):
-    import pandas as pd
-
-    texts = make_text(60)
-    path = tmp_path / f"text{suffix}"
-    if suffix == ".txt":
-        path.write_text("\n\n".join(texts))
-    elif suffix == ".jsonl":
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    else:
-        pd.DataFrame({"text": texts}).to_parquet(path)
-    train, heldout = (local_texts(str(path), split) for split in ("train", "heldout"))
-    assert sorted(train + heldout) == sorted(set(texts))
-    assert not set(train) & set(heldout)
-    assert heldout
-
-
-def test_a_folder_of_texts_is_read_whole(tmp_path):
-    for number in range(3):
-        (tmp_path / f"{number}.txt").write_text("\n\n".join(make_text(20 * (number + 1))))
-    assert len(local_texts(str(tmp_path), "train")) > 40
-
-
-def test_every_target_file_is_a_target_that_trains():
-    for name in target_names():
-        target = load_target(name)
-        settings = {k: v for k, v in target.train.items() if k in SETTING_NAMES}
-        assert TrainSettings(**settings).steps > 0
-        assert target.title
-
-
-def test_contexts_are_those_of_sae_lens(target):
-    from sae_lens.training.activations_store import ActivationsStore
-
-    model = load_model(target.model_name, "cpu", "float32")
-    with pytest.warns(UserWarning, match="not tokenized"):
-        store = ActivationsStore(
-            model, text_dataset(target, "train"), True, target.hook_name, None, 33, 32, 2, 1000, 4, 64, True,
-            "none", torch.device("cpu"), "float32",
-        )  # fmt: skip
-    ours = read_contexts(target, model, 33)
-    theirs = store.get_batch_tokens(20)
-    assert torch.equal(torch.stack([next(ours) for _ in range(20)]), theirs)

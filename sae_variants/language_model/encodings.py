@@ -28,7 +28,8 @@ def open_text(path: Path, newline: str | None) -> IO[str]:
         path: The file.
         newline: As in `open`.
     """
-    return io.TextIOWrapper(_open_bytes(path), encoding=_encoding_of(path), newline=newline)
+    encoding = _encoding_of(path)
+    return io.TextIOWrapper(_open_bytes(path), encoding=encoding, newline=newline)
 
 
 def _open_bytes(path: Path) -> Any:
@@ -79,12 +80,13 @@ def _encoding_of(path: Path) -> str:
         return "utf-8"
     if good >= bad:
         raise UsageError(f"cannot read {path}: it is UTF-8, but for {bad} bytes, the first of them byte {position + 1}")
-    with _open_bytes(path) as file:
-        try:
-            io.TextIOWrapper(file, encoding="cp1252").read()
-            encoding = "cp1252"
-        except UnicodeDecodeError:
-            encoding = "latin-1"
+    encoding = "cp1252"
+    try:
+        with io.TextIOWrapper(_open_bytes(path), encoding=encoding) as file:
+            while file.read(BLOCK):
+                pass
+    except UnicodeDecodeError:
+        encoding = "latin-1"
     _note(f"{path} is not UTF-8: it is read as {encoding}")
     return encoding
 
