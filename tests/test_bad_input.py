@@ -61,6 +61,10 @@ def place(tmp_path, model_folder, text_file, target, trained, tasks_file) -> dic
         "cut.parquet": "no parquet",
         "cut.json": '{"eval_type_id": "core", ',
         "no_result.json": "[1]",
+        "no_title.toml": 'hook_name = "h"',
+        "typo.toml": 'hook_nam = "h"',
+        "broken.toml": "hook_name = ",
+        "one_document.txt": "the cat sat on a mat while seven red birds sang of rain",
     }
     for table, content in tables.items():
         (tmp_path / table).write_text(content)
