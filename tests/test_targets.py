@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 
 import pytest
 from conftest import TINY, make_text
@@ -138,13 +139,13 @@ def test_contexts_that_do_not_fit_are_refused_before_any_training(folder, model_
     (folder / "one.txt").write_text(" ".join(make_text(200)))
     one = choose_target("sandbox", str(model_folder), HOOK, str(folder / "one.txt"))
     target = choose_target("sandbox", str(model_folder), HOOK, str(folder / "text.txt"))
-    check_context_early(target, 128)
+    check_context_early(target, SimpleNamespace(context_size=128))
     with pytest.raises(UsageError, match="--context-size 129 exceeds the model's 128 positions"):
-        check_context_early(target, 129)
+        check_context_early(target, SimpleNamespace(context_size=129))
     with pytest.raises(UsageError, match="--context-length 129 exceeds the model's 128 positions"):
-        check_context_early(target, None, 129)
+        check_context_early(target, SimpleNamespace(context_length=129))
     with pytest.raises(UsageError, match="has 1 documents, none of which falls into the heldout split"):
-        check_context_early(one, 32)
+        check_context_early(one, SimpleNamespace(context_size=32))
     words = [f"--train.{key}={value}" for key, value in TINY.items() if key not in ("window",)]
     where = ["--model", str(model_folder), "--hook-name", HOOK, "--dataset", str(folder / "one.txt")]
     folders = ["--trained", str(folder / "trained"), "--output", str(folder / "out")]

@@ -66,13 +66,12 @@ def check_context(context_size: int, target: Target, model: HookedTransformer) -
         raise UsageError(f"the held-out text of {target.title} is shorter than one context of {context_size} tokens")
 
 
-def check_context_early(target: Target, context_size: int | None, context_length: int | None = None) -> None:
+def check_context_early(target: Target, settings: Any) -> None:
     """Check what the model's config, its tokenizer and the text alone can tell, before anything is trained.
 
     Args:
         target: the language model and the held-out text.
-        context_size: tokens in a context of the evaluation; None if it reads no held-out text.
-        context_length: tokens to which the evaluation's documents are cut; None if it has no such setting.
+        settings: of an evaluator. With `context_size` it reads held-out text, with `context_length` labelled documents.
 
     Raises:
         UsageError: names the option and the limit.
@@ -81,7 +80,11 @@ def check_context_early(target: Target, context_size: int | None, context_length
     from sae_variants.language_model.limits import model_limits
 
     limits = model_limits(target.model_name)
-    for option, size in (("--context-size", context_size), ("--context-length", context_length)):
+    context_size = getattr(settings, "context_size", None)
+    for option, size in (
+        ("--context-size", context_size),
+        ("--context-length", getattr(settings, "context_length", None)),
+    ):
         if size is not None and limits.n_ctx is not None and size > limits.n_ctx:
             raise UsageError(f"{option} {size} exceeds the model's {limits.n_ctx} positions")
     if context_size is None or limits.tokenizer is None or not target.is_local or context_size < 3:

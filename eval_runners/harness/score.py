@@ -65,10 +65,9 @@ def prepare_scoring(
     if evaluator.made_by:
         raise UsageError(f"{name} is made by {evaluator.made_by}")
     recipe = target.evaluations.get(name, {})
+    known = [f.name for f in fields(evaluator.settings_class)]
     for field in recipe:
-        check_name(
-            f"field in [evaluations.{name}] of {target.name}", field, (f.name for f in fields(evaluator.settings_class))
-        )
+        check_name(f"field in [evaluations.{name}] of {target.name}", field, known)
     values = {field: tuple(value) if isinstance(value, list) else value for field, value in recipe.items()}
     settings = evaluator.settings_class(**{**values, **given})
     for f in fields(settings):
@@ -76,21 +75,19 @@ def prepare_scoring(
         if str(f.type).startswith("int") and value is not None and value < least:
             raise UsageError(f"{to_option(f.name)} must be at least {least}, not {value}")
     settings, versions = evaluator.prepare(target, settings)
-    return Scoring(
-        evaluator, settings, ResultLocation(output, name, target, asdict(settings), versions, device, command)
-    )
+    location = ResultLocation(output, name, target, asdict(settings), versions, device, command)
+    return Scoring(evaluator, settings, location)
 
 
 def check_supported(scorings: Sequence[Scoring], requests: Sequence[SAERequest]) -> None:
     """Refuse, before anything is trained, variants that an evaluator does not support, and contexts that do not fit.
 
     Raises:
-        UsageError: names the SAE, or the setting, and the reason.
+        UsageError: names the SAE or the setting.
     """
-    if any(request.plan and not request.plan.is_trained for request in requests):
-        for scoring in scorings:
-            size = getattr(scoring.settings, "context_size", None)
-            check_context_early(scoring.target, size, getattr(scoring.settings, "context_length", None))
+    is_missing = any(request.plan and not request.plan.is_trained for request in requests)
+    for scoring in scorings if is_missing else ():
+        check_context_early(scoring.target, scoring.settings)
     for scoring in scorings:
         for request in requests:
             if request.plan and (reason := scoring.evaluator.why_unsupported(request.plan, scoring.settings)):

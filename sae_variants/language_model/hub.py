@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.folders import is_local_model, model_id
+from sae_variants.language_model.hub_status import refusal
 
 HTTP_LIBRARIES = ("httpx", "httpx2", "requests")
 _OFFLINE = "check the name and the network, or use --target sandbox or --model FOLDER, which need none"
@@ -39,6 +40,8 @@ def hub_errors(what: str) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
+        if refused := refusal(what, error):
+            raise refused from error
         unreachable = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
         # transformers and datasets report an unreachable Hub as an OSError without a number.
         unnumbered = isinstance(error, OSError) and error.errno is None

@@ -73,4 +73,4 @@ def wait_of(error: BaseException, attempt: int) -> float | None:
 def refusal(what: str, error: BaseException) -> UsageError | None:
     """Return the UsageError for an answer of the Hub that refuses `what`; None if the Hub did not answer."""
     reason = hub_reason(error)
-    return None if reason is None else UsageError(f"cannot get {what} from the Hugging Face Hub: {reason}")
+    return None if reason is None else UsageError(f"cannot get {what} on the Hugging Face Hub: {reason}")

@@ -62,7 +62,7 @@ def pin_dataset(name: str) -> str:
         return name
     if constants.HF_HUB_OFFLINE:
         raise UsageError(
-            f"cannot get the dataset {name} from the Hugging Face Hub: HF_HUB_OFFLINE is set; "
+            f"cannot get the dataset {name} on the Hugging Face Hub: HF_HUB_OFFLINE is set; "
             "--dataset takes a local file or folder too"
         )
     with hub_errors(f"the dataset {name}"):
@@ -77,8 +77,6 @@ def pin_dataset(name: str) -> str:
                 if wait is not None and attempt < ATTEMPTS:
                     time.sleep(wait)
                     continue
-                if refused := refusal(f"the dataset {name}", error):
-                    raise refused from error
                 raise
 
 
@@ -142,7 +140,7 @@ def _reason(name: str, split: str, error: BaseException) -> UsageError:
         return refused
     first = (str(error).splitlines() or [type(error).__name__])[0][:300]
     if hub_reason(error) is None and _is_cut(error):
-        return UsageError(f"cannot get the dataset {name} from the Hugging Face Hub: the connection broke: {first}")
+        return UsageError(f"cannot get the dataset {name} on the Hugging Face Hub: the connection broke: {first}")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     more = f" {', '.join(lines[1:4])}" if first.endswith(":") or "Please pick" in str(error) else ""
     return UsageError(f"cannot read the split {split!r} of the dataset {name}: {first}{more}")
