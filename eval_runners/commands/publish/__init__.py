@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval_runners.harness.find_sae import SAERequest, is_folder, locate_all, resolve_requests
+from eval_runners.harness.find_sae import SAERequest, locate_all, resolve_requests
 from eval_runners.harness.options import parse_with_overrides
 from eval_runners.leaderboard.select import add_result_folders, read_requested
 from sae_variants.cli.options import Parser, add_target_options, parse_seeds, target_from
