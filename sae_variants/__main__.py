@@ -1,4 +1,4 @@
-"""python -m sae_variants train NAME... | options NAME | list."""
+"""python -m sae_variants train NAME... | convert SOURCE FOLDER | options NAME | list."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from sae_variants.cli.fields import field_docs, to_option
 from sae_variants.cli.options import Parser
-from sae_variants.commands import train
+from sae_variants.commands import convert, train
 from sae_variants.common.console import run_command
 from sae_variants.language_model.target import load_target, target_names
 from sae_variants.registry.variants import find_variant, variant_summaries
@@ -18,9 +18,12 @@ def main(argv: list[str]) -> int:
     """Run the command that the first word names."""
     if argv[:1] == ["train"]:
         return train.main(argv[1:])
+    if argv[:1] == ["convert"]:
+        return convert.main(argv[1:])
     parser = Parser(prog="python -m sae_variants", description="Train sparse autoencoders.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="Train SAEs on a target; several names share one stream of activations.")
+    commands.add_parser("convert", help="Save an SAE of another library, or of the Hub, in SAELens' layout.")
     options = commands.add_parser("options", help="Print the config fields of a variant.")
     options.add_argument("name", help="Variant, such as temporal or stock:batchtopk.")
     commands.add_parser("list", help="List the variants and targets.")

@@ -67,10 +67,10 @@ def official_name(model_name: str) -> str:
 
 def _remarks(metadata: SAEMetadata) -> Iterator[str]:
     """What an SAE's metadata asks of its use that the evaluations do not do."""
-    positions = metadata.seqpos_slice
+    positions: Any = metadata.seqpos_slice
     if positions and any(bound is not None for bound in positions):
         yield f"was trained on the positions {list(positions)} (seqpos_slice) only; it is evaluated on all"
-    options = metadata.model_from_pretrained_kwargs or {}
+    options: Any = metadata.model_from_pretrained_kwargs or {}
     if changed := {name: value for name, value in options.items() if value}:
         yield f"was trained on a language model loaded with {changed}; here it is loaded without processing"
 

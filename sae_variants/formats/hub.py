@@ -143,7 +143,7 @@ def _describe_refusal(error: Exception, repo: str, revision: str | None) -> str 
         return f"cannot get {where}: it is not in the local cache, and HF_HUB_OFFLINE is set"
     if isinstance(error, errors.HFValidationError):
         return f"{repo!r} is not the name of a repository: {describe_error(error)}"
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return f"{where} is gated (HTTP {status}): accept its terms at https://huggingface.co/{repo} and set HF_TOKEN"
     if isinstance(error, errors.RevisionNotFoundError):
@@ -154,7 +154,7 @@ def _describe_refusal(error: Exception, repo: str, revision: str | None) -> str 
         return f"{where} lacks a file: {describe_error(error)}"
     if isinstance(error, errors.HfHubHTTPError):
         mends = {401: "set HF_TOKEN", 403: "your token may not read it", 429: "the Hub asks for patience"}
-        return f"cannot get {where} (HTTP {status}): {mends.get(status, 'the Hub failed, try again later')}"
+        return f"cannot get {where} (HTTP {status}): {mends.get(status or 0, 'the Hub failed, try again later')}"
     if is_transport(error):
         return f"cannot get {where}: the connection failed ({describe_error(error)})"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -23,7 +23,8 @@ from sae_variants.common.hashing import hash_value
 from sae_variants.formats.hub import HubId, download_sae, hub_refusals, parse_hub_id
 from sae_variants.formats.layouts import SAELENS, Layout, layout_of, load
 from sae_variants.formats.releases import check_release, load_release, releases, split_release
-from sae_variants.registry.saved_config import CONFIG, WEIGHTS
+from sae_variants.registry.build import load as load_saelens
+from sae_variants.registry.saved_config import CONFIG, SCALED, WEIGHTS, why_no_autoencoder
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -72,9 +73,27 @@ def open_source(name: str, beside: Collection[str] = ()) -> Source:
     raise UsageError(f"no folder {name!r}; an SAE on the Hub is written user/repo:path, a released one RELEASE:SAE_ID")
 
 
-def load_source(name: str) -> SAE[Any]:
-    """Load an SAE as its source has it, without checks of a target; see `open_source`."""
-    return load(Path(name) if is_folder(name) else open_source(name).folder)
+def load_unfolded(name: str, norm_scaling_factor: float | None = None) -> SAE[Any]:
+    """Load an SAE from its source and fold in the factor of its inputs, where its config has such a normalisation.
+
+    Args:
+        name: The source; see `open_source`.
+        norm_scaling_factor: Factor that inputs were multiplied with in training.
+
+    Raises:
+        UsageError: As `open_source`; or the SAE is no autoencoder; or it has no such normalisation.
+    """
+    folder = Path(name) if is_folder(name) else open_source(name).folder
+    if norm_scaling_factor is None:
+        sae = load(folder)
+    else:
+        sae = load_saelens(folder, ignored=(SCALED,))
+        if sae.cfg.normalize_activations != SCALED:
+            raise UsageError(f"{name} has no normalize_activations {SCALED}: leave out --norm-scaling-factor")
+        sae.fold_activation_norm_scaling_factor(norm_scaling_factor)
+    if reason := why_no_autoencoder(sae):
+        raise UsageError(f"{name} {reason}")
+    return sae
 
 
 def _registered(hub_id: HubId) -> tuple[str, str] | None:

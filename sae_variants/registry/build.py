@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -86,13 +87,19 @@ def build(name: str, *, d_in: int, d_sae: int, seed: int | None = None, **overri
     return sae
 
 
-def load(path: str | Path, device: str = "cpu", converter: PretrainedSaeDiskLoader | None = None) -> SAE[Any]:
+def load(
+    path: str | Path,
+    device: str = "cpu",
+    converter: PretrainedSaeDiskLoader | None = None,
+    ignored: Collection[str] = (),
+) -> SAE[Any]:
     """Load a saved SAE in inference form.
 
     Args:
         path: Folder in SAELens' layout, or in the converter's.
         device: Device of the weights.
         converter: Reads a folder in another layout, as SAELens' disk loaders do.
+        ignored: Normalisations of activations that the caller folds into the weights.
 
     Raises:
         UsageError: The folder does not exist, holds no config, or its config or weights cannot be used.
@@ -110,7 +117,7 @@ def load(path: str | Path, device: str = "cpu", converter: PretrainedSaeDiskLoad
     failed = f"cannot load the SAE in {folder}"
     try:
         if converter is None:
-            check_config(read_config(folder))
+            check_config(read_config(folder), ignored)
         sae = SAE.load_from_disk(folder, device=device, converter=converter or sae_lens_disk_loader)
     except UsageError as error:
         raise error if str(folder) in str(error) else UsageError(f"{failed}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,8 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-UNFOLDED = {
-    "expected_average_only_in": "--norm-scaling-factor",
-    "covariance_whitening": "",
-}
+SCALED = "expected_average_only_in"
+UNFOLDED = {SCALED: "--norm-scaling-factor", "covariance_whitening": ""}
 """Normalisations that SAELens folds into the weights when it saves -> option of `convert` that folds them."""
 
 
@@ -37,11 +36,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return cfg
 
 
-def check_config(cfg: dict[str, Any]) -> None:
+def check_config(cfg: dict[str, Any], ignored: Collection[str] = ()) -> None:
     """Check that SAELens honours every field of a config that decides what the SAE computes.
 
     Args:
         cfg: Content of a `cfg.json` of SAELens 3 or later.
+        ignored: Normalisations that the caller folds into the weights.
 
     Raises:
         UsageError: A field is missing, wrong, or would be ignored.
@@ -69,10 +69,10 @@ def check_config(cfg: dict[str, Any]) -> None:
     if cfg.get("k") is not None and not takes_k:
         raise UsageError(f"k = {cfg['k']} would be ignored: the architecture {converted['architecture']} has no k")
     k = converted.get("k")
-    if takes_k and k is not None and (not isinstance(k, int | float) or not 0 < k <= cfg["d_sae"]):
+    if takes_k and (not isinstance(k, int | float) or not 0 < k <= cfg["d_sae"]):
         raise UsageError(f"k must be above 0 and at most d_sae = {cfg['d_sae']}, not {k!r}")
     normalisation = converted.get("normalize_activations", "none")
-    if normalisation in UNFOLDED:
+    if normalisation in UNFOLDED and normalisation not in ignored:
         option = UNFOLDED[normalisation]
         mend = f"fold it by `python -m sae_variants convert` with {option}" if option else "fold it before saving"
         raise UsageError(f"normalize_activations is {normalisation}, which is not folded into the weights: {mend}")
