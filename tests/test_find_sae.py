@@ -9,7 +9,7 @@ import shutil
 import layouts
 import pytest
 import torch
-from conftest import tiny
+from conftest import make_model, tiny
 from hub import TOKEN, Hub
 from layouts import V6, K, S
 
@@ -18,6 +18,7 @@ from eval_runners.harness.find_sae import locate_all, locate_name, resolve_reque
 from eval_runners.harness.fit import check_fits
 from eval_runners.leaderboard.rows import sae_identity
 from sae_variants.common.errors import UsageError
+from sae_variants.formats.releases import releases
 from sae_variants.training.plan import make_plan
 
 FILES = {"cfg.json", "sae_weights.safetensors"}
@@ -31,9 +32,8 @@ def converted(tmp_path, monkeypatch):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """The loopback Hub as the process's Hub, with an empty cache."""
-    import huggingface_hub
-    from huggingface_hub import constants, file_download, hf_api
-    from huggingface_hub.utils import _headers, _http
+    from huggingface_hub import constants, hf_api
+    from huggingface_hub.utils import _http
 
     server = Hub()
     cache = str(tmp_path / "hf")
@@ -127,7 +127,7 @@ def test_offline_with_a_warm_cache(hub, tmp_path, monkeypatch):
     before = locate_name("me/saes:layers.1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert locate_name("me/saes:layers.1").weight_hash == before.weight_hash
-    with pytest.raises(UsageError, match="HF_HUB_OFFLINE|cannot be reached"):
+    with pytest.raises(UsageError, match=r"HF_HUB_OFFLINE|cannot be reached"):
         locate_name("me/others:layers.1")
 
 
@@ -147,12 +147,12 @@ BENCH = "sae_bench_gemma-2-2b_topk_width-2pow12_date-1109:blocks.12.hook_resid_p
 
 
 def test_gemma_scope_by_saelens_registry(hub, monkeypatch):
-    content, formula = layouts.params_npz(2304, 16)
+    content, formula = layouts.params_npz()
     hub.repos["google/gemma-scope-2b-pt-res"] = {"layer_12/width_16k/average_l0_82/params.npz": content}
     located = locate_name(GEMMA)
     assert located.label == GEMMA
-    sae, x = located.load("cpu"), torch.randn(5, 2304)
-    torch.testing.assert_close(sae(x).detach(), formula(x), rtol=0, atol=1e-3)
+    sae, x = located.load("cpu"), torch.randn(5, 32)
+    torch.testing.assert_close(sae(x).detach(), formula(x), rtol=0, atol=1e-5)
     assert sae.cfg.metadata.model_name == "gemma-2-2b"
     assert sae.cfg.metadata.hook_name == "blocks.12.hook_resid_post"
     by_path = locate_name("google/gemma-scope-2b-pt-res:layer_12/width_16k/average_l0_82")
@@ -162,6 +162,19 @@ def test_gemma_scope_by_saelens_registry(hub, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert locate_name(GEMMA).weight_hash == located.weight_hash
+
+
+def test_gemma_scope_is_scored_on_a_gemma(hub, tmp_path, text_file):
+    """A stand-in of Gemma-2-2B, and Gemma Scope at its real path on the Hub, by one command."""
+    layer = "layer_1/width_16k/average_l0_102"
+    assert layer in releases()["gemma-scope-2b-pt-res"].saes_map
+    hub.repos["google/gemma-scope-2b-pt-res"] = {f"{layer}/params.npz": layouts.params_npz()[0]}
+    folder = make_model(tmp_path / "gemma-2-2b", "gemma2")
+    words = ["--sae", f"gemma-scope-2b-pt-res:{layer}", "--model", str(folder), "--dataset", str(text_file)]
+    words += ["--hook-name", "blocks.1.hook_resid_post", "--output", str(tmp_path / "out"), *CORE]
+    with pytest.raises(UsageError, match="was trained on gemma-2-2b, not on local-"):
+        eval_command.main("core", words)
+    assert not list((tmp_path / "out").rglob("*.json"))
 
 
 def test_the_saebench_suite_by_saelens_registry(hub, tmp_path):
@@ -176,7 +189,7 @@ def test_the_saebench_suite_by_saelens_registry(hub, tmp_path):
 def test_names_are_checked_before_anything_is_downloaded_or_trained(target, capsys):
     says = {
         "gemma-scope-2b-pt-res-canonica:x": "did you mean gemma-scope-2b-pt-res-canonical",
-        "gpt2-small-res-jb:blocks.8.hook_resid_poste": "near are blocks.8.hook_resid_pre",
+        "gpt2-small-res-jb:blocks.8.hook_resid_poste": "near are .*blocks.8.hook_resid_pre",
         "gpt2-small-res-jb": "give one as gpt2-small-res-jb:SAE_ID",
         "gemma-scope-2b-pt-transcoders": "holds transcoders",
         "me/saes": "an SAE on the Hub is written user/repo:path",
@@ -189,7 +202,7 @@ def test_names_are_checked_before_anything_is_downloaded_or_trained(target, caps
 
 
 NO_AUTOENCODERS = [
-    ({"architecture": "transcoder", "d_out": 32}, r"is a transcoder \(transcoder"),
+    ({"architecture": "transcoder", "d_out": 32, "apply_b_dec_to_input": False}, r"is a transcoder \(transcoder"),
     ({"metadata": {**V6["metadata"], "hook_name_out": "blocks.1.hook_mlp_out"}}, "to blocks.1.hook_mlp_out"),
     ({"metadata": {**V6["metadata"], "hook_head_index": 3}}, "head 3"),
 ]

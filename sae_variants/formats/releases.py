@@ -88,11 +88,21 @@ def load_release(release: str, sae_id: str) -> SAE[Any]:
         UsageError: The release has no such SAE, the Hub cannot be reached or refuses, or the SAE cannot be loaded.
     """
     from sae_lens import SAE
+    from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS, get_conversion_loader_name
 
     check_release(release, sae_id)
+    loader = NAMED_PRETRAINED_SAE_LOADERS[get_conversion_loader_name(release)]
+
+    def load_as_wide_as_the_weights(**kwargs: Any) -> Any:
+        """Call SAELens' loader. Some loaders take d_in and d_sae from names; the weights know better."""
+        cfg, weights, log_sparsity = loader(**kwargs)
+        if "W_enc" in weights and weights["W_enc"].ndim == 2:
+            cfg["d_in"], cfg["d_sae"] = weights["W_enc"].shape
+        return cfg, weights, log_sparsity
+
     with hub_refusals(releases()[release].repo_id):
         try:
-            return SAE.from_pretrained(release, sae_id, device="cpu")
+            return SAE.from_pretrained(release, sae_id, device="cpu", converter=load_as_wide_as_the_weights)
         except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
             if type(error).__module__.startswith("huggingface_hub"):
                 raise
