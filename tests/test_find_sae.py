@@ -169,12 +169,20 @@ def test_gemma_scope_is_scored_on_a_gemma(hub, tmp_path, text_file):
     layer = "layer_1/width_16k/average_l0_102"
     assert layer in releases()["gemma-scope-2b-pt-res"].saes_map
     hub.repos["google/gemma-scope-2b-pt-res"] = {f"{layer}/params.npz": layouts.params_npz()[0]}
-    folder = make_model(tmp_path / "gemma-2-2b", "gemma2")
+    folder = make_model(tmp_path / "other", "gemma2")
     words = ["--sae", f"gemma-scope-2b-pt-res:{layer}", "--model", str(folder), "--dataset", str(text_file)]
     words += ["--hook-name", "blocks.1.hook_resid_post", "--output", str(tmp_path / "out"), *CORE]
     with pytest.raises(UsageError, match="was trained on gemma-2-2b, not on local-"):
         eval_command.main("core", words)
     assert not list((tmp_path / "out").rglob("*.json"))
+    folder.rename(tmp_path / "gemma-2-2b")  # a download of the model that the SAE names
+    words[words.index(str(folder))] = str(tmp_path / "gemma-2-2b")
+    eval_command.main("core", words)
+    (path,) = (tmp_path / "out").rglob("core/*/*.json")
+    result = json.loads(path.read_text())
+    assert result["sae_lens_id"] == f"gemma-scope-2b-pt-res:{layer}"
+    assert result["sae_cfg_dict"]["architecture"] == "jumprelu"
+    assert 0 < result["eval_result_metrics"]["sparsity"]["l0"] < S
 
 
 def test_the_saebench_suite_by_saelens_registry(hub, tmp_path):

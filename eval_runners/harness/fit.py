@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval_runners.contract.located import LocatedSAE
 from sae_variants.common.errors import UsageError
+from sae_variants.language_model.folders import is_local_model
 from sae_variants.language_model.target import Target
 
 if TYPE_CHECKING:
@@ -47,13 +48,19 @@ def check_fits(sae: SAE[Any], label: str, target: Target, model: HookedTransform
     hook, trained_on = metadata.hook_name, metadata.model_name
     if hook is not None and hook != target.hook_name:
         raise UsageError(f"{label} was trained at {hook}, not at {target.hook_name} of {target.name}")
-    if trained_on is not None and official_name(trained_on) != official_name(target.model_name):
+    if trained_on is not None and official_name(trained_on) not in _names_of(target):
         raise UsageError(f"{label} was trained on {trained_on}, not on {target.model_name}")
     metadata.hook_name, metadata.model_name = target.hook_name, target.model_name
     if metadata.prepend_bos is None:
         metadata.prepend_bos = True
     for remark in _remarks(metadata):
         print(f"warning: {label} {remark}", file=sys.stderr)
+
+
+def _names_of(target: Target) -> set[str]:
+    """Names of a target's language model: its official name, and for a local folder also the folder's."""
+    names = {official_name(target.model_name)}
+    return names | {target.title.partition(" at ")[0]} if is_local_model(target.model_name) else names
 
 
 def official_name(model_name: str) -> str:
