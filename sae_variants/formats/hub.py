@@ -132,15 +132,16 @@ def hub_refusals(repo: str, revision: str | None = None) -> Iterator[None]:
 
 def _describe_refusal(error: Exception, repo: str, revision: str | None) -> str | None:
     """Return the line for an error of huggingface_hub or of the network; None for any other error."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     where = f"{repo} on the Hugging Face Hub"
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        if isinstance(error.__cause__, errors.HfHubHTTPError):
-            return _describe_refusal(error.__cause__, repo, revision)
-        return f"cannot get {where}: it is not in the local cache, and the Hub cannot be reached: check the network"
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"cannot get {where}: it is not in the local cache, and HF_HUB_OFFLINE is set"
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
+        return _describe_refusal(error.__cause__, repo, revision)
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        offline = (
+            "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached: check the network"
+        )
+        return f"cannot get {where}: it is not in the local cache, and {offline}"
     if isinstance(error, errors.HFValidationError):
         return f"{repo!r} is not the name of a repository: {describe_error(error)}"
     status: int | None = getattr(getattr(error, "response", None), "status_code", None)

@@ -93,9 +93,9 @@ def load_release(release: str, sae_id: str) -> SAE[Any]:
     check_release(release, sae_id)
     loader = NAMED_PRETRAINED_SAE_LOADERS[get_conversion_loader_name(release)]
 
-    def load_as_wide_as_the_weights(**kwargs: Any) -> Any:
+    def load_as_wide_as_the_weights(*args: Any, **kwargs: Any) -> Any:
         """Call SAELens' loader. Some loaders take d_in and d_sae from names; the weights know better."""
-        cfg, weights, log_sparsity = loader(**kwargs)
+        cfg, weights, log_sparsity = loader(*args, **kwargs)
         if "W_enc" in weights and weights["W_enc"].ndim == 2:
             cfg["d_in"], cfg["d_sae"] = weights["W_enc"].shape
         return cfg, weights, log_sparsity
