@@ -14,8 +14,9 @@ from types import ModuleType
 import wrapt
 
 from sae_variants.common.errors import UsageError
+from sae_variants.formats.layouts import load
 from sae_variants.language_model.folders import register_sandbox
-from sae_variants.registry.build import build, load
+from sae_variants.registry.build import build
 from sae_variants.registry.contract import TrainingHooks, VariantConfig
 from sae_variants.registry.variants import import_variants, register
 from sae_variants.registry.variants import variant_names as names

@@ -1,4 +1,4 @@
-"""python -m sae_variants train NAME... | options NAME | target check FILE | list."""
+"""python -m sae_variants train NAME... | convert SOURCE FOLDER | options NAME | target check FILE | list."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from sae_variants.cli.fields import field_docs, to_option
 from sae_variants.cli.options import Parser
-from sae_variants.commands import target, train
+from sae_variants.commands import convert, target, train
 from sae_variants.common.console import run_command
 from sae_variants.language_model.target import load_target, target_names
 from sae_variants.registry.variants import find_variant, variant_summaries
@@ -16,13 +16,13 @@ from sae_variants.training.plan import SETTING_NAMES
 
 def main(argv: list[str]) -> int:
     """Run the command that the first word names."""
-    if argv[:1] == ["train"]:
-        return train.main(argv[1:])
-    if argv[:1] == ["target"]:
-        return target.main(argv[1:])
+    commands_of_modules = {"train": train.main, "convert": convert.main, "target": target.main}
+    if argv and argv[0] in commands_of_modules:
+        return commands_of_modules[argv[0]](argv[1:])
     parser = Parser(prog="python -m sae_variants", description="Train sparse autoencoders.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="Train SAEs on a target; several names share one stream of activations.")
+    commands.add_parser("convert", help="Save an SAE of another library, or of the Hub, in SAELens' layout.")
     options = commands.add_parser("options", help="Print the config fields of a variant.")
     options.add_argument("name", help="Variant, such as temporal or stock:batchtopk.")
     commands.add_parser("target", help="Check a target file: model, hook and text.")

@@ -35,6 +35,7 @@ RANKS = {
         ("common",),
         ("ops", "sandbox"),
         ("registry", "language_model"),
+        ("formats",),
         ("two_level",),
         ("training", "cli"),
         ("variants",),  # modules at the package's root

@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_variants.common.errors import UsageError
 from sae_variants.common.hashing import hash_files
 from sae_variants.registry.build import load
+from sae_variants.registry.saved_config import why_no_autoencoder
 from sae_variants.training.grid import GridPoint
 from sae_variants.training.plan import Plan
 
@@ -51,9 +53,11 @@ class LocatedSAE:
         """Load it in inference form, with decoder rows of unit norm, as SAEBench has them for SAEs that it loads.
 
         Raises:
-            UsageError: the folder holds no SAE that can be loaded.
+            UsageError: the folder holds no SAE that can be loaded, or what it holds is no autoencoder.
         """
         sae = load(self.folder, device)
+        if reason := why_no_autoencoder(sae):
+            raise UsageError(f"{self.label} {reason}")
         with contextlib.suppress(NotImplementedError):
             sae.fold_W_dec_norm()
         return sae

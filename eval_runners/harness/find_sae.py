@@ -1,6 +1,7 @@
 """From the name that a user types to an SAE on disk: resolve the request, train what is missing, locate the folder.
 
-A name is a variant, a folder, or `user/repo:sae_id` on the Hub. Every command takes the same steps:
+A name is a variant, a folder, `user/repo@revision:path` on the Hub, or `RELEASE:SAE_ID` of SAELens' registry. Every
+command takes the same steps:
 
     resolve_requests -> SAERequest -> locate_requests -> LocatedSAE -> fit.load_for_target -> SAE
 """
@@ -9,19 +10,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eval_runners.contract.located import LocatedSAE
-from sae_variants.common.errors import UsageError, check_name
-from sae_variants.common.hashing import hash_files
+from eval_runners.harness.saved_sae import check_source, locate_name
+from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import Target
-from sae_variants.registry.build import load
 from sae_variants.registry.contract import config_hooks
 from sae_variants.registry.variants import find_variant, scorable_names
 from sae_variants.training.grid import GridPoint, make_plans
-from sae_variants.training.plan import RECORD, Plan, hash_kind
+from sae_variants.training.plan import RECORD, Plan
 from sae_variants.training.train import TrainingFailed, train_plans
 
 
@@ -32,26 +32,12 @@ class SAERequest:
     name: str
     """As the user typed it."""
     plan: Plan | None = None
-    """How a variant is trained. None for a folder, and for an SAE on the Hub."""
+    """How a variant is trained. None for an SAE that somebody saved."""
 
     @property
     def key(self) -> Path | str:
         """Equal for two requests exactly when they are for the same SAE."""
         return self.plan.sae_folder if self.plan else self.name
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name has the form `user/repo:sae_id`."""
-    repo, colon, sae_id = name.partition(":")
-    return bool(colon and sae_id) and repo.count("/") == 1 and not name.startswith((".", "/"))
-
-
-def is_folder(name: str) -> bool:
-    """Whether a name is that of an existing folder."""
-    try:
-        return bool(name) and Path(name).is_dir()
-    except OSError:  # a name too long for the file system
-        return False
 
 
 def resolve_requests(
@@ -65,7 +51,7 @@ def resolve_requests(
     """Resolve names to requests, without training or loading anything.
 
     Args:
-        names: variants, folders or Hub ids. A variant gives one request for each grid point and seed.
+        names: variants, or SAEs that somebody saved. A variant gives one request for each grid point and seed.
         target: the language model, hook and text that variants are trained on.
         overrides: config fields that replace those of the target's recipe.
         grid_points: values of the config fields that the command's grid varies.
@@ -77,11 +63,8 @@ def resolve_requests(
     """
     known = scorable_names()
     for name in names:
-        if name in known or is_folder(name) or is_hub_id(name):
-            continue
-        if "/" in name:
-            raise UsageError(f"no folder {name!r}; an SAE on the Hub is written user/repo:sae_id")
-        check_name("SAE", name, known)
+        if name not in known:
+            check_source(name, known)
     overrides = dict(overrides or {})
     if "seed" in overrides:
         raise UsageError("--train.seed is written --seeds")
@@ -120,7 +103,22 @@ def locate_requests(
             located.append(by_name[request.name])
         elif request.plan.folder not in failures:
             located.append(_locate_plan(request.plan, axes))
-    return located, list(failures.values())
+    return _with_distinct_labels(located), list(failures.values())
+
+
+def _with_distinct_labels(located: Sequence[LocatedSAE]) -> list[LocatedSAE]:
+    """The SAEs, with a hash in the label of a saved SAE where another SAE, no other seed of it, has the same label."""
+
+    def is_another(other: LocatedSAE, sae: LocatedSAE) -> bool:
+        is_seed = other.kind == sae.kind and other.seed != sae.seed
+        return other.label == sae.label and not is_seed and other.weight_hash != sae.weight_hash
+
+    return [
+        replace(sae, label=f"{sae.label}-{sae.weight_hash[:6]}")
+        if sae.plan is None and any(is_another(other, sae) for other in located)
+        else sae
+        for sae in located
+    ]
 
 
 def locate_all(requests: Sequence[SAERequest], device: str) -> list[LocatedSAE]:
@@ -172,59 +170,3 @@ def _locate_plan(plan: Plan, axes: Iterable[str]) -> LocatedSAE:
 def locate_snapshot(folder: Path) -> LocatedSAE:
     """Locate a snapshot of an SAE's training, which needs no label."""
     return LocatedSAE(folder.name, folder)
-
-
-def locate_name(name: str) -> LocatedSAE:
-    """Locate the SAE in a folder or, after downloading it, on the Hub.
-
-    Raises:
-        UsageError: there is no SAE, it cannot be loaded, or the Hub cannot be reached.
-    """
-    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
-
-    folder = Path(name) if is_folder(name) else _download(name)
-    load(folder)
-    metadata = json.loads((folder / "cfg.json").read_text()).get("metadata", {})
-    _, config_class = SAE_TRAINING_CLASS_REGISTRY.get(metadata.get("training_architecture"), (None, None))
-    return LocatedSAE(
-        label=_folder_label(folder) if is_folder(name) else name,
-        folder=folder,
-        seed=metadata.get("seed"),
-        training_tokens=metadata.get("training_tokens"),
-        kind=_recorded_kind(folder),
-        learns=config_class is None or config_hooks(config_class).learns,
-    )
-
-
-def _folder_label(folder: Path) -> str:
-    """Label of a folder: its name with the variant of an SAE that was trained here, else with a hash of the weights."""
-    name, record_file = folder.resolve().name, folder / RECORD
-    if not record_file.is_file():
-        return f"{name}-{hash_files([folder / 'sae_weights.safetensors'])[:6]}"
-    record = json.loads(record_file.read_text())
-    if part := record.get("part", ""):
-        return f"{record['name']}:{part}-{folder.resolve().parent.name}"
-    return f"{record['name']}-{name}"
-
-
-def _recorded_kind(folder: Path) -> str | None:
-    """Hash of the training record, which training and publishing leave beside the weights, without its seed."""
-    for name in (RECORD, "runner_cfg.json"):
-        try:
-            return hash_kind(json.loads((folder / name).read_text()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return None
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    from sae_variants.language_model.hub import hub_errors
-
-    repo, _, sae_id = hub_id.partition(":")
-    with hub_errors(f"the SAE {hub_id}"):
-        folder = Path(snapshot_download(repo, allow_patterns=[f"{sae_id}/*"])) / sae_id
-    if not folder.is_dir():
-        raise UsageError(f"the repository {repo} on the Hub has no folder {sae_id!r}")
-    return folder

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from eval_runners.contract.located import LocatedSAE
 from sae_variants.common.errors import UsageError
+from sae_variants.language_model.folders import is_local_model
 from sae_variants.language_model.target import Target
 
 if TYPE_CHECKING:
     from sae_lens import SAE
+    from sae_lens.saes.sae import SAEMetadata
     from transformer_lens import HookedTransformer
 
 
@@ -43,11 +48,38 @@ def check_fits(sae: SAE[Any], label: str, target: Target, model: HookedTransform
     hook, trained_on = metadata.hook_name, metadata.model_name
     if hook is not None and hook != target.hook_name:
         raise UsageError(f"{label} was trained at {hook}, not at {target.hook_name} of {target.name}")
-    if trained_on is not None and trained_on.split("/")[-1] != target.model_name.split("/")[-1]:
+    if trained_on is not None and official_name(trained_on) not in _names_of(target):
         raise UsageError(f"{label} was trained on {trained_on}, not on {target.model_name}")
     metadata.hook_name, metadata.model_name = target.hook_name, target.model_name
     if metadata.prepend_bos is None:
         metadata.prepend_bos = True
+    for remark in _remarks(metadata):
+        print(f"warning: {label} {remark}", file=sys.stderr)
+
+
+def _names_of(target: Target) -> set[str]:
+    """Names of a target's language model: its official name, and for a local folder also the folder's."""
+    names = {official_name(target.model_name)}
+    return names | {target.title.partition(" at ")[0]} if is_local_model(target.model_name) else names
+
+
+def official_name(model_name: str) -> str:
+    """Return the last part of the name on the Hub of a model, whichever of its names is given."""
+    from transformer_lens.loading_from_pretrained import get_official_model_name
+
+    with contextlib.suppress(ValueError):
+        model_name = get_official_model_name(model_name)
+    return model_name.split("/")[-1]
+
+
+def _remarks(metadata: SAEMetadata) -> Iterator[str]:
+    """What an SAE's metadata asks of its use that the evaluations do not do."""
+    positions: Any = metadata.seqpos_slice
+    if positions and any(bound is not None for bound in positions):
+        yield f"was trained on the positions {list(positions)} (seqpos_slice) only; it is evaluated on all"
+    options: Any = metadata.model_from_pretrained_kwargs or {}
+    if changed := {name: value for name, value in options.items() if value}:
+        yield f"was trained on a language model loaded with {changed}; here it is loaded without processing"
 
 
 def check_context(context_size: int, target: Target, model: HookedTransformer) -> None:

@@ -26,7 +26,8 @@ def add_scoring_options(parser: Parser) -> None:
         required=True,
         metavar="NAME",
         dest="saes",
-        help="A variant, stock:ARCHITECTURE, random, a folder, or user/repo:sae_id on the Hub; may be repeated.",
+        help="A variant, stock:ARCHITECTURE, random, a folder, user/repo@revision:path on the Hub, or RELEASE:SAE_ID of"
+        " SAELens' registry (RELEASE alone lists its ids); may be repeated.",
     )
     parser.add_argument(
         "--seeds",

@@ -171,7 +171,10 @@ def sae_identity(result: Result) -> tuple[Any, ...]:
         "trained_as": metadata.get("training_architecture_details"),
         "as": metadata.get("training_architecture"),
     }
-    kind = provenance.get("kind") or to_sorted_json(details)
+    # A folder may be a copy of an SAE whose cfg.json was changed after the training that its record describes.
+    kind = f"{provenance.get('kind') or to_sorted_json(details)} {cfg.get('architecture')} {cfg.get('k')}"
+    if provenance.get("seed") is None and provenance.get("kind") is None:
+        kind += str(weight_hash_of(result))  # there are no seeds to average: other weights are another SAE
     known_tokens = tokens if isinstance(tokens, int) and tokens >= 0 else None  # SAEBench writes -100000 for unknown
     return label, cfg.get("d_sae"), known_tokens, kind
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -171,3 +172,14 @@ def parse_positive(text: str) -> int:
     if parse_whole(text) < 1:
         raise argparse.ArgumentTypeError("there must be at least 1")
     return int(text)
+
+
+def parse_number(text: str) -> float:
+    """Return a finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number

@@ -27,3 +27,15 @@ def check_name(what: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     raise UsageError(f"unknown {what} {name!r}: {hint}known: {', '.join(known)}")
+
+
+def describe_error(error: BaseException, limit: int = 500) -> str:
+    """Return the whole message of any exception in one line of at most `limit` characters.
+
+    Lines are joined, so that the keys and shapes of PyTorch's errors are kept; a type that says more than its message,
+    such as KeyError, is put before it.
+    """
+    message = " ".join(str(error).split())
+    if not message or isinstance(error, LookupError | AttributeError | AssertionError):
+        message = f"{type(error).__name__}: {message}".rstrip(": ")
+    return message if len(message) <= limit else f"{message[: limit - 4]} ..."

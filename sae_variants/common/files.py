@@ -73,8 +73,12 @@ def check_folder_writable(root: Path) -> Path:
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, option: str = "--trained") -> Iterator[Path]:
     """Yield an empty temporary folder to write to; it replaces `folder` at the end, or is removed after an error.
+
+    Args:
+        folder: Destination.
+        option: What sets the destination, for the error message.
 
     Raises:
         UsageError: The folder cannot be written, because the disk is full or a permission is missing.
@@ -88,7 +92,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         yield partial
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UsageError(f"cannot write the SAE to {folder.parent}: {error}; give another --trained") from error
+        raise UsageError(f"cannot write the SAE to {folder.parent}: {error}; give another {option}") from error
     replace_folder(folder, partial)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from sae_variants.common.errors import UsageError, check_name
+from sae_variants.common.errors import UsageError, check_name, describe_error
 from sae_variants.common.values import check_type
 from sae_variants.registry.contract import VariantConfig, config_hooks
+from sae_variants.registry.saved_config import CONFIG, WEIGHTS, check_config, read_config
 from sae_variants.registry.variants import find_variant, import_variants
 
 if TYPE_CHECKING:
+    from sae_lens.loading.pretrained_sae_loaders import PretrainedSaeDiskLoader
     from sae_lens.saes.sae import SAE, TrainingSAE
 
 
@@ -84,33 +87,45 @@ def build(name: str, *, d_in: int, d_sae: int, seed: int | None = None, **overri
     return sae
 
 
-def load(path: str | Path, device: str = "cpu") -> SAE[Any]:
+def load(
+    path: str | Path,
+    device: str = "cpu",
+    converter: PretrainedSaeDiskLoader | None = None,
+    ignored: Collection[str] = (),
+) -> SAE[Any]:
     """Load a saved SAE in inference form.
 
     Args:
-        path: Folder in SAELens' layout.
+        path: Folder in SAELens' layout, or in the converter's.
         device: Device of the weights.
+        converter: Reads a folder in another layout, as SAELens' disk loaders do.
+        ignored: Normalisations of activations that the caller folds into the weights.
 
     Raises:
-        UsageError: The folder does not exist, holds no config, or its weights cannot be read.
+        UsageError: The folder does not exist, holds no config, or its config or weights cannot be used.
     """
     from sae_lens import SAE
-    from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
-    from safetensors import SafetensorError
+    from sae_lens.loading.pretrained_sae_loaders import sae_lens_disk_loader
 
     import_variants()
     folder = Path(path)
     if not folder.is_dir():
-        raise UsageError(
-            f"no folder {str(folder)!r}: give a variant's name, a folder with {SAE_CFG_FILENAME}, or a Hub id"
-        )
-    for file in (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME):
+        raise UsageError(f"no folder {str(folder)!r}: give a variant's name, a folder with {CONFIG}, or a Hub id")
+    for file in (CONFIG, WEIGHTS) if converter is None else ():
         if not (folder / file).is_file():
             raise UsageError(f"{folder} is not a saved SAE: it has no {file}")
+    failed = f"cannot load the SAE in {folder}"
     try:
-        return SAE.load_from_disk(folder, device=device)
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise UsageError(f"cannot load the SAE in {folder}: {str(error).splitlines()[0]}") from error
+        if converter is None:
+            check_config(read_config(folder), ignored)
+        sae = SAE.load_from_disk(folder, device=device, converter=converter or sae_lens_disk_loader)
+    except UsageError as error:
+        raise error if str(folder) in str(error) else UsageError(f"{failed}: {error}") from error
+    except Exception as error:  # the weights may be anybody's, and each reader has errors of its own
+        raise UsageError(f"{failed}: {describe_error(error)}") from error
+    if sae.cfg.reshape_activations == "hook_z":
+        sae.turn_off_forward_pass_hook_z_reshaping()  # heads come flattened: [..., n_heads * d_head]
+    return sae
 
 
 def latent_groups(sae: SAE[Any]) -> dict[str, slice]:

@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval_runners.harness.find_sae import SAERequest, is_folder, locate_all, resolve_requests
+from eval_runners.harness.find_sae import SAERequest, locate_all, resolve_requests
 from eval_runners.harness.options import parse_with_overrides
 from eval_runners.leaderboard.select import add_result_folders, read_requested
 from sae_variants.cli.options import Parser, add_target_options, parse_seeds, target_from
 from sae_variants.common.console import hide_host_warnings
 from sae_variants.common.errors import UsageError
+from sae_variants.formats.source import is_folder
 
 if TYPE_CHECKING:
     from eval_runners.contract.contract import Result

@@ -1,0 +1,1 @@
+"""SAEs in the layouts of other libraries, SAELens' registry of released SAEs, and SAEs on the Hub."""
