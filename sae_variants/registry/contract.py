@@ -7,7 +7,7 @@ Neither class adds a dataclass field, because the hash of a trained SAE covers e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -97,6 +97,18 @@ class TrainingHooks:
     def learning_rate_scale(self, step: int) -> float:
         """Return the factor of the scheduled learning rate at a training step."""
         return 1.0
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the saved SAE has a threshold that `calibrate` sets."""
+        return False
+
+    def calibrate(self, batches: Sequence[Tensor]) -> None:
+        """Set the thresholds so that k latents fire per token, before the SAE is saved.
+
+        Args:
+            batches: The last inputs [N, D] of the training, scaled as the SAE was trained on them.
+        """
 
     @property
     def trace(self) -> dict[str, Tensor]:

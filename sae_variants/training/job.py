@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,13 @@ from sae_variants.training.plan import RECORD, TRACE, Plan
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
     from sae_lens.training.sae_trainer import SAETrainer
+    from torch import Tensor
 
     from sae_variants.training.windows import Batch
 
 STEPS_BETWEEN_REPORTS = 10
+CALIBRATED_TOKENS = 32_768
+"""Tokens, the last ones of the training, on which thresholds are calibrated."""
 
 
 @dataclass
@@ -121,21 +125,44 @@ class Job:
             reason = f"the checkpoint {self.plan.checkpoint} cannot be read ({type(error).__name__})"
             raise UsageError(f"{reason}: remove it to start anew") from error
 
-    def save_snapshot(self) -> None:
-        """Save the present SAE in inference form."""
+    @property
+    def calibration_batches(self) -> int:
+        """Number of the last batches on which thresholds are calibrated; 0 if the SAE has none to calibrate."""
+        calibrates = hooks_of(self.trainer.sae).calibrates
+        return max(1, CALIBRATED_TOKENS // self.plan.settings.batch_tokens) if calibrates else 0
+
+    def first_batch(self, snapshots: tuple[float, ...]) -> int:
+        """Return the first batch that is read to continue: that of the next step, or an earlier one to calibrate."""
+        saves = [self.plan.settings.steps, *(self.plan.snapshot_step(share) for share in snapshots)]
+        next_save = min((step for step in saves if step > self.at), default=self.at)
+        return max(0, min(self.at, next_save - self.calibration_batches)) if self.calibration_batches else self.at
+
+    def _calibrate(self, sae: TrainingSAE[Any], last_batches: Sequence[Tensor]) -> None:
+        """Set the SAE's thresholds on the last batches, in the units of its training."""
+        if count := self.calibration_batches:
+            hooks_of(sae).calibrate([self.trainer.activation_scaler(acts) for acts in list(last_batches)[-count:]])
+
+    def save_snapshot(self, last_batches: Sequence[Tensor] = ()) -> None:
+        """Save the present SAE in inference form, calibrated on the activations [N, D] of the last batches."""
         sae = copy.deepcopy(self.trainer.sae)
+        self._calibrate(sae, last_batches)
         if self.trainer.activation_scaler.scaling_factor is not None:
             sae.fold_activation_norm_scaling_factor(self.trainer.activation_scaler.scaling_factor)
         with new_folder(replace(self.plan, part="").snapshot(self.at / self.plan.settings.steps)) as folder:
             _save(sae, folder)
 
-    def finish(self) -> None:
-        """Fold the input scale into the weights, save the SAE in SAELens' layout, and remove the checkpoint."""
+    def finish(self, last_batches: Sequence[Tensor] = ()) -> None:
+        """Calibrate, fold the input scale, save the SAE in SAELens' layout, and remove the checkpoint.
+
+        Args:
+            last_batches: Activations [N, D] of the last batches.
+        """
         from importlib.metadata import version
 
         from safetensors.torch import save_file
 
         trainer, plan = self.trainer, self.plan
+        self._calibrate(trainer.sae, last_batches)
         if trainer.activation_scaler.scaling_factor is not None:
             trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
         trainer.set_final_sae_metadata()
@@ -144,6 +171,7 @@ class Job:
             "trained_tokens": trainer.sae.cfg.metadata.training_tokens,
             "seconds_of_the_last_run": round(time.time() - self.started, 1),
             "last_report": self.report,
+            **self._threshold_rule(last_batches),
             "versions": {package: version(package) for package in ("sae-lens", "transformer-lens", "torch")},
         }
         with new_folder(plan.folder) as folder:
@@ -154,6 +182,14 @@ class Job:
                 record_of_part = {**record, "part": part} if part else record
                 (folder / part / RECORD).write_text(json.dumps(record_of_part, indent=2) + "\n")
         remove_folder(plan.checkpoint)
+
+    def _threshold_rule(self, last_batches: Sequence[Tensor]) -> dict[str, Any]:
+        """Return how the saved threshold was set; empty for an SAE without one."""
+        if count := self.calibration_batches:
+            tokens = sum(len(acts) for acts in list(last_batches)[-count:])
+            return {"threshold": {"rule": "calibrated on the last tokens", "tokens": tokens}}
+        rate = getattr(self.trainer.sae.cfg, "topk_threshold_lr", None)
+        return {} if rate is None else {"threshold": {"rule": "running mean", "topk_threshold_lr": rate}}
 
 
 def _save(sae: TrainingSAE[Any], folder: Path) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from sae_variants.training.plan import Plan
 from sae_variants.training.trainer import make_trainer
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformer_lens import HookedTransformer
 
     from sae_variants.training.windows import Batch
@@ -161,16 +163,19 @@ def _train_together(
     jobs, failures = _start_jobs(plans, d_in, device, snapshots)
     if not jobs:
         return failures
-    start, last = min(job.at for job in jobs), max(plan.settings.steps for plan in plans)
+    start, last = min(job.first_batch(snapshots) for job in jobs), max(plan.settings.steps for plan in plans)
     batches = _scaled(jobs, stream.batches(start))
+    last_batches: deque[Tensor] = deque(maxlen=max(job.calibration_batches for job in jobs))
     bar = tqdm(total=last * settings.batch_tokens, initial=start * settings.batch_tokens, unit="tok", unit_scale=True)
     names = dict.fromkeys(plan.name for plan in plans)
     bar.set_description(f"training {', '.join(names)}" + (f" ({len(plans)} SAEs)" if len(plans) > len(names) else ""))
     with bar:
         for step, batch in zip(range(start, last), batches, strict=False):
+            if last_batches.maxlen:
+                last_batches.append(batch.acts_ND.clone())  # without the buffer that it is a part of
             for job in jobs:
                 if job.at == step and job.runs:
-                    _take_step(job, batch, snapshots)
+                    _take_step(job, batch, last_batches, snapshots)
             bar.update(settings.batch_tokens)
             if step % STEPS_BETWEEN_REPORTS == 0 or step + 1 == last:
                 bar.set_postfix_str(" | ".join(job.report for job in jobs[:REPORTS_SHOWN]))
@@ -200,14 +205,14 @@ def _start_jobs(
     return jobs, failures
 
 
-def _take_step(job: Job, batch: Batch, snapshots: tuple[float, ...]) -> None:
+def _take_step(job: Job, batch: Batch, last_batches: Sequence[Tensor], snapshots: tuple[float, ...]) -> None:
     job.step(batch)
     if job.failure:
         return
     if job.at in {job.plan.snapshot_step(share) for share in snapshots}:
-        job.save_snapshot()
+        job.save_snapshot(last_batches)
     if job.is_done:
-        job.finish()
+        job.finish(last_batches)
 
 
 def _scaled(jobs: list[Job], batches: Iterator[Batch]) -> Iterator[Batch]:

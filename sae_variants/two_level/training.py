@@ -11,6 +11,8 @@ Shapes: N tokens, D = d_in, L lower latents, U = d_sae upper latents.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from typing_extensions import override
 
 from sae_variants.ops.batch_topk import BatchTopK
 from sae_variants.ops.errors import squared_error
+from sae_variants.ops.threshold import calibrated_threshold, running_rate
 from sae_variants.registry.contract import TrainingHooks
 from sae_variants.two_level.config import TwoLevelTrainingSAEConfig
 from sae_variants.two_level.levels import Level, TwoLevels
@@ -36,6 +39,8 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
     cfg: Any
     lower_silent_L: Tensor
     upper_silent_U: Tensor
+    steps_before: tuple[int, int] = (0, 0)
+    """Training steps of each level before the present one."""
 
     def __init__(self, cfg: TwoLevelTrainingSAEConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
@@ -45,6 +50,23 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
     @override
     def learning_rate_scale(self, step: int) -> float:
         return self.cfg.learning_rate_scale(step)
+
+    @property
+    @override
+    def calibrates(self) -> bool:
+        return isinstance(self.lower_activation, BatchTopK)
+
+    @override
+    @torch.no_grad()
+    def calibrate(self, batches: Sequence[Tensor]) -> None:
+        """Set the threshold of the lower level, then that of the upper level, which reads latents above the first."""
+        if not self.calibrates:
+            return
+        lower = (self.lower(x_ND).pre for x_ND in batches)
+        self.thresholds[0] = threshold = calibrated_threshold(lower, self.cfg.k_of_lower)
+        read = (self.lower(x_ND) for x_ND in batches)
+        upper = (self.upper(replace(level, acts=level.pre.relu() * (level.pre > threshold))).pre for level in read)
+        self.thresholds[1] = calibrated_threshold(upper, self.cfg.k)
 
     @override
     def get_coefficients(self) -> dict[str, Any]:
@@ -59,6 +81,7 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
         cfg, x_ND, step = self.cfg, step_input.sae_in, step_input.n_training_steps
         phase = cfg.phase(step)
         self._start_phase(phase, step)
+        self.steps_before = (step, step - (round(cfg.lower_share * cfg.total_steps) if cfg.curriculum else 0))
         losses: dict[str, Tensor] = {}
         with torch.set_grad_enabled(phase != 2 and torch.is_grad_enabled()):
             lower = self.lower(x_ND)
@@ -145,8 +168,9 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
         silent[(level.acts > 0).any(0)] = 0
         activity += ACTIVITY_RATE * (level.acts.mean(0).float() - activity)
         positive = level.acts[level.acts > 0]
-        if isinstance(self.lower_activation, BatchTopK) and len(positive):
-            self.thresholds[index] += self.cfg.topk_threshold_lr * (positive.min().double() - self.thresholds[index])
+        if self.calibrates and len(positive):
+            rate = running_rate(self.cfg.topk_threshold_lr, self.steps_before[index])
+            self.thresholds[index] += rate * (positive.min().double() - self.thresholds[index])
 
     @torch.no_grad()
     def _copy_most_active(self) -> None:
