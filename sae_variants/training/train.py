@@ -32,7 +32,7 @@ REPORTS_SHOWN = 3
 """SAEs whose report the progress bar shows."""
 SCALE_BATCHES = 4
 """Batches from which the input scale of a fresh SAE is estimated."""
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 
 
 class TrainingFailed(UsageError):
@@ -164,7 +164,7 @@ def _train_together(
     if not jobs:
         return failures
     start, last = min(job.first_batch(snapshots) for job in jobs), max(plan.settings.steps for plan in plans)
-    batches = _scaled(jobs, stream.batches(start))
+    batches = _scaled(jobs, _checked(stream.batches(start), target.hook_name))
     last_batches: deque[Tensor] = deque(maxlen=max(job.calibration_batches for job in jobs))
     bar = tqdm(total=last * settings.batch_tokens, initial=start * settings.batch_tokens, unit="tok", unit_scale=True)
     names = dict.fromkeys(plan.name for plan in plans)
@@ -213,6 +213,23 @@ def _take_step(job: Job, batch: Batch, last_batches: Sequence[Tensor], snapshots
         job.save_snapshot(last_batches)
     if job.is_done:
         job.finish(last_batches)
+
+
+def _checked(batches: Iterator[Batch], hook_name: str) -> Iterator[Batch]:
+    """Check the first batch before any step, and serve it too.
+
+    Raises:
+        UsageError: All activations are zero, or one is not finite.
+    """
+    first = next(batches)
+    if not first.acts_ND.isfinite().all():
+        raise UsageError(
+            f"activations at {hook_name} are not finite: the language model overflows in its data type, or its "
+            "weights are broken"
+        )
+    if not first.acts_ND.any():
+        raise UsageError(f"all activations at {hook_name} are zero, as its weights may be: choose another hook")
+    return itertools.chain([first], batches)
 
 
 def _scaled(jobs: list[Job], batches: Iterator[Batch]) -> Iterator[Batch]:
