@@ -108,6 +108,11 @@ class SparseTopKTrainingSAEConfig(VariantConfig, TopKTrainingSAEConfig):
             if is_refused:
                 raise ValueError(message)
 
+    @override
+    def get_inference_sae_cfg_dict(self) -> dict[str, Any]:
+        # With rows of unit norm both settings give the same latents, and SAELens folds norms with this one only.
+        return {**super().get_inference_sae_cfg_dict(), "rescale_acts_by_decoder_norm": self.unit_rows}
+
     @property
     def dead_latents_used(self) -> int:
         """Dead latents that AuxK uses per token."""
@@ -152,7 +157,7 @@ class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
         tokens = slice(step % cfg.aux_every, None, cfg.aux_every)  # on which AuxK is applied
         dead_d = self.dead_S.nonzero().squeeze(1) if cfg.aux_loss_coefficient else x_ND.new_empty(0).long()
         k = max(cfg.k, cfg.multi_k)
-        values_Nk, ids_Nk, pre_nd = encode(x_ND, self.W_enc, self.b_enc, self.b_in, k, tokens, dead_d)
+        values_Nk, ids_Nk, pre_nd = self._encode(x_ND, k, tokens, dead_d)
         losses: dict[str, Tensor] = {}
         if cfg.multi_k:
             values_Nk, order = values_Nk.sort(dim=-1, descending=True)
@@ -164,6 +169,7 @@ class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
         revived_d = ~self.dead_S[dead_d]  # dead before this step, in which they fire
         aux_nd = keep_largest(pre_nd.masked_fill(revived_d, -math.inf), cfg.dead_latents_used)
         out_ND, aux_nD = decode(values_Nk, ids_Nk, self.W_dec, self.b_dec, aux_nd, dead_d, cfg.unit_rows)
+        out_ND = self.hook_sae_recons(out_ND)
         losses = {"mse_loss": self.error(x_ND, out_ND), **losses}
         if cfg.aux_loss_coefficient:
             aux = self.aux_loss((x_ND - out_ND)[tokens], aux_nD) if len(dead_d) else out_ND.new_zeros(())
@@ -171,7 +177,7 @@ class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
         shape = x.shape[:-1]
         return TrainStepOutput(
             sae_in=x,
-            sae_out=self.reshape_fn_out(self.hook_sae_recons(out_ND.view(x.shape)), self.d_head),
+            sae_out=self.reshape_fn_out(out_ND.view(x.shape), self.d_head),
             feature_acts=sparse_codes(values_Nk.view(*shape, -1), ids_Nk.view(*shape, -1), cfg.d_sae),
             hidden_pre=values_Nk.view(*shape, -1),
             loss=torch.stack(list(losses.values())).sum(),
@@ -181,6 +187,14 @@ class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
                 "dead": lambda: self.dead_S.float().mean().item(),
             },
         )
+
+    def _encode(self, x_ND: Tensor, k: int, tokens: slice, some_d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `encode` returns, computed densely if SAELens' hooks need the latents of all tokens."""
+        if not (self.hook_sae_acts_pre.has_hooks() or self.hook_sae_acts_post.has_hooks()):
+            return encode(x_ND, self.W_enc, self.b_enc, self.b_in, k, tokens, some_d)
+        pre_NS = self.hook_sae_acts_pre((x_ND - self.b_in) @ self.W_enc + self.b_enc)
+        values_Nk, ids_Nk = self.hook_sae_acts_post(keep_largest(pre_NS, k)).topk(k, dim=-1, sorted=False)
+        return values_Nk, ids_Nk, pre_NS[tokens][:, some_d]
 
     def _prepare_weights(self, x_ND: Tensor, step: int) -> None:
         """Initialise b in the first step, average the weights that the last step left, and normalise decoder rows."""

@@ -49,6 +49,7 @@ def make_trainer(plan: Plan, d_in: int, device: str) -> SAETrainer[Any, Any]:
     sae.cfg.metadata.hook_name = plan.target.hook_name
     sae.cfg.metadata.context_size = settings.context_size
     sae.cfg.metadata.prepend_bos = True
+    sae.cfg.metadata.model_from_pretrained_kwargs = {}  # SAELens' `multiple_evals` unpacks it
     sae.cfg.metadata.dataset_path = plan.key["text"]
     sae.cfg.metadata.training_tokens = settings.steps * settings.batch_tokens if sae.cfg.learns else 0
     sae.cfg.metadata.seed = settings.seed

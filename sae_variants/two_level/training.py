@@ -92,6 +92,7 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
         upper = None
         if phase != 1:
             upper = self.upper(lower)
+            upper.out = self.hook_sae_recons(upper.out)
             losses |= self._upper_losses(upper, lower, x_ND)
         if phase == 3 and upper is not None:
             losses |= self.joint_losses(lower, upper)
