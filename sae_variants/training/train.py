@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from sae_variants.language_model.hooks import hook_activations, hook_width
 from sae_variants.language_model.load import free_memory, load_model
 from sae_variants.registry.build import make_config
 from sae_variants.training.job import STEPS_BETWEEN_REPORTS, Job
+from sae_variants.training.log import LogSettings, TrainingLog, heldout_measure
 from sae_variants.training.plan import Plan
 from sae_variants.training.trainer import make_trainer
 
@@ -50,6 +51,7 @@ def train_plans(
     force: bool = False,
     checkpoint_steps: int = 50,
     snapshots: tuple[float, ...] = (),
+    log: LogSettings | None = None,
 ) -> None:
     """Train every plan that is not trained yet or lacks a snapshot, those that share a stream together.
 
@@ -59,6 +61,7 @@ def train_plans(
         force: Whether finished SAEs are trained again; each is kept until the new one replaces it.
         checkpoint_steps: Steps between checkpoints.
         snapshots: Shares of the training after which the SAE is saved in inference form.
+        log: What is logged beside the checkpoints; None for nothing.
 
     Raises:
         UsageError: The target cannot be loaded, or a setting does not fit it.
@@ -75,13 +78,13 @@ def train_plans(
         groups.setdefault((*source, *plan.settings.stream), []).append(plan)
     failures: dict[Path, str] = {}
     for group in groups.values():
-        failures |= _train_group(group, device, checkpoint_steps, snapshots)
+        failures |= _train_group(group, device, checkpoint_steps, snapshots, log)
     if failures:
         raise TrainingFailed(failures)
 
 
 def _train_group(
-    plans: list[Plan], device: str, checkpoint_steps: int, snapshots: tuple[float, ...]
+    plans: list[Plan], device: str, checkpoint_steps: int, snapshots: tuple[float, ...], log: LogSettings | None
 ) -> dict[Path, str]:
     """Train plans that share a stream, as many at once as fit in memory; return the failures."""
     target, settings = plans[0].target, plans[0].settings
@@ -97,7 +100,7 @@ def _train_group(
                 if plan not in locked:
                     failures[plan.folder] = f"{plan.label} is being trained by another command: wait for it"
             if locked:
-                failures |= _train_together(locked, model, d_in, device, checkpoint_steps, snapshots)
+                failures |= _train_together(locked, model, d_in, device, checkpoint_steps, snapshots, log)
     return failures
 
 
@@ -142,12 +145,13 @@ def _train_together(
     device: str,
     checkpoint_steps: int,
     snapshots: tuple[float, ...],
+    log: LogSettings | None,
 ) -> dict[Path, str]:
     """Train plans on the same batches; return the failures."""
     from sae_lens.util import get_special_token_ids
     from tqdm import tqdm
 
-    from sae_variants.training.windows import WindowStream
+    from sae_variants.training.windows import WindowStream, checked
 
     target, settings = plans[0].target, plans[0].settings
     stream = WindowStream(
@@ -164,8 +168,13 @@ def _train_together(
     if not jobs:
         return failures
     start, last = min(job.first_batch(snapshots) for job in jobs), max(plan.settings.steps for plan in plans)
-    batches = _scaled(jobs, _checked(stream.batches(start), target.hook_name))
+    batches = _scaled(jobs, checked(stream.batches(start), target.hook_name))
     last_batches: deque[Tensor] = deque(maxlen=max(job.calibration_batches for job in jobs))
+    for job in jobs:
+        job.last_batches = last_batches
+        if log is not None:
+            job.log = TrainingLog(job.plan, log, heldout_measure(job.plan, model))
+            job.log.resume(job.at)
     bar = tqdm(total=last * settings.batch_tokens, initial=start * settings.batch_tokens, unit="tok", unit_scale=True)
     names = dict.fromkeys(plan.name for plan in plans)
     bar.set_description(f"training {', '.join(names)}" + (f" ({len(plans)} SAEs)" if len(plans) > len(names) else ""))
@@ -175,7 +184,7 @@ def _train_together(
                 last_batches.append(batch.acts_ND.clone())  # without the buffer that it is a part of
             for job in jobs:
                 if job.at == step and job.runs:
-                    _take_step(job, batch, last_batches, snapshots)
+                    _take_step(job, batch, snapshots)
             bar.update(settings.batch_tokens)
             if step % STEPS_BETWEEN_REPORTS == 0 or step + 1 == last:
                 bar.set_postfix_str(" | ".join(job.report for job in jobs[:REPORTS_SHOWN]))
@@ -205,31 +214,14 @@ def _start_jobs(
     return jobs, failures
 
 
-def _take_step(job: Job, batch: Batch, last_batches: Sequence[Tensor], snapshots: tuple[float, ...]) -> None:
+def _take_step(job: Job, batch: Batch, snapshots: tuple[float, ...]) -> None:
     job.step(batch)
     if job.failure:
         return
     if job.at in {job.plan.snapshot_step(share) for share in snapshots}:
-        job.save_snapshot(last_batches)
+        job.save_snapshot()
     if job.is_done:
-        job.finish(last_batches)
-
-
-def _checked(batches: Iterator[Batch], hook_name: str) -> Iterator[Batch]:
-    """Check the first batch before any step, and serve it too.
-
-    Raises:
-        UsageError: All activations are zero, or one is not finite.
-    """
-    first = next(batches)
-    if not first.acts_ND.isfinite().all():
-        raise UsageError(
-            f"activations at {hook_name} are not finite: the language model overflows in its data type, or its "
-            "weights are broken"
-        )
-    if not first.acts_ND.any():
-        raise UsageError(f"all activations at {hook_name} are zero, as its weights may be: choose another hook")
-    return itertools.chain([first], batches)
+        job.finish()
 
 
 def _scaled(jobs: list[Job], batches: Iterator[Batch]) -> Iterator[Batch]:
