@@ -138,6 +138,14 @@ class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
         # The gradient is computed latent by latent; in this layout neither a product nor the optimiser transposes it.
         self.W_enc = nn.Parameter(self.W_enc.data.T.contiguous().T)
 
+    @override
+    def get_coefficients(self) -> dict[str, Any]:
+        self.warn_of_other_trainer(
+            "the learning rate is not scaled by the width, Adam's ε is that trainer's, and its dead_feature_window "
+            "decides which latents are dead"
+        )
+        return super().get_coefficients()
+
     @property
     @override
     def adam_options(self) -> dict[str, Any]:
@@ -155,7 +163,9 @@ class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
         x_ND = x.flatten(0, -2)
         self._prepare_weights(x_ND, step)
         tokens = slice(step % cfg.aux_every, None, cfg.aux_every)  # on which AuxK is applied
-        dead_d = self.dead_S.nonzero().squeeze(1) if cfg.aux_loss_coefficient else x_ND.new_empty(0).long()
+        mask_S = step_input.dead_neuron_mask  # of another trainer, which decides there
+        dead_S = self.dead_S if self.is_ours or mask_S is None else mask_S.bool()
+        dead_d = dead_S.nonzero().squeeze(1) if cfg.aux_loss_coefficient else x_ND.new_empty(0).long()
         k = max(cfg.k, cfg.multi_k)
         values_Nk, ids_Nk, pre_nd = self._encode(x_ND, k, tokens, dead_d)
         losses: dict[str, Tensor] = {}
@@ -166,7 +176,7 @@ class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
             losses["multi_topk_loss"] = MULTI_SHARE * self.error(x_ND, multi_ND)
             values_Nk, ids_Nk = values_Nk[:, : cfg.k], ids_Nk[:, : cfg.k]
         self._count(values_Nk, ids_Nk)
-        revived_d = ~self.dead_S[dead_d]  # dead before this step, in which they fire
+        revived_d = self.tokens_since_fired[dead_d] == 0  # dead before this step, in which they fire
         aux_nd = keep_largest(pre_nd.masked_fill(revived_d, -math.inf), cfg.dead_latents_used)
         out_ND, aux_nD = decode(values_Nk, ids_Nk, self.W_dec, self.b_dec, aux_nd, dead_d, cfg.unit_rows)
         out_ND = self.hook_sae_recons(out_ND)

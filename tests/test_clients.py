@@ -161,3 +161,17 @@ def test_sae_lens_multiple_evals_scores_a_folder_of_ours(target, tmp_path, monke
         warnings.simplefilter("ignore")
         (result,) = evals.multiple_evals(".*", ".*", 1, 1, 4, [text], False, [32], str(tmp_path / "out"))
     assert 0 < result["metrics"]["sparsity"]["l0"] <= 4
+
+
+@pytest.mark.parametrize(("name", "says"), [("topk", "Adam's ε"), ("hierarchical", "without a curriculum")])
+def test_another_trainer_is_warned_once_and_its_mask_is_heeded(name, says):
+    sae = sae_variants.build(name, d_in=D_IN, d_sae=D_SAE, k=4, seed=0)
+    with pytest.warns(UserWarning, match=says):
+        sae.get_coefficients()
+    sae.get_coefficients()  # once
+    dead, x = torch.zeros(D_SAE, dtype=torch.bool), torch.randn(2, D_IN)
+    dead[:] = True
+    aux = {"topk": "auxiliary_reconstruction_loss", "hierarchical": "upper_aux_loss"}[name]
+    assert sae.training_forward_pass(TrainStepInput(x, {}, dead, 1, False)).losses[aux] > 0
+    unmasked = sae.training_forward_pass(TrainStepInput(x, {}, None, 1, False)).losses
+    assert not unmasked.get(aux, 0)

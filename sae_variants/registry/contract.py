@@ -7,6 +7,7 @@ Neither class adds a dataclass field, because the hash of a trained SAE covers e
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from functools import cache
@@ -88,6 +89,22 @@ class TrainingHooks:
 
     special_N: Tensor | None = None
     """Mask [N] of the rows of the coming batch that stand for special tokens; the trainer sets it before each step."""
+
+    is_ours: bool = False
+    """Whether the trainer of this package trains the SAE; it sets this."""
+
+    def warn_of_other_trainer(self, what: str) -> None:
+        """Warn once if another trainer than that of this package asks for the coefficients of the losses.
+
+        Args:
+            what: What differs there.
+        """
+        if not self.is_ours and not getattr(self, "has_warned", False):
+            self.has_warned = True
+            warnings.warn(
+                f"{type(self).__name__} is trained by another trainer than `python -m sae_variants train`: {what}.",
+                stacklevel=3,
+            )
 
     @property
     def adam_options(self) -> dict[str, Any]:

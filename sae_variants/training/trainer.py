@@ -45,6 +45,7 @@ def make_trainer(plan: Plan, d_in: int, device: str) -> SAETrainer[Any, Any]:
         **{name: from_settings[name] for name in find_variant(plan.name).from_settings},
         **{**plan.sized, **_threshold_rate(plan)},
     )
+    hooks_of(sae).is_ours = True
     sae.cfg.metadata.model_name = plan.target.model_name
     sae.cfg.metadata.hook_name = plan.target.hook_name
     sae.cfg.metadata.context_size = settings.context_size

@@ -70,6 +70,8 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
 
     @override
     def get_coefficients(self) -> dict[str, Any]:
+        if not self.cfg.total_steps:
+            self.warn_of_other_trainer("total_steps is 0, so both levels train together without a curriculum")
         return {}
 
     @override
@@ -93,7 +95,8 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
         if phase != 1:
             upper = self.upper(lower)
             upper.out = self.hook_sae_recons(upper.out)
-            losses |= self._upper_losses(upper, lower, x_ND)
+            dead_U = None if self.is_ours else step_input.dead_neuron_mask
+            losses |= self._upper_losses(upper, lower, x_ND, dead_U)
         if phase == 3 and upper is not None:
             losses |= self.joint_losses(lower, upper)
         # With all terms of a phase disabled there is no loss, and nothing is learned.
@@ -125,7 +128,7 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
         self._update_statistics(0, lower, self.lower_silent_L, self.activity_L)
         return losses
 
-    def _upper_losses(self, upper: Level, lower: Level, x_ND: Tensor) -> dict[str, Tensor]:
+    def _upper_losses(self, upper: Level, lower: Level, x_ND: Tensor, dead_U: Tensor | None) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         if self.cfg.upper_coefficient:
             losses["mse_loss"] = self.cfg.upper_coefficient * squared_error(x_ND, upper.out)
@@ -133,7 +136,7 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
             decoded_NL = upper.acts @ self.links_UL + self.b_links
             losses["latent_mse_loss"] = self.cfg.latent_coefficient * squared_error(lower.acts.detach(), decoded_NL)
         losses |= self.sparsity_losses(upper, "upper", x_ND)
-        losses |= self._aux("upper", upper, x_ND, self.upper_silent_U)
+        losses |= self._aux("upper", upper, x_ND, self.upper_silent_U, dead_U)
         self._update_statistics(1, upper, self.upper_silent_U, self.activity_U)
         return losses
 
@@ -151,9 +154,14 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
         """Return the terms of a variant while both levels train; parents are fixed, unless the steps are unknown."""
         return {}
 
-    def _aux(self, name: str, level: Level, x_ND: Tensor, silent: Tensor) -> dict[str, Tensor]:
-        """AuxK (arXiv 2406.04093, A.2): the dead latents nearest to firing reconstruct the residual."""
-        dead = silent > self.cfg.dead_after_steps
+    def _aux(
+        self, name: str, level: Level, x_ND: Tensor, silent: Tensor, dead: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """AuxK (arXiv 2406.04093, A.2): the dead latents nearest to firing reconstruct the residual.
+
+        Another trainer's mask of `dead` latents replaces ours, which is those silent for `dead_after_steps`.
+        """
+        dead = silent > self.cfg.dead_after_steps if dead is None else dead.bool()
         n_dead = int(dead.sum())
         if not self.cfg.aux_loss_coefficient or not n_dead:
             return {}
