@@ -1,4 +1,4 @@
-"""python -m sae_variants train NAME... | options NAME | list."""
+"""python -m sae_variants train NAME... | options NAME | list | sae_lens ARGUMENTS."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ def main(argv: list[str]) -> int:
     """Run the command that the first word names."""
     if argv[:1] == ["train"]:
         return train.main(argv[1:])
+    if argv[:1] == ["sae_lens"]:
+        return _run_sae_lens(argv[1:])
     parser = Parser(prog="python -m sae_variants", description="Train sparse autoencoders.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="Train SAEs on a target; several names share one stream of activations.")
+    commands.add_parser("sae_lens", help="Run SAELens' own training command, which then knows our architectures.")
     options = commands.add_parser("options", help="Print the config fields of a variant.")
     options.add_argument("name", help="Variant, such as temporal or stock:batchtopk.")
     commands.add_parser("list", help="List the variants and targets.")
@@ -29,6 +32,16 @@ def main(argv: list[str]) -> int:
         _print_options(args.name)
     else:
         _print_names()
+    return 0
+
+
+def _run_sae_lens(argv: list[str]) -> int:
+    from sae_lens.llm_sae_training_runner import _run_cli
+
+    from sae_variants.registry.variants import import_variants
+
+    import_variants()
+    _run_cli(argv)
     return 0
 
 

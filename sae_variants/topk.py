@@ -26,22 +26,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
-from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_variants.ops.errors import relative_squared_error
 from sae_variants.ops.geometric_median import geometric_median
-from sae_variants.ops.moving_average import add_averages, average_of, update_averages
+from sae_variants.ops.moving_average import add_averages, update_averages
 from sae_variants.ops.sparse import decode, encode, keep_largest, sparse_codes
-from sae_variants.registry.contract import TrainingHooks, VariantConfig
+from sae_variants.registry.contract import VariantConfig
+from sae_variants.registry.topk_saving import AVERAGED, SavedTopK
 from sae_variants.registry.variants import register
 
 MULTI_SHARE = 1 / 8
 """Weight of the reconstruction from multi_k latents."""
-AVERAGED = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 @dataclass
@@ -120,7 +119,7 @@ class SparseTopKTrainingSAEConfig(VariantConfig, TopKTrainingSAEConfig):
 
 
 @register(SparseTopKTrainingSAEConfig)
-class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
+class SparseTopKTrainingSAE(SavedTopK):
     """TopK in training."""
 
     cfg: Any
@@ -241,29 +240,3 @@ class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
     def _count(self, values_Nk: Tensor, ids_Nk: Tensor) -> None:
         self.tokens_since_fired += len(ids_Nk)
         self.tokens_since_fired[ids_Nk[values_Nk > 0]] = 0
-
-    @override
-    @torch.no_grad()
-    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
-        """Express latents in the units of the input, so that rows keep their norm."""
-        scaled = ("b_enc", "b_dec", *(f"average_{name}" for name in ("b_enc", "b_dec") if self.cfg.ema))
-        for name in scaled:
-            getattr(self, name).data /= scaling_factor
-        self.cfg.normalize_activations = "none"
-
-    @override
-    @torch.no_grad()
-    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_saving(state_dict)
-        state_dict.update({name: values.contiguous() for name, values in state_dict.items()})
-
-    @override
-    @torch.no_grad()
-    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_saving_inference(state_dict)
-        if self.cfg.ema:
-            state_dict.update({name: average_of(self, name, self.cfg.ema).contiguous() for name in AVERAGED})
-        for name in set(state_dict) - set(AVERAGED):
-            del state_dict[name]
-        if self.cfg.unit_rows:
-            state_dict["W_dec"] = F.normalize(state_dict["W_dec"], dim=1)

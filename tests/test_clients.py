@@ -125,7 +125,9 @@ def test_latents_are_selected_by_columns_of_the_encoder(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's own tracing
-@pytest.mark.parametrize("name", LEARNT)
+@pytest.mark.parametrize(
+    "name", [name if name == "temporal" else pytest.param(name, marks=pytest.mark.slow) for name in LEARNT]
+)
 def test_a_compiled_step_is_the_same_step(name):
     import torch._dynamo
 
