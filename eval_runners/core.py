@@ -97,6 +97,12 @@ class Core(Evaluator[Settings]):
         sparsity = (result["eval_result_metrics"] or {}).get("sparsity") or {}
         return ["L0 is 0: no latent ever fires"] if sparsity.get("l0") == 0 else []
 
+    def summary_lines(self, result: Result) -> list[str]:
+        """Remarks on scores without meaning, and on an L0 that is not the requested one."""
+        from eval_runners.saebench.remarks import core_remarks
+
+        return core_remarks(result)
+
 
 def _densities(shares: Sequence[float]) -> dict[str, Any]:
     """Histogram of firing rates over equal steps of log10(share of tokens), and the number of silent latents."""

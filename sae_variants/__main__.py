@@ -1,4 +1,4 @@
-"""python -m sae_variants train NAME... | convert SOURCE FOLDER | options NAME | target check FILE | list."""
+"""python -m sae_variants train NAME... | convert SOURCE FOLDER | options NAME | target check FILE | sae_lens ... | list."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from sae_variants.training.plan import SETTING_NAMES
 
 def main(argv: list[str]) -> int:
     """Run the command that the first word names."""
-    commands_of_modules = {"train": train.main, "convert": convert.main, "target": target.main}
-    if argv and argv[0] in commands_of_modules:
-        return commands_of_modules[argv[0]](argv[1:])
+    run_by_name = {"train": train.main, "convert": convert.main, "target": target.main, "sae_lens": _run_sae_lens}
+    if argv and argv[0] in run_by_name:
+        return run_by_name[argv[0]](argv[1:])
     parser = Parser(prog="python -m sae_variants", description="Train sparse autoencoders.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="Train SAEs on a target; several names share one stream of activations.")
     commands.add_parser("convert", help="Save an SAE of another library, or of the Hub, in SAELens' layout.")
+    commands.add_parser("sae_lens", help="Run SAELens' own training command, which then knows our architectures.")
     options = commands.add_parser("options", help="Print the config fields of a variant.")
     options.add_argument("name", help="Variant, such as temporal or stock:batchtopk.")
     commands.add_parser("target", help="Check a target file: model, hook and text.")
@@ -32,6 +33,16 @@ def main(argv: list[str]) -> int:
         _print_options(args.name)
     else:
         _print_names()
+    return 0
+
+
+def _run_sae_lens(argv: list[str]) -> int:
+    from sae_lens.llm_sae_training_runner import _run_cli
+
+    from sae_variants.registry.variants import import_variants
+
+    import_variants()
+    _run_cli(argv)
     return 0
 
 

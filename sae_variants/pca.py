@@ -43,6 +43,10 @@ class PcaTrainingSAEConfig(VariantConfig, StandardTrainingSAEConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.normalize_activations not in ("none", "expected_average_only_in"):
+            raise ValueError(
+                f"normalize_activations must be none or expected_average_only_in, not {self.normalize_activations!r}"
+            )
         if not 0 < self.k <= self.d_sae // 2:
             raise ValueError(f"k = {self.k} components need {2 * self.k} latents, d_sae is {self.d_sae}")
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from typing_extensions import override
 
 from sae_variants.ops.batch_topk import BatchTopK
-from sae_variants.registry.contract import TrainingHooks, VariantConfig
+from sae_variants.registry.batch_topk import BatchTopKVariant
+from sae_variants.registry.contract import VariantConfig
 from sae_variants.registry.variants import register
 
 
@@ -46,7 +47,7 @@ class RandomTrainingSAEConfig(VariantConfig, BatchTopKTrainingSAEConfig):
 
 
 @register(RandomTrainingSAEConfig)
-class RandomTrainingSAE(TrainingHooks, BatchTopKTrainingSAE):
+class RandomTrainingSAE(BatchTopKVariant):
     """BatchTopK whose loss has no gradient."""
 
     cfg: RandomTrainingSAEConfig  # type: ignore[assignment]

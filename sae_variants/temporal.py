@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.saes.topk_sae import act_times_W_dec
 from torch import Tensor, nn
@@ -41,7 +41,8 @@ from typing_extensions import override
 from sae_variants.ops.batch_topk import BatchTopK, split_windows
 from sae_variants.ops.errors import squared_error
 from sae_variants.ops.mostly_zero import decode_sparse, sparse_gradient_product
-from sae_variants.registry.contract import TrainingHooks, VariantConfig
+from sae_variants.registry.batch_topk import BatchTopKVariant
+from sae_variants.registry.contract import VariantConfig
 from sae_variants.registry.variants import register
 
 EPSILON = 1e-6
@@ -163,7 +164,7 @@ CONSISTENCY = {"contrastive": contrastive_loss, "variance": variance_loss, "simi
 
 
 @register(TemporalTrainingSAEConfig)
-class TemporalTrainingSAE(TrainingHooks, BatchTopKTrainingSAE):
+class TemporalTrainingSAE(BatchTopKVariant):
     """BatchTopK or ReLU in training, with the consistency term."""
 
     cfg: TemporalTrainingSAEConfig  # type: ignore[assignment]
@@ -176,11 +177,12 @@ class TemporalTrainingSAE(TrainingHooks, BatchTopKTrainingSAE):
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Encode as SAELens does, with norms folded into the weights and gradients of the firing latents only."""
         x = self.process_sae_in(x)
+        x_ND = x.reshape(-1, x.shape[-1])
         W_enc, b_enc = self.W_enc, self.b_enc
         if self.cfg.rescale_acts_by_decoder_norm:
             norm_S = self.W_dec.norm(dim=-1)
             W_enc, b_enc = W_enc * norm_S, b_enc * norm_S
-        pre = self.hook_sae_acts_pre(sparse_gradient_product(x.flatten(0, -2), W_enc, b_enc).unflatten(0, x.shape[:-1]))
+        pre = self.hook_sae_acts_pre(sparse_gradient_product(x_ND, W_enc, b_enc).view(*x.shape[:-1], -1))
         return self.hook_sae_acts_post(self.activation_fn(pre)), pre
 
     @override
@@ -188,14 +190,15 @@ class TemporalTrainingSAE(TrainingHooks, BatchTopKTrainingSAE):
         rows = self.W_dec
         if self.cfg.rescale_acts_by_decoder_norm:
             rows = rows / rows.norm(dim=-1, keepdim=True)
-        out = decode_sparse(feature_acts.flatten(0, -2), rows).unflatten(0, feature_acts.shape[:-1]) + self.b_dec
+        acts_NS = feature_acts.reshape(-1, feature_acts.shape[-1])
+        out = decode_sparse(acts_NS, rows).view(*feature_acts.shape[:-1], -1) + self.b_dec
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(self.hook_sae_recons(out)), self.d_head)
 
+    @property
     @override
-    def update_topk_threshold(self, acts_topk: Tensor) -> None:
-        """Update the threshold of BatchTopK; a ReLU is saved as a JumpReLU with threshold 0."""
-        if self.cfg.base == "batchtopk":
-            super().update_topk_threshold(acts_topk)
+    def calibrates(self) -> bool:
+        """Whether the base is BatchTopK; a ReLU is saved as a JumpReLU with threshold 0."""
+        return self.cfg.base == "batchtopk"
 
     @override
     def calculate_aux_loss(

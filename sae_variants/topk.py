@@ -26,22 +26,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
-from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_variants.ops.errors import relative_squared_error
 from sae_variants.ops.geometric_median import geometric_median
-from sae_variants.ops.moving_average import add_averages, average_of, update_averages
+from sae_variants.ops.moving_average import add_averages, update_averages
 from sae_variants.ops.sparse import decode, encode, keep_largest, sparse_codes
-from sae_variants.registry.contract import TrainingHooks, VariantConfig
+from sae_variants.registry.contract import VariantConfig
+from sae_variants.registry.topk_saving import AVERAGED, SavedTopK
 from sae_variants.registry.variants import register
 
 MULTI_SHARE = 1 / 8
 """Weight of the reconstruction from multi_k latents."""
-AVERAGED = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 @dataclass
@@ -108,6 +107,11 @@ class SparseTopKTrainingSAEConfig(VariantConfig, TopKTrainingSAEConfig):
             if is_refused:
                 raise ValueError(message)
 
+    @override
+    def get_inference_sae_cfg_dict(self) -> dict[str, Any]:
+        # With rows of unit norm both settings give the same latents, and SAELens folds norms with this one only.
+        return {**super().get_inference_sae_cfg_dict(), "rescale_acts_by_decoder_norm": self.unit_rows}
+
     @property
     def dead_latents_used(self) -> int:
         """Dead latents that AuxK uses per token."""
@@ -115,7 +119,7 @@ class SparseTopKTrainingSAEConfig(VariantConfig, TopKTrainingSAEConfig):
 
 
 @register(SparseTopKTrainingSAEConfig)
-class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
+class SparseTopKTrainingSAE(SavedTopK):
     """TopK in training."""
 
     cfg: Any
@@ -132,6 +136,14 @@ class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
         super().initialize_weights()
         # The gradient is computed latent by latent; in this layout neither a product nor the optimiser transposes it.
         self.W_enc = nn.Parameter(self.W_enc.data.T.contiguous().T)
+
+    @override
+    def get_coefficients(self) -> dict[str, Any]:
+        self.warn_of_other_trainer(
+            "the learning rate is not scaled by the width, Adam's ε is that trainer's, and its dead_feature_window "
+            "decides which latents are dead"
+        )
+        return super().get_coefficients()
 
     @property
     @override
@@ -150,9 +162,11 @@ class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
         x_ND = x.flatten(0, -2)
         self._prepare_weights(x_ND, step)
         tokens = slice(step % cfg.aux_every, None, cfg.aux_every)  # on which AuxK is applied
-        dead_d = self.dead_S.nonzero().squeeze(1) if cfg.aux_loss_coefficient else x_ND.new_empty(0).long()
+        mask_S = step_input.dead_neuron_mask  # of another trainer, which decides there
+        dead_S = self.dead_S if self.is_ours or mask_S is None else mask_S.bool()
+        dead_d = dead_S.nonzero().squeeze(1) if cfg.aux_loss_coefficient else x_ND.new_empty(0).long()
         k = max(cfg.k, cfg.multi_k)
-        values_Nk, ids_Nk, pre_nd = encode(x_ND, self.W_enc, self.b_enc, self.b_in, k, tokens, dead_d)
+        values_Nk, ids_Nk, pre_nd = self._encode(x_ND, k, tokens, dead_d)
         losses: dict[str, Tensor] = {}
         if cfg.multi_k:
             values_Nk, order = values_Nk.sort(dim=-1, descending=True)
@@ -161,9 +175,10 @@ class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
             losses["multi_topk_loss"] = MULTI_SHARE * self.error(x_ND, multi_ND)
             values_Nk, ids_Nk = values_Nk[:, : cfg.k], ids_Nk[:, : cfg.k]
         self._count(values_Nk, ids_Nk)
-        revived_d = ~self.dead_S[dead_d]  # dead before this step, in which they fire
+        revived_d = self.tokens_since_fired[dead_d] == 0  # dead before this step, in which they fire
         aux_nd = keep_largest(pre_nd.masked_fill(revived_d, -math.inf), cfg.dead_latents_used)
         out_ND, aux_nD = decode(values_Nk, ids_Nk, self.W_dec, self.b_dec, aux_nd, dead_d, cfg.unit_rows)
+        out_ND = self.hook_sae_recons(out_ND)
         losses = {"mse_loss": self.error(x_ND, out_ND), **losses}
         if cfg.aux_loss_coefficient:
             aux = self.aux_loss((x_ND - out_ND)[tokens], aux_nD) if len(dead_d) else out_ND.new_zeros(())
@@ -171,7 +186,7 @@ class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
         shape = x.shape[:-1]
         return TrainStepOutput(
             sae_in=x,
-            sae_out=self.reshape_fn_out(self.hook_sae_recons(out_ND.view(x.shape)), self.d_head),
+            sae_out=self.reshape_fn_out(out_ND.view(x.shape), self.d_head),
             feature_acts=sparse_codes(values_Nk.view(*shape, -1), ids_Nk.view(*shape, -1), cfg.d_sae),
             hidden_pre=values_Nk.view(*shape, -1),
             loss=torch.stack(list(losses.values())).sum(),
@@ -181,6 +196,14 @@ class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
                 "dead": lambda: self.dead_S.float().mean().item(),
             },
         )
+
+    def _encode(self, x_ND: Tensor, k: int, tokens: slice, some_d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `encode` returns, computed densely if SAELens' hooks need the latents of all tokens."""
+        if not (self.hook_sae_acts_pre.has_hooks() or self.hook_sae_acts_post.has_hooks()):
+            return encode(x_ND, self.W_enc, self.b_enc, self.b_in, k, tokens, some_d)
+        pre_NS = self.hook_sae_acts_pre((x_ND - self.b_in) @ self.W_enc + self.b_enc)
+        values_Nk, ids_Nk = self.hook_sae_acts_post(keep_largest(pre_NS, k)).topk(k, dim=-1, sorted=False)
+        return values_Nk, ids_Nk, pre_NS[tokens][:, some_d]
 
     def _prepare_weights(self, x_ND: Tensor, step: int) -> None:
         """Initialise b in the first step, average the weights that the last step left, and normalise decoder rows."""
@@ -217,29 +240,3 @@ class SparseTopKTrainingSAE(TrainingHooks, TopKTrainingSAE):
     def _count(self, values_Nk: Tensor, ids_Nk: Tensor) -> None:
         self.tokens_since_fired += len(ids_Nk)
         self.tokens_since_fired[ids_Nk[values_Nk > 0]] = 0
-
-    @override
-    @torch.no_grad()
-    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
-        """Express latents in the units of the input, so that rows keep their norm."""
-        scaled = ("b_enc", "b_dec", *(f"average_{name}" for name in ("b_enc", "b_dec") if self.cfg.ema))
-        for name in scaled:
-            getattr(self, name).data /= scaling_factor
-        self.cfg.normalize_activations = "none"
-
-    @override
-    @torch.no_grad()
-    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_saving(state_dict)
-        state_dict.update({name: values.contiguous() for name, values in state_dict.items()})
-
-    @override
-    @torch.no_grad()
-    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_saving_inference(state_dict)
-        if self.cfg.ema:
-            state_dict.update({name: average_of(self, name, self.cfg.ema).contiguous() for name in AVERAGED})
-        for name in set(state_dict) - set(AVERAGED):
-            del state_dict[name]
-        if self.cfg.unit_rows:
-            state_dict["W_dec"] = F.normalize(state_dict["W_dec"], dim=1)

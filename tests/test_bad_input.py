@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny
+from safetensors.torch import load_file, save_file
 
 import sae_variants
 from eval_runners import __main__ as runners_main
@@ -26,7 +27,9 @@ def place(tmp_path, model_folder, text_file, target, trained, tasks_file) -> dic
         name: tmp_path / name
         for name in ("empty_folder", "no_weights", "cut_weights", "bad_config", "elsewhere", "narrow")
     }
-    models = {name: tmp_path / name for name in ("no_tokenizer", "bad_model_config", "cut_model")}
+    models = {
+        name: tmp_path / name for name in ("no_tokenizer", "bad_model_config", "cut_model", "zero_model", "nan_model")
+    }
     bad["empty_folder"].mkdir()
     for name in ("no_weights", "cut_weights", "bad_config", "elsewhere"):
         shutil.copytree(folder, bad[name])
@@ -45,6 +48,10 @@ def place(tmp_path, model_folder, text_file, target, trained, tasks_file) -> dic
     (models["bad_model_config"] / "config.json").write_text("{")
     weights = models["cut_model"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
+    for name, factor in (("zero_model", 0.0), ("nan_model", float("nan"))):
+        state = load_file(models[name] / "model.safetensors")
+        state = {key: factor * value if "layers.1.mlp.dense_4h_to_h" in key else value for key, value in state.items()}
+        save_file(state, models[name] / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("\n\n".join(["one", "two", "three", "four", "five", "six", "seven", "eight"]))
     (tmp_path / "no_text.jsonl").write_text('{"body": "x"}\n')

@@ -293,7 +293,9 @@ def test_sae_lens_trains_it(tmp_path):
         lr_decay_steps=0, device="cpu", autocast=False, dead_feature_window=10, feature_sampling_window=50,
         logger=LoggingConfig(log_to_wandb=False), n_checkpoints=1, checkpoint_path=str(tmp_path),
     )  # fmt: skip
-    trained = SAETrainer(cfg, sae, batches).fit()
+    with pytest.warns(UserWarning, match="the learning rate is not scaled by the width"):
+        trainer = SAETrainer(cfg, sae, batches)
+    trained = trainer.fit()
     trained.save_inference_model(tmp_path / "saved")
     saved, x = sae_variants.load(tmp_path / "saved"), torch.randn(500, 3).relu() @ basis
     with torch.no_grad():

@@ -334,3 +334,10 @@ def test_a_whole_number_and_the_same_as_a_fraction_are_one_sae(target, tmp_path)
     )
     assert one.folder == other.folder
     assert make_plan("stock:topk", target, tiny("stock:topk"), tmp_path).resolved["k"] == 4
+
+
+@pytest.mark.parametrize("word", ["none", None])  # as on the command line, and as `--train.` options are parsed
+def test_no_normalisation_is_the_word_none(target, tmp_path, word):
+    made = plan("stock:topk", target, tmp_path, normalize_activations=word)
+    assert made.settings.normalize_activations == "none"
+    assert made.folder == plan("stock:topk", target, tmp_path, normalize_activations="none").folder

@@ -131,3 +131,11 @@ def test_options_that_a_parser_does_not_know_are_values_by_name():
 def test_an_unknown_option_that_cannot_be_used(word, says):
     with pytest.raises(UsageError, match=says):
         parse_extra_options(split_unknown_options(argparse.ArgumentParser(), [word])[1], prefix="train.")
+
+
+def test_none_is_a_word_where_the_type_knows_no_nothing():
+    assert check_type("x", None, str) == "none"
+    assert check_type("x", None, Literal["none", "layer_norm"]) == "none"
+    assert check_type("x", None, str | None) is None
+    with pytest.raises(UsageError):
+        check_type("x", None, int)

@@ -55,7 +55,7 @@ def step_input(sae, acts: torch.Tensor, dead: torch.Tensor | None = None) -> Tra
 
 def build(name: str):
     sae = sae_variants.build(name, d_in=D_IN, d_sae=D_SAE, seed=0, **small_fields(name))
-    hooks_of(sae).special_N = torch.zeros(32, dtype=torch.bool)
+    hooks_of(sae).special_N, hooks_of(sae).is_ours = torch.zeros(32, dtype=torch.bool), True
     return sae
 
 

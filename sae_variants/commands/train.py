@@ -19,6 +19,7 @@ from sae_variants.cli.options import (
 from sae_variants.common.console import hide_host_warnings
 from sae_variants.common.errors import UsageError
 from sae_variants.training.grid import make_plans, parse_grid
+from sae_variants.training.log import LIBRARIES, LogSettings
 from sae_variants.training.plan import TrainSettings, applicable_overrides
 from sae_variants.training.train import train_plans
 
@@ -34,6 +35,20 @@ def make_parser() -> Parser:
     parser.add_argument("--seeds", type=parse_seeds, default=None, help="Several seeds, such as 0,1,2.")
     parser.add_argument("--output", metavar="FOLDER", help="Root of trained SAEs; equivalent to --trained.")
     parser.add_argument("--force", action="store_true", help="Train again what is trained already.")
+    parser.add_argument(
+        "--log",
+        nargs="?",
+        const="file",
+        choices=("file", *LIBRARIES),
+        help="Write one JSON line a report beside the weights, and send it to this library if one is given.",
+    )
+    parser.add_argument(
+        "--log-heldout",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Tokens between measurements of --log on held-out text (default: a tenth of the training).",
+    )
     add_grid_options(parser)
     add_target_options(parser)
     add_fields(parser, TrainSettings, "training (a target's recipe takes precedence over these defaults)")
@@ -50,6 +65,7 @@ def main(argv: list[str]) -> int:
     _refuse_synonyms(args, overrides)
     if args.l0 is not None:
         overrides["k"] = args.l0
+    log = log_settings(args.log, args.log_heldout)
     target, device = target_from(args), device_from(args)
     seeds = args.seeds if args.seeds is not None else [overrides.pop("seed", 0)]
     for name in args.names:
@@ -58,11 +74,18 @@ def main(argv: list[str]) -> int:
     grid_points = parse_grid(args.grid, args.vary)
     plans = make_plans(args.names, target, overrides, grid_points, seeds, args.output or args.trained)
     trained_before = {plan.folder for plan in plans if plan.is_trained and not args.force}
-    train_plans(plans, device, args.force)
+    train_plans(plans, device, args.force, log=log)
     for plan in plans:
         was = " (was trained)" if plan.folder in trained_before else ""
         print(f"{plan.label} seed {plan.settings.seed}: {plan.folder}{was}")
     return 0
+
+
+def log_settings(destination: str | None, heldout_every: int) -> LogSettings | None:
+    """Return what --log and --log-heldout choose; None without --log."""
+    if destination is None:
+        return None
+    return LogSettings(destination.removeprefix("file"), max(0, heldout_every))
 
 
 def _refuse_synonyms(args: argparse.Namespace, overrides: dict[str, object]) -> None:

@@ -53,6 +53,8 @@ def check_type(what: str, value: Any, hint: Any) -> Any:
     from pydantic import ValidationError
 
     kinds = (hint, *get_args(hint))
+    if value is None and NoneType not in kinds and (str in kinds or "none" in kinds):
+        value = "none"  # a word here, which `parse_value` takes for nothing
     if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
         value = int(value)
     try:

@@ -22,6 +22,8 @@ def encoder_product(x_ND: Tensor, W_DS: Tensor, b_S: Tensor | None = None) -> Te
 
     On CPUs oneDNN computes it in float32; on some of them it needs half of the time of PyTorch's default.
     """
+    if torch.compiler.is_compiling():  # which the custom operator of oneDNN does not survive
+        return x_ND @ W_DS if b_S is None else torch.addmm(b_S, x_ND, W_DS)
     plain = x_ND.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and x_ND.dtype == W_DS.dtype
     if ONEDNN and plain and x_ND.dtype == torch.float32 and x_ND.numel() and W_DS.numel():
         W_SD = W_DS.T if W_DS.is_contiguous() else W_DS.T.contiguous()  # oneDNN is very slow for other strides

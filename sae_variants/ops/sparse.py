@@ -178,6 +178,7 @@ def _no_latents(like: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.long, device=like.device)
 
 
+@torch.compiler.disable
 def sparse_codes(values: Tensor, ids: Tensor, S: int) -> Tensor:
     """Return values [..., k] at indices [..., k] as a sparse tensor [..., S] without gradient."""
     flat_Nk = ids.flatten(0, -2)

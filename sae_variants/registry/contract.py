@@ -7,7 +7,8 @@ Neither class adds a dataclass field, because the hash of a trained SAE covers e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -89,6 +90,22 @@ class TrainingHooks:
     special_N: Tensor | None = None
     """Mask [N] of the rows of the coming batch that stand for special tokens; the trainer sets it before each step."""
 
+    is_ours: bool = False
+    """Whether the trainer of this package trains the SAE; it sets this."""
+
+    def warn_of_other_trainer(self, what: str) -> None:
+        """Warn once if another trainer than that of this package asks for the coefficients of the losses.
+
+        Args:
+            what: What differs there.
+        """
+        if not self.is_ours and not getattr(self, "has_warned", False):
+            self.has_warned = True
+            warnings.warn(
+                f"{type(self).__name__} is trained by another trainer than `python -m sae_variants train`: {what}.",
+                stacklevel=3,
+            )
+
     @property
     def adam_options(self) -> dict[str, Any]:
         """Options of Adam that differ from those of SAELens' trainer."""
@@ -97,6 +114,18 @@ class TrainingHooks:
     def learning_rate_scale(self, step: int) -> float:
         """Return the factor of the scheduled learning rate at a training step."""
         return 1.0
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the saved SAE has a threshold that `calibrate` sets."""
+        return False
+
+    def calibrate(self, batches: Sequence[Tensor]) -> None:
+        """Set the thresholds so that k latents fire per token, before the SAE is saved.
+
+        Args:
+            batches: The last inputs [N, D] of the training, scaled as the SAE was trained on them.
+        """
 
     @property
     def trace(self) -> dict[str, Tensor]:

@@ -12,13 +12,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sae_variants.common.errors import check_name
+from sae_variants.common.errors import UsageError, check_name
 from sae_variants.registry.contract import FROM_SETTINGS, VariantConfig, config_hooks
 from sae_variants.registry.plugins import import_plugin, merge_plugins, read_summary
 
 T = TypeVar("T", bound=type)
 
 STOCK_PREFIX = "stock:"
+UNSCORABLE = {
+    "stock:abstopk": "its latents also fire below 0, and SAEBench counts only those above 0 as firing",
+}
+"""Architectures of SAELens whose scores would be wrong, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,14 @@ class Variant:
         """Config fields that a user may set; the others follow from the target and the training settings."""
         names = {f.name for f in fields(self.config_class)}
         return names - {"d_in", "device", "metadata", "reshape_activations", *FROM_SETTINGS}
+
+    @property
+    def refuses_token_norms(self) -> bool:
+        """Whether SAELens' auxiliary losses compare activations before and after a normalisation of each token."""
+        from sae_lens.saes.gated_sae import GatedTrainingSAE
+        from sae_lens.saes.topk_sae import TopKTrainingSAE
+
+        return issubclass(self.sae_class, TopKTrainingSAE | GatedTrainingSAE)
 
     @property
     def from_settings(self) -> set[str]:
@@ -96,9 +108,8 @@ def stock_names() -> list[str]:
     from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
     ours = {v.config_class.architecture() for v in _variants.values()}
-    return sorted(
-        STOCK_PREFIX + name for name in SAE_TRAINING_CLASS_REGISTRY if name not in ours and "transcoder" not in name
-    )
+    names = {STOCK_PREFIX + name for name in SAE_TRAINING_CLASS_REGISTRY.keys() - ours if "transcoder" not in name}
+    return sorted(names - UNSCORABLE.keys())
 
 
 def variant_names() -> list[str]:
@@ -124,6 +135,8 @@ def split_part(name: str) -> tuple[str, str]:
 
 def find_variant(name: str) -> Variant:
     """Return the variant of that name or with that part; raise a UsageError with the nearest names if none exists."""
+    if name in UNSCORABLE:
+        raise UsageError(f"unknown SAE {name!r}: it is not offered, because {UNSCORABLE[name]}")
     check_name("SAE", name, scorable_names())
     name, _ = split_part(name)
     if not name.startswith(STOCK_PREFIX):

@@ -8,23 +8,29 @@ from __future__ import annotations
 import copy
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import backup_of, new_folder, remove_folder
+from sae_variants.registry.build import load
 from sae_variants.registry.contract import hooks_of
 from sae_variants.registry.variants import find_variant
 from sae_variants.training.plan import RECORD, TRACE, Plan
 
 if TYPE_CHECKING:
-    from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
+    from sae_lens.saes.sae import SAE, TrainingSAE, TrainStepOutput
     from sae_lens.training.sae_trainer import SAETrainer
+    from torch import Tensor
 
+    from sae_variants.training.log import TrainingLog
     from sae_variants.training.windows import Batch
 
 STEPS_BETWEEN_REPORTS = 10
+CALIBRATED_TOKENS = 32_768
+"""Tokens, the last ones of the training, on which thresholds are calibrated."""
 
 
 @dataclass
@@ -39,6 +45,10 @@ class Job:
     """Loss, L0, explained variance and dead latents at the last report."""
     failure: str = ""
     """Why training ended early; empty if it did not."""
+    last_batches: Sequence[Tensor] = ()
+    """Activations [N, D] of the last batches, on which thresholds are calibrated; filled during training."""
+    log: TrainingLog | None = None
+    """Log of the training, if it was requested."""
     started: float = field(default_factory=time.time)
     """Time of the start in seconds."""
 
@@ -67,6 +77,7 @@ class Job:
         trainer = self.trainer
         trainer.maybe_reset_sparsity()
         hooks_of(trainer.sae).special_N = batch.special_N
+        learning_rate = trainer.optimizer.param_groups[0]["lr"] * hooks_of(trainer.sae).learning_rate_scale(self.at)
         try:
             output = trainer.step(batch.acts_ND)
         except ValueError as error:
@@ -74,9 +85,13 @@ class Job:
             return
         trainer.n_training_steps += 1
         if trainer.n_training_steps % STEPS_BETWEEN_REPORTS == 1 or self.is_done:
-            self._report(output)
+            numbers = self._report(output)
+            if self.log is not None and not self.failure:
+                numbers["learning_rate"] = learning_rate
+                self.log.write(self.at, numbers, self._build_inference)
 
-    def _report(self, output: TrainStepOutput) -> None:
+    def _report(self, output: TrainStepOutput) -> dict[str, Any]:
+        """Set `report`, and return its numbers."""
         import torch
 
         with torch.no_grad():
@@ -93,6 +108,14 @@ class Job:
             l0, dead = (value() if callable(value) else value for value in (metrics["l0"], metrics["dead"]))
         phase = f"phase {metrics['phase']} " if "phase" in metrics else ""
         self.report = f"{self.plan.name}: {phase}loss {loss:.2f} L0 {l0:.1f} EV {explained:.3f} dead {dead:.0%}"
+        losses = {name: value.item() for name, value in output.losses.items()}
+        phases = {"phase": metrics["phase"]} if "phase" in metrics else {}
+        return {"loss": loss, **losses, "l0": l0, "explained_variance": explained, "dead": dead, **phases}
+
+    def _build_inference(self, folder: Path) -> SAE[Any]:
+        """Save the present SAE in inference form in a folder, and load it."""
+        _save(self._folded(), folder)
+        return load(folder, str(self.trainer.sae.device))
 
     def save_checkpoint(self) -> None:
         """Replace the checkpoint by the present state."""
@@ -121,21 +144,45 @@ class Job:
             reason = f"the checkpoint {self.plan.checkpoint} cannot be read ({type(error).__name__})"
             raise UsageError(f"{reason}: remove it to start anew") from error
 
+    @property
+    def calibration_batches(self) -> int:
+        """Number of the last batches on which thresholds are calibrated; 0 if the SAE has none to calibrate."""
+        calibrates = hooks_of(self.trainer.sae).calibrates
+        return max(1, CALIBRATED_TOKENS // self.plan.settings.batch_tokens) if calibrates else 0
+
+    def first_batch(self, snapshots: tuple[float, ...]) -> int:
+        """Return the first batch that is read to continue: that of the next step, or an earlier one to calibrate."""
+        saves = [self.plan.settings.steps, *(self.plan.snapshot_step(share) for share in snapshots)]
+        next_save = min((step for step in saves if step > self.at), default=self.at)
+        return max(0, min(self.at, next_save - self.calibration_batches)) if self.calibration_batches else self.at
+
+    def _calibrate(self, sae: TrainingSAE[Any]) -> None:
+        """Set the SAE's thresholds on the last batches, in the units of its training."""
+        if count := self.calibration_batches:
+            hooks_of(sae).calibrate([self.trainer.activation_scaler(acts) for acts in list(self.last_batches)[-count:]])
+
     def save_snapshot(self) -> None:
         """Save the present SAE in inference form."""
-        sae = copy.deepcopy(self.trainer.sae)
-        if self.trainer.activation_scaler.scaling_factor is not None:
-            sae.fold_activation_norm_scaling_factor(self.trainer.activation_scaler.scaling_factor)
+        sae = self._folded()
         with new_folder(replace(self.plan, part="").snapshot(self.at / self.plan.settings.steps)) as folder:
             _save(sae, folder)
 
+    def _folded(self) -> TrainingSAE[Any]:
+        """Return a copy of the SAE, calibrated, in the units of the activations."""
+        sae = copy.deepcopy(self.trainer.sae)
+        self._calibrate(sae)
+        if self.trainer.activation_scaler.scaling_factor is not None:
+            sae.fold_activation_norm_scaling_factor(self.trainer.activation_scaler.scaling_factor)
+        return sae
+
     def finish(self) -> None:
-        """Fold the input scale into the weights, save the SAE in SAELens' layout, and remove the checkpoint."""
+        """Calibrate, fold the input scale, save the SAE in SAELens' layout, and remove the checkpoint."""
         from importlib.metadata import version
 
         from safetensors.torch import save_file
 
         trainer, plan = self.trainer, self.plan
+        self._calibrate(trainer.sae)
         if trainer.activation_scaler.scaling_factor is not None:
             trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
         trainer.set_final_sae_metadata()
@@ -144,6 +191,7 @@ class Job:
             "trained_tokens": trainer.sae.cfg.metadata.training_tokens,
             "seconds_of_the_last_run": round(time.time() - self.started, 1),
             "last_report": self.report,
+            **self._threshold_rule(),
             "versions": {package: version(package) for package in ("sae-lens", "transformer-lens", "torch")},
         }
         with new_folder(plan.folder) as folder:
@@ -153,7 +201,17 @@ class Job:
             for part in ("", *find_variant(plan.name).config_class.parts):
                 record_of_part = {**record, "part": part} if part else record
                 (folder / part / RECORD).write_text(json.dumps(record_of_part, indent=2) + "\n")
+            if self.log is not None:
+                self.log.finish(folder)
         remove_folder(plan.checkpoint)
+
+    def _threshold_rule(self) -> dict[str, Any]:
+        """Return how the saved threshold was set; empty for an SAE without one."""
+        if count := self.calibration_batches:
+            tokens = sum(len(acts) for acts in list(self.last_batches)[-count:])
+            return {"threshold": {"rule": "calibrated on the last tokens", "tokens": tokens}}
+        rate = getattr(self.trainer.sae.cfg, "topk_threshold_lr", None)
+        return {} if rate is None else {"threshold": {"rule": "running mean", "topk_threshold_lr": rate}}
 
 
 def _save(sae: TrainingSAE[Any], folder: Path) -> None:

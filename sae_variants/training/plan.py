@@ -172,7 +172,13 @@ def make_plan(
     settings = TrainSettings(**{k: check_type(k, v, SETTING_TYPES[k]) for k, v in values.items() if k in SETTING_NAMES})
     fields = {k: v for k, v in values.items() if k in variant.field_names - SETTING_NAMES}
     plan = Plan(name, target, settings, fields, trained_root(root), tuple(overrides), part)
-    window = make_config(name, d_in=1, **plan.sized).window
+    cfg = make_config(name, d_in=1, normalize_activations=settings.normalize_activations, **plan.sized)
+    if settings.normalize_activations == "layer_norm" and variant.refuses_token_norms:
+        raise UsageError(
+            f"{name} cannot be trained with normalize_activations = layer_norm: its auxiliary "
+            "loss compares activations before and after it; give none or expected_average_only_in"
+        )
+    window = cfg.window
     if settings.stream_window % window == 0:
         return plan
     if "stream_window" in overrides:

@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 
 from sae_variants.common.errors import UsageError
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = ("float32", "bfloat16", "float64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,16 @@ class TrainSettings:
             raise UsageError("seed must not be negative, and dead_after_tokens must be at least 1")
         if min(self.warm_up_share, self.decay_share) < 0 or self.warm_up_share + self.decay_share > 1:
             raise UsageError("warm_up_share and decay_share must not be negative, nor more than 1 together")
+        if self.dtype == "float16":
+            raise UsageError(
+                "an SAE cannot be trained in dtype float16, in which Adam's ε and squared gradients are 0: "
+                "give --dtype bfloat16 or float32"
+            )
+        if self.normalize_activations == "covariance_whitening":
+            raise UsageError(
+                "normalize_activations = covariance_whitening needs SAELens' own runner, which estimates the "
+                "covariance: give none or expected_average_only_in"
+            )
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,12 @@ from sae_variants.language_model.hooks import hook_activations, hook_width
 from sae_variants.language_model.load import free_memory, load_model
 from sae_variants.registry.build import make_config
 from sae_variants.training.job import STEPS_BETWEEN_REPORTS, Job
+from sae_variants.training.log import LogSettings, TrainingLog, heldout_measure
 from sae_variants.training.plan import Plan
 from sae_variants.training.trainer import make_trainer
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformer_lens import HookedTransformer
 
     from sae_variants.training.windows import Batch
@@ -30,7 +33,7 @@ REPORTS_SHOWN = 3
 """SAEs whose report the progress bar shows."""
 SCALE_BATCHES = 4
 """Batches from which the input scale of a fresh SAE is estimated."""
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 
 
 class TrainingFailed(UsageError):
@@ -48,6 +51,7 @@ def train_plans(
     force: bool = False,
     checkpoint_steps: int = 50,
     snapshots: tuple[float, ...] = (),
+    log: LogSettings | None = None,
 ) -> None:
     """Train every plan that is not trained yet or lacks a snapshot, those that share a stream together.
 
@@ -57,6 +61,7 @@ def train_plans(
         force: Whether finished SAEs are trained again; each is kept until the new one replaces it.
         checkpoint_steps: Steps between checkpoints.
         snapshots: Shares of the training after which the SAE is saved in inference form.
+        log: What is logged beside the checkpoints; None for nothing.
 
     Raises:
         UsageError: The target cannot be loaded, or a setting does not fit it.
@@ -73,13 +78,13 @@ def train_plans(
         groups.setdefault((*source, *plan.settings.stream), []).append(plan)
     failures: dict[Path, str] = {}
     for group in groups.values():
-        failures |= _train_group(group, device, checkpoint_steps, snapshots)
+        failures |= _train_group(group, device, checkpoint_steps, snapshots, log)
     if failures:
         raise TrainingFailed(failures)
 
 
 def _train_group(
-    plans: list[Plan], device: str, checkpoint_steps: int, snapshots: tuple[float, ...]
+    plans: list[Plan], device: str, checkpoint_steps: int, snapshots: tuple[float, ...], log: LogSettings | None
 ) -> dict[Path, str]:
     """Train plans that share a stream, as many at once as fit in memory; return the failures."""
     target, settings = plans[0].target, plans[0].settings
@@ -95,7 +100,7 @@ def _train_group(
                 if plan not in locked:
                     failures[plan.folder] = f"{plan.label} is being trained by another command: wait for it"
             if locked:
-                failures |= _train_together(locked, model, d_in, device, checkpoint_steps, snapshots)
+                failures |= _train_together(locked, model, d_in, device, checkpoint_steps, snapshots, log)
     return failures
 
 
@@ -140,12 +145,13 @@ def _train_together(
     device: str,
     checkpoint_steps: int,
     snapshots: tuple[float, ...],
+    log: LogSettings | None,
 ) -> dict[Path, str]:
     """Train plans on the same batches; return the failures."""
     from sae_lens.util import get_special_token_ids
     from tqdm import tqdm
 
-    from sae_variants.training.windows import WindowStream
+    from sae_variants.training.windows import WindowStream, checked
 
     target, settings = plans[0].target, plans[0].settings
     stream = WindowStream(
@@ -161,13 +167,21 @@ def _train_together(
     jobs, failures = _start_jobs(plans, d_in, device, snapshots)
     if not jobs:
         return failures
-    start, last = min(job.at for job in jobs), max(plan.settings.steps for plan in plans)
-    batches = _scaled(jobs, stream.batches(start))
+    start, last = min(job.first_batch(snapshots) for job in jobs), max(plan.settings.steps for plan in plans)
+    batches = _scaled(jobs, checked(stream.batches(start), target.hook_name))
+    last_batches: deque[Tensor] = deque(maxlen=max(job.calibration_batches for job in jobs))
+    for job in jobs:
+        job.last_batches = last_batches
+        if log is not None:
+            job.log = TrainingLog(job.plan, log, heldout_measure(job.plan, model))
+            job.log.resume(job.at)
     bar = tqdm(total=last * settings.batch_tokens, initial=start * settings.batch_tokens, unit="tok", unit_scale=True)
     names = dict.fromkeys(plan.name for plan in plans)
     bar.set_description(f"training {', '.join(names)}" + (f" ({len(plans)} SAEs)" if len(plans) > len(names) else ""))
     with bar:
         for step, batch in zip(range(start, last), batches, strict=False):
+            if last_batches.maxlen:
+                last_batches.append(batch.acts_ND.clone())  # without the buffer that it is a part of
             for job in jobs:
                 if job.at == step and job.runs:
                     _take_step(job, batch, snapshots)

@@ -13,6 +13,7 @@ Shapes: C contexts in a buffer, T tokens in a context, W tokens in a window, N r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -131,3 +132,20 @@ class WindowStream:
                 part = slice(i * self.batch_rows, (i + 1) * self.batch_rows)
                 yield Batch(rows.acts_ND[part], rows.special_N[part])
             number, skip = number + 1, 0
+
+
+def checked(batches: Iterator[Batch], hook_name: str) -> Iterator[Batch]:
+    """Return the batches after a check of the first one, before any step.
+
+    Raises:
+        UsageError: All activations are zero, or one is not finite.
+    """
+    first = next(batches)
+    if not first.acts_ND.isfinite().all():
+        raise UsageError(
+            f"activations at {hook_name} are not finite: the language model overflows in its data type, or its "
+            "weights are broken"
+        )
+    if not first.acts_ND.any():
+        raise UsageError(f"all activations at {hook_name} are zero, as its weights may be: choose another hook")
+    return itertools.chain([first], batches)

@@ -118,8 +118,9 @@ class TwoLevels(TrainingSAE[Any]):
         norm_L = self.W_dec_lower.norm(dim=-1)
         sae_in = self.run_time_activation_norm_fn_in(self.hook_sae_input(self.reshape_fn_in(x.to(self.dtype))))
         # Norms and the input bias are folded into the weights, which are far smaller than the latents of a batch.
-        flat = sparse_gradient_product(sae_in.flatten(0, -2), self.W_enc_lower * norm_L, self.lower_bias_L() * norm_L)
-        pre = flat.unflatten(0, sae_in.shape[:-1])
+        sae_in_ND = sae_in.reshape(-1, sae_in.shape[-1])
+        pre_NL = sparse_gradient_product(sae_in_ND, self.W_enc_lower * norm_L, self.lower_bias_L() * norm_L)
+        pre = pre_NL.view(*sae_in.shape[:-1], -1)
         return Level(self.lower_activation(pre), pre, self.W_dec_lower / norm_L[:, None], self.b_dec)
 
     def lower_bias_L(self) -> Tensor:
@@ -151,6 +152,20 @@ class TwoLevels(TrainingSAE[Any]):
         """Return the upper latent [L] that writes most to each lower one; by weight alone before any has fired."""
         weights_U = self.activity_U if self.activity_U.any() else torch.ones_like(self.activity_U)
         return (self.links_UL.abs() * weights_U[:, None].to(self.links_UL)).argmax(0)
+
+    @override
+    @torch.no_grad()
+    def fold_W_dec_norm(self) -> None:
+        """Give decoder rows of both levels unit norm; no output changes."""
+        norm_L, norm_U = self.W_dec_lower.norm(dim=-1), self.W_dec.norm(dim=-1).clamp(min=TINY)
+        self.W_dec_lower.data /= norm_L[:, None]
+        self.W_links.data /= norm_U[:, None]
+        for norms, weights in (
+            (norm_L, (self.W_enc_lower, self.b_enc_lower)),
+            (norm_U, (self.W_enc_upper, self.b_enc_upper)),
+        ):
+            for columns in weights:
+                columns.data *= norms
 
     @override
     @torch.no_grad()

@@ -54,6 +54,7 @@ class TwoLevelSAE(SAE[TwoLevelSAEConfig]):
     W_dec_lower: nn.Parameter
     b_dec_lower: nn.Parameter
     parent_digits_3L: nn.Parameter
+    _selected: list[int] | None = None
 
     @override
     def initialize_weights(self) -> None:
@@ -82,8 +83,33 @@ class TwoLevelSAE(SAE[TwoLevelSAEConfig]):
 
     @property
     def W_enc(self) -> Tensor:  # type: ignore[override]
-        """Encoder [D, U] if every lower latent fired, for measures of encoder directions."""
-        return self.W_enc_lower @ self.W_enc_upper
+        """Encoder [D, U] if every lower latent fired, for measures of encoder directions.
+
+        Clients such as SAEDashboard set some of its columns in its stead; `encode` then returns these latents alone.
+        """
+        W_enc_DU = self.W_enc_lower @ self.W_enc_upper
+        return W_enc_DU if self._selected is None else W_enc_DU[:, self._selected]
+
+    @override
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "W_enc":
+            self._select_latents(value)
+        else:
+            super().__setattr__(name, value)
+
+    @torch.no_grad()
+    def _select_latents(self, W_enc_Dm: Tensor) -> None:
+        """Restrict `encode` to the latents whose columns these are; all columns lift the restriction."""
+        self._selected = None
+        W_enc_DU, selected = self.W_enc, []
+        is_free_U = torch.ones(self.cfg.d_sae, dtype=torch.bool, device=W_enc_DU.device)
+        for column_D in W_enc_Dm.T:
+            matches = ((W_enc_DU == column_D[:, None]).all(0) & is_free_U).nonzero()
+            if not len(matches):
+                raise ValueError("W_enc of two layers can be set to some of its columns only")
+            selected.append(int(matches[0]))
+            is_free_U[matches[0]] = False
+        self._selected = selected if len(selected) < self.cfg.d_sae else None
 
     def encode_lower(self, x: Tensor) -> Tensor:
         """Return lower latents [..., L] of inputs [..., D]."""
@@ -91,8 +117,16 @@ class TwoLevelSAE(SAE[TwoLevelSAEConfig]):
 
     @override
     def encode(self, x: Tensor) -> Tensor:
-        pre = self.hook_sae_acts_pre(self.encode_lower(x) @ self.W_enc_upper + self.b_enc)
-        return self.hook_sae_acts_post(_jump(pre, self.threshold))
+        W_enc_Lm, b_enc_m, threshold_m = self.W_enc_upper, self.b_enc, self.threshold
+        if self._selected is not None:
+            W_enc_Lm = W_enc_Lm[:, self._selected]
+            # A client may have restricted these too.
+            b_enc_m, threshold_m = (
+                values if len(values) == len(self._selected) else values[self._selected]
+                for values in (b_enc_m, threshold_m)
+            )
+        pre = self.hook_sae_acts_pre(self.encode_lower(x) @ W_enc_Lm + b_enc_m)
+        return self.hook_sae_acts_post(_jump(pre, threshold_m))
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:

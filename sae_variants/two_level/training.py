@@ -11,6 +11,8 @@ Shapes: N tokens, D = d_in, L lower latents, U = d_sae upper latents.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from typing_extensions import override
 
 from sae_variants.ops.batch_topk import BatchTopK
 from sae_variants.ops.errors import squared_error
+from sae_variants.ops.threshold import calibrated_threshold, running_rate
 from sae_variants.registry.contract import TrainingHooks
 from sae_variants.two_level.config import TwoLevelTrainingSAEConfig
 from sae_variants.two_level.levels import Level, TwoLevels
@@ -36,6 +39,8 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
     cfg: Any
     lower_silent_L: Tensor
     upper_silent_U: Tensor
+    steps_before: tuple[int, int] = (0, 0)
+    """Training steps of each level before the present one."""
 
     def __init__(self, cfg: TwoLevelTrainingSAEConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
@@ -46,8 +51,27 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
     def learning_rate_scale(self, step: int) -> float:
         return self.cfg.learning_rate_scale(step)
 
+    @property
+    @override
+    def calibrates(self) -> bool:
+        return isinstance(self.lower_activation, BatchTopK)
+
+    @override
+    @torch.no_grad()
+    def calibrate(self, batches: Sequence[Tensor]) -> None:
+        """Set the threshold of the lower level, then that of the upper level, which reads latents above the first."""
+        if not self.calibrates:
+            return
+        lower = (self.lower(x_ND).pre for x_ND in batches)
+        self.thresholds[0] = threshold = calibrated_threshold(lower, self.cfg.k_of_lower)
+        read = (self.lower(x_ND) for x_ND in batches)
+        upper = (self.upper(replace(level, acts=level.pre.relu() * (level.pre > threshold))).pre for level in read)
+        self.thresholds[1] = calibrated_threshold(upper, self.cfg.k)
+
     @override
     def get_coefficients(self) -> dict[str, Any]:
+        if not self.cfg.total_steps:
+            self.warn_of_other_trainer("total_steps is 0, so both levels train together without a curriculum")
         return {}
 
     @override
@@ -59,6 +83,7 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
         cfg, x_ND, step = self.cfg, step_input.sae_in, step_input.n_training_steps
         phase = cfg.phase(step)
         self._start_phase(phase, step)
+        self.steps_before = (step, step - (round(cfg.lower_share * cfg.total_steps) if cfg.curriculum else 0))
         losses: dict[str, Tensor] = {}
         with torch.set_grad_enabled(phase != 2 and torch.is_grad_enabled()):
             lower = self.lower(x_ND)
@@ -69,7 +94,9 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
         upper = None
         if phase != 1:
             upper = self.upper(lower)
-            losses |= self._upper_losses(upper, lower, x_ND)
+            upper.out = self.hook_sae_recons(upper.out)
+            dead_U = None if self.is_ours else step_input.dead_neuron_mask
+            losses |= self._upper_losses(upper, lower, x_ND, dead_U)
         if phase == 3 and upper is not None:
             losses |= self.joint_losses(lower, upper)
         # With all terms of a phase disabled there is no loss, and nothing is learned.
@@ -101,7 +128,7 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
         self._update_statistics(0, lower, self.lower_silent_L, self.activity_L)
         return losses
 
-    def _upper_losses(self, upper: Level, lower: Level, x_ND: Tensor) -> dict[str, Tensor]:
+    def _upper_losses(self, upper: Level, lower: Level, x_ND: Tensor, dead_U: Tensor | None) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         if self.cfg.upper_coefficient:
             losses["mse_loss"] = self.cfg.upper_coefficient * squared_error(x_ND, upper.out)
@@ -109,7 +136,7 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
             decoded_NL = upper.acts @ self.links_UL + self.b_links
             losses["latent_mse_loss"] = self.cfg.latent_coefficient * squared_error(lower.acts.detach(), decoded_NL)
         losses |= self.sparsity_losses(upper, "upper", x_ND)
-        losses |= self._aux("upper", upper, x_ND, self.upper_silent_U)
+        losses |= self._aux("upper", upper, x_ND, self.upper_silent_U, dead_U)
         self._update_statistics(1, upper, self.upper_silent_U, self.activity_U)
         return losses
 
@@ -127,9 +154,14 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
         """Return the terms of a variant while both levels train; parents are fixed, unless the steps are unknown."""
         return {}
 
-    def _aux(self, name: str, level: Level, x_ND: Tensor, silent: Tensor) -> dict[str, Tensor]:
-        """AuxK (arXiv 2406.04093, A.2): the dead latents nearest to firing reconstruct the residual."""
-        dead = silent > self.cfg.dead_after_steps
+    def _aux(
+        self, name: str, level: Level, x_ND: Tensor, silent: Tensor, dead: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """AuxK (arXiv 2406.04093, A.2): the dead latents nearest to firing reconstruct the residual.
+
+        Another trainer's mask of `dead` latents replaces ours, which is those silent for `dead_after_steps`.
+        """
+        dead = silent > self.cfg.dead_after_steps if dead is None else dead.bool()
         n_dead = int(dead.sum())
         if not self.cfg.aux_loss_coefficient or not n_dead:
             return {}
@@ -145,8 +177,9 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
         silent[(level.acts > 0).any(0)] = 0
         activity += ACTIVITY_RATE * (level.acts.mean(0).float() - activity)
         positive = level.acts[level.acts > 0]
-        if isinstance(self.lower_activation, BatchTopK) and len(positive):
-            self.thresholds[index] += self.cfg.topk_threshold_lr * (positive.min().double() - self.thresholds[index])
+        if self.calibrates and len(positive):
+            rate = running_rate(self.cfg.topk_threshold_lr, self.steps_before[index])
+            self.thresholds[index] += rate * (positive.min().double() - self.thresholds[index])
 
     @torch.no_grad()
     def _copy_most_active(self) -> None:

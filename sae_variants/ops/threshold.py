@@ -1,0 +1,48 @@
+"""Threshold of a trained BatchTopK: calibrated on activations, or a running mean without the bias of its start.
+
+Inference has no batch, so it compares each pre-activation with a threshold. SAELens lets the threshold follow the
+smallest activation that fires in each training step, from 0 at a constant rate; after few steps it is far too low.
+
+Shapes: N tokens, S latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from sae_variants.ops.batch_topk import top_k_mask
+
+MARGIN = 4
+"""A batch of which more than `MARGIN` times k latents per token lie above the threshold counts with that many."""
+
+
+@torch.no_grad()
+def calibrated_threshold(pre_activations: Iterable[Tensor], k: float) -> float:
+    """Return the threshold above which k latents per token lie, averaged over all tokens; 0 if there are fewer.
+
+    Args:
+        pre_activations: Batches [N, S] of pre-activations.
+        k: Latents per token.
+    """
+    kept, tokens = [], 0
+    for pre_NS in pre_activations:
+        values = pre_NS.relu().flatten()
+        kept.append(values[top_k_mask(values, min(int(MARGIN * k * len(pre_NS)), len(values)))])
+        tokens += len(pre_NS)
+    largest, rank = torch.cat(kept).double(), int(k * tokens)
+    if not 0 < rank < len(largest):
+        return 0.0
+    return largest.topk(rank + 1).values[-2:].mean().item()
+
+
+def running_rate(rate: float, step: int) -> float:
+    """Return the rate at which a running mean from 0 has no bias towards 0, as in Adam.
+
+    Args:
+        rate: Rate after many steps.
+        step: Number of values before this one.
+    """
+    return rate / (1 - (1 - rate) ** (step + 1))

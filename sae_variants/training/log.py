@@ -1,0 +1,191 @@
+"""Log of a training: one JSON line per report, and the same numbers to a tracking library that was requested.
+
+    <hash>.log.jsonl      beside the checkpoint, during training; lines after the checkpoint are dropped on resuming
+    <hash>/log.jsonl      beside the weights, at the end
+
+Shapes: C contexts, T tokens in a context, D = d_in.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_variants.common.errors import UsageError
+from sae_variants.common.values import finite_or_none
+from sae_variants.language_model.contexts import read_contexts
+from sae_variants.training.plan import Plan
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+    from torch import Tensor
+    from transformer_lens import HookedTransformer
+
+LOG = "log.jsonl"
+"""Name of the log beside the weights."""
+LIBRARIES = ("trackio", "wandb", "tensorboard")
+HELDOUT_CONTEXTS = 16
+"""Contexts of held-out text, always the same, on which the SAE is measured during training."""
+MEASUREMENTS = 10
+"""Measurements on held-out text in a training, unless their distance is given."""
+PROJECT = "sae-variants"
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """What is logged during training, and where."""
+
+    library: str = ""
+    """Tracking library that also receives the numbers; empty for none."""
+    heldout_every: int = 0
+    """Tokens between measurements on held-out text; 0 is a tenth of the training."""
+
+    def __post_init__(self) -> None:
+        if self.library and self.library not in LIBRARIES:
+            raise UsageError(f"--log must be file, {', '.join(LIBRARIES)}, not {self.library!r}")
+        if self.library and importlib.util.find_spec(self.library) is None:
+            raise UsageError(
+                f"--log {self.library} needs a package that is not installed: "
+                f"pip install 'sae-variants[{self.library}]', or give --log alone for a file"
+            )
+
+
+class TrainingLog:
+    """Log of one SAE in training."""
+
+    def __init__(self, plan: Plan, settings: LogSettings, measure: Callable[[SAE[Any]], dict[str, float | None]]):
+        self.plan, self.measure = plan, measure
+        self.path = plan.folder.with_name(f"{plan.folder.name}.{LOG}")
+        steps = max(1, settings.heldout_every // plan.settings.batch_tokens)
+        self.heldout_steps = steps if settings.heldout_every else max(1, plan.settings.steps // MEASUREMENTS)
+        self._library, self._send = settings.library, None
+        self._last = (0, time.time())
+
+    def resume(self, step: int) -> None:
+        """Drop the lines after a step, which are written again, and connect to the tracking library."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        self.path.write_text("".join(f"{line}\n" for line in kept))
+        self._last = (step, time.time())
+        if self._library:
+            self._send = connect(self._library, self.plan)
+
+    def is_heldout_due(self, previous: int, step: int) -> bool:
+        """Whether the SAE is measured on held-out text at a report, given the step of the report before it."""
+        return step // self.heldout_steps > previous // self.heldout_steps or step == self.plan.settings.steps
+
+    def write(self, step: int, numbers: Mapping[str, Any], build_sae: Callable[[Path], SAE[Any]]) -> None:
+        """Write the line of a report.
+
+        Args:
+            step: Completed training steps.
+            numbers: What the training step measured.
+            build_sae: Function that saves the present SAE in a folder and loads it in inference form.
+        """
+        (previous, since), now = self._last, time.time()
+        tokens = self.plan.settings.batch_tokens
+        line = {"step": step, "tokens": step * tokens, **numbers}
+        line["tokens_per_second"] = round((step - previous) * tokens / max(now - since, 1e-9), 1)
+        if self.is_heldout_due(previous, step):
+            with tempfile.TemporaryDirectory() as folder:
+                line |= {f"heldout_{name}": value for name, value in self.measure(build_sae(Path(folder))).items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(finite_or_none(line)) + "\n")
+        if self._send is not None:
+            self._send({name: value for name, value in line.items() if isinstance(value, int | float)}, step)
+        self._last = (step, time.time())
+
+    def finish(self, folder: Path) -> None:
+        """Move the log into the folder of the trained SAE, and disconnect."""
+        if self.path.exists():
+            self.path.replace(folder / LOG)
+        if self._send is not None:
+            self._send(None, self.plan.settings.steps)
+
+
+def connect(library: str, plan: Plan) -> Callable[[dict[str, float] | None, int], None]:
+    """Return a function that sends the numbers of a step to a tracking library; None ends the run."""
+    name = f"{plan.label} seed {plan.settings.seed}"
+    if library == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(plan.folder.with_name(f"{plan.folder.name}.tensorboard")))
+
+        def write(numbers: dict[str, float] | None, step: int) -> None:
+            for key, value in (numbers or {}).items():
+                writer.add_scalar(key, value, step)
+            if numbers is None:
+                writer.close()
+
+        return write
+    if library == "wandb":
+        import wandb
+
+        options: dict[str, Any] = {"id": plan.folder.name, "resume": "allow", "reinit": "create_new"}
+        run: Any = wandb.init(project=PROJECT, name=name, config=plan.key, **options)
+    else:
+        trackio: Any = importlib.import_module("trackio")
+        run = trackio.init(project=PROJECT, name=name, config=plan.key, resume="allow")
+
+    def send(numbers: dict[str, float] | None, step: int) -> None:
+        if numbers is None:
+            run.finish()
+        else:
+            run.log(numbers, step=step)
+
+    return send
+
+
+def heldout_measure(plan: Plan, model: HookedTransformer) -> Callable[[SAE[Any]], dict[str, float | None]]:
+    """Return the function that measures an SAE in inference form on a fixed piece of held-out text.
+
+    Its numbers are `explained_variance`, `l0` and `ce_score`, which is 1 for the model's own activations and 0 for
+    zeros, and None where zeros do no harm. Special tokens are left out, and keep their activations.
+    """
+    import torch
+    from sae_lens.util import get_special_token_ids, str_to_dtype
+
+    target, size = plan.target, plan.settings.context_size
+    contexts = list(itertools.islice(read_contexts(target, model, size, "heldout"), HELDOUT_CONTEXTS))
+    if not contexts:
+        return lambda sae: {}
+    tokens_CT = torch.stack(contexts).to(model.cfg.device)
+    special_ids = torch.tensor(get_special_token_ids(model.tokenizer), device=tokens_CT.device)  # type: ignore[arg-type]
+    ordinary_CT = ~torch.isin(tokens_CT, special_ids)
+
+    @torch.no_grad()
+    def loss(replace: Callable[[Tensor], Tensor] | None) -> float:
+        def splice(acts: Tensor, hook: Any) -> Tensor:
+            new = replace(acts.flatten(2)).to(acts.dtype).view_as(acts) if replace else acts
+            return torch.where(ordinary_CT.view(*ordinary_CT.shape, *[1] * (acts.ndim - 2)), new, acts)
+
+        return model.run_with_hooks(tokens_CT, return_type="loss", fwd_hooks=[(target.hook_name, splice)]).item()
+
+    clean, zeroed = loss(None), loss(lambda acts: acts * 0)
+
+    def measure(sae: SAE[Any]) -> dict[str, float | None]:
+        sums: dict[str, float] = {}
+
+        def reconstruct(x: Tensor) -> Tensor:
+            x = x.to(str_to_dtype(plan.settings.dtype))
+            latents = sae.encode(x)
+            out = sae.decode(latents)
+            ordinary_x, kept = x[ordinary_CT].float(), latents[ordinary_CT]
+            total = (ordinary_x - ordinary_x.mean(0)).pow(2).sum().item()
+            error = (ordinary_x - out[ordinary_CT].float()).pow(2).sum().item()
+            sums.update(l0=(kept != 0).sum(-1).float().mean().item(), explained=1 - error / max(total, 1e-12))
+            return out
+
+        spliced = loss(reconstruct)
+        score = (zeroed - spliced) / (zeroed - clean) if zeroed > clean else math.nan
+        return finite_or_none({"explained_variance": sums["explained"], "l0": sums["l0"], "ce_score": score})
+
+    return measure
