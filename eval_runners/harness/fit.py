@@ -43,11 +43,18 @@ def check_fits(sae: SAE[Any], label: str, target: Target, model: HookedTransform
     hook, trained_on = metadata.hook_name, metadata.model_name
     if hook is not None and hook != target.hook_name:
         raise UsageError(f"{label} was trained at {hook}, not at {target.hook_name} of {target.name}")
-    if trained_on is not None and trained_on.split("/")[-1] != target.model_name.split("/")[-1]:
+    if trained_on is not None and not _same_model(trained_on, target.model_name):
         raise UsageError(f"{label} was trained on {trained_on}, not on {target.model_name}")
     metadata.hook_name, metadata.model_name = target.hook_name, target.model_name
     if metadata.prepend_bos is None:
         metadata.prepend_bos = True
+
+
+def _same_model(name: str, other: str) -> bool:
+    """Return whether two names, with or without owner or revision, or TransformerLens' aliases, are of one model."""
+    from sae_variants.language_model.hub import official_name
+
+    return official_name(name).split("/")[-1] == official_name(other).split("/")[-1]
 
 
 def check_context(context_size: int, target: Target, model: HookedTransformer) -> None:

@@ -27,3 +27,11 @@ def check_name(what: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     raise UsageError(f"unknown {what} {name!r}: {hint}known: {', '.join(known)}")
+
+
+def describe(error: BaseException, longest: int = 300) -> str:
+    """Return an error's message in one line, with its type where the message alone would not be a reason."""
+    text = " ".join(str(error).split())
+    if not text or not isinstance(error, ValueError | OSError | RuntimeError | NotImplementedError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -10,7 +10,8 @@ from typing import Any
 
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.hashing import hash_files
-from sae_variants.language_model.folders import SANDBOX, register_model_folder
+from sae_variants.language_model.folders import SANDBOX
+from sae_variants.language_model.hub import folder_name, register_model
 from sae_variants.language_model.text import text_files
 from sae_variants.sandbox.corpus import CORPUS_VERSION
 
@@ -78,15 +79,15 @@ def load_target(name: str) -> Target:
 
 
 def make_local_target(model: str, hook_name: str, dataset: str) -> Target:
-    """Return a target of a local model folder and local text, with the recipe of the sandbox."""
+    """Return a target of a model, a folder or a name on the Hub, and local text, with the recipe of the sandbox."""
     path = Path(dataset)
     text_files(path)
-    name = register_model_folder(Path(model))
+    model_name = register_model(model)
     settings = load_target(SANDBOX)
     return Target(
-        name=name,
+        name=folder_name(model_name),
         title=f"{Path(model).resolve().name} at {hook_name} on {path.name}",
-        model_name=name,
+        model_name=model_name,
         hook_name=hook_name,
         dataset=dataset,
         train=settings.train,
