@@ -11,12 +11,18 @@ branches and tags beside `main`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import huggingface_hub
+import pytest
+from huggingface_hub.utils import _http
 
 TOKEN = "hf_" + "t" * 34
 
@@ -141,6 +147,8 @@ class Hub:
         return found.get(revision) or next((f for r, f in found.items() if self.sha_of(r) == revision), None)
 
     def sha_of(self, revision: str) -> str:
+        if len(revision) == 40:  # a commit already
+            return revision
         return self.sha if revision in ("main", "", self.sha) else hashlib.sha1(revision.encode()).hexdigest()
 
     @staticmethod

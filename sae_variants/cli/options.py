@@ -91,8 +91,16 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     """Add --target, --model and the other options that choose a target, the root of trained SAEs and the device."""
     group = parser.add_argument_group("target")
     group.add_argument("--target", default=DEFAULT_TARGET, help="Language model, hook and text (default: %(default)s).")
-    group.add_argument("--model", metavar="FOLDER", help="Local Hugging Face causal LM, instead of --target.")
-    group.add_argument("--hook-name", metavar="HOOK", help="Hook of --model, such as blocks.3.hook_resid_post.")
+    group.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="Causal LM, instead of --target: a Hugging Face folder, or ORG/NAME or ORG/NAME@REVISION on the Hub.",
+    )
+    group.add_argument(
+        "--hook-name",
+        metavar="HOOK",
+        help="Hook of --model with a vector per token, such as blocks.3.hook_resid_post or blocks.3.attn.hook_z.",
+    )
     group.add_argument(
         "--dataset", metavar="PATH", help="Text for --model: a .txt, .jsonl or .parquet file, or a folder."
     )

@@ -66,14 +66,15 @@ def load_hf_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             hf_model, info = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
+                folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, ignore_mismatched_sizes=True
             )
     except Exception as error:
         raise UsageError(f"cannot load the model {folder}: {describe(error)}") from error
     unused = [name for name in info["unexpected_keys"] if not _IGNORED.search(name)]
+    mismatched = [f"{name}, {[*held]} instead of {[*shape]}" for name, held, shape in info["mismatched_keys"]]
     for what, names in (
         ("lacks the tensor", info["missing_keys"]),
-        ("holds another shape of the tensor", [key[0] for key in info["mismatched_keys"]]),
+        ("holds another shape than its config says of the tensor", mismatched),
         ("holds a weight that the model does not use:", unused),
     ):
         if names:

@@ -42,6 +42,9 @@ def activation_key(target: Target, model: HookedTransformer, device: str, *packa
 HEADS = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z")
 """Ends of the names of hooks whose activations are [batch, pos, heads, d_head]; the heads are concatenated."""
 
+EMBEDDING = ("hook_embed", "hook_pos_embed")
+"""Names of the hooks before the layers."""
+
 
 def hook_width(model: HookedTransformer, hook_name: str) -> int:
     """Return d_in, the width of the activations at a hook; heads are concatenated.
@@ -104,6 +107,25 @@ def layer_of_hook(hook_name: str) -> int | None:
     """Return the layer that a hook lies in, or None if it lies outside the layers, as the embedding does."""
     match = re.match(r"blocks\.(\d+)\.", hook_name)
     return int(match[1]) if match else None
+
+
+def require_hook(hook_name: str, purpose: str, embedding: bool = False, heads: bool = True) -> None:
+    """Check, without a model, that an evaluation can use a hook.
+
+    Args:
+        hook_name: Name of the hook.
+        purpose: The evaluation, which the message names.
+        embedding: Whether hooks before the layers can be used.
+        heads: Whether hooks with a vector per head can be used.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    example = "such as blocks.3.hook_resid_post"
+    if layer_of_hook(hook_name) is None and not (embedding and hook_name in EMBEDDING):
+        raise UsageError(f"{purpose} needs a hook inside a layer, {example}, not {hook_name}")
+    if hook_name.endswith(HEADS) and not heads:
+        raise UsageError(f"{purpose} needs a hook without heads, {example}, not {hook_name}")
 
 
 def replacing(hook_name: str, replace: Callable[[Tensor], Tensor]) -> tuple[str, Callable[..., Tensor]]:

@@ -156,7 +156,7 @@ def _reason(error: BaseException) -> str | None:
         }.get(status, f"the Hub answered {status}: try again later")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk of the local cache is full: free space, or set HF_HOME to another disk"
-    if is_transport(error):
+    if is_transport(error) and status is None:
         return f"no connection ({type(error).__name__}): {_OFFLINE}"
     return None
 
