@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval_runners.contract.contract import Context, Evaluation, Evaluator, Metric
 from sae_variants.common.errors import UsageError
+from sae_variants.language_model.hooks import require_hook
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -67,7 +68,8 @@ class AblationSparsity(Evaluator[Settings]):
     metrics = METRICS
 
     def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
-        """Refuse contexts that are too short or too few."""
+        """Refuse contexts that are too short or too few, and hooks after the layers."""
+        require_hook(target.hook_name, self.name, embedding=True)
         if settings.tokens_after >= settings.context_size:
             raise UsageError(
                 f"--tokens-after {settings.tokens_after} must be below --context-size {settings.context_size}"

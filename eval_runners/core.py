@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, Evaluator, Metric, Result
+from sae_variants.language_model.hooks import require_hook
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -77,6 +78,11 @@ class Core(Evaluator[Settings]):
         from sae_bench.evals.core.eval_output import CoreEvalOutput
 
         return CoreEvalOutput
+
+    def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
+        """Refuse hooks that SAEBench cannot replace: it reads the layer from the hook's name."""
+        require_hook(target.hook_name, self.name)
+        return settings, {}
 
     def evaluate(self, sae: SAE[Any], target: Target, settings: Settings, context: Context) -> Evaluation:
         """Run SAEBench's core evaluation of one SAE, and add the corrected explained variance and the verdict."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval_runners.contract.contract import Context, Direction, Evaluation, Evaluator, Metric
 from eval_runners.measures.clustering import CLUSTERINGS, PARTITIONS
+from sae_variants.language_model.hooks import require_hook
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -117,6 +118,11 @@ class Hierarchy(Evaluator[Settings]):
 
     settings_class = Settings
     metrics = METRICS
+
+    def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
+        """Refuse hooks that lie after the layers."""
+        require_hook(target.hook_name, self.name, embedding=True)
+        return settings, {}
 
     def evaluate(self, sae: SAE[Any], target: Target, settings: Settings, context: Context) -> Evaluation:
         """Measure what the SAE's levels allow, and trace a sample of its latents."""

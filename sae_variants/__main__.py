@@ -1,4 +1,4 @@
-"""python -m sae_variants train NAME... | convert SOURCE FOLDER | options NAME | target check FILE | list | sae_lens ...."""
+"""python -m sae_variants train NAME... | convert SOURCE FOLDER | options NAME | target check FILE | list | sae_lens."""
 
 from __future__ import annotations
 

@@ -45,30 +45,60 @@ def make_tokenizer(folder: Path) -> int:
     return len(fast)
 
 
-def make_model(folder: Path, kind: str = "neox") -> Path:
-    """A random causal LM of two layers and width 32, saved as a Hugging Face folder."""
+def model_config(kind: str, vocab_size: int):
+    """A Hugging Face config of two layers and width 32."""
+    import transformers as t
+
+    shared = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    wide = {**shared, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    plain = {**wide, "intermediate_size": 64, "max_position_embeddings": 128}
+    grouped = {**plain, "num_key_value_heads": 1}
+    gated = {**grouped, "head_dim": 16}
+    gpt = {**shared, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    opt = {**wide, "ffn_dim": 64, "max_position_embeddings": 128, "word_embed_proj_dim": 32}
+    return {
+        "neox": lambda: t.GPTNeoXConfig(**plain, initializer_range=0.2),
+        "gpt2": lambda: t.GPT2Config(**gpt),
+        "gptj": lambda: t.GPTJConfig(**gpt, rotary_dim=8),
+        "opt": lambda: t.OPTConfig(**opt),
+        "falcon": lambda: t.FalconConfig(**wide),
+        "llama": lambda: t.LlamaConfig(**gated),
+        "mistral": lambda: t.MistralConfig(**gated, sliding_window=16),
+        "qwen2": lambda: t.Qwen2Config(**grouped),
+        "qwen3": lambda: t.Qwen3Config(**gated),
+        "gemma": lambda: t.GemmaConfig(**gated),
+        "gemma2": lambda: t.Gemma2Config(**gated, query_pre_attn_scalar=16),
+        "gemma3": lambda: t.Gemma3TextConfig(**gated, query_pre_attn_scalar=16),
+        "phi": lambda: t.PhiConfig(**plain),
+        "olmo2": lambda: t.Olmo2Config(**plain),
+        "bert": lambda: t.BertConfig(**plain),
+    }[kind]()
+
+
+def make_model(folder: Path, kind: str = "neox", scale: float = 1.0, biases: float = 0.0, **fields) -> Path:
+    """A random causal LM of two layers and width 32, saved as a Hugging Face folder.
+
+    Args:
+        kind: The family.
+        scale: Factor of the weight matrices.
+        biases: Standard deviation of the biases; 0 leaves them as they are initialized.
+        fields: Fields of the config.
+    """
     import torch
     import transformers as t
 
     folder.mkdir(parents=True)
-    vocab = make_tokenizer(folder)
+    config = model_config(kind, make_tokenizer(folder))
+    for field, value in fields.items():
+        setattr(config, field, value)
     torch.manual_seed(0)
-    same = {"vocab_size": vocab, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    gated = {
-        **same, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-        "head_dim": 16, "intermediate_size": 64, "max_position_embeddings": 128,
-    }  # fmt: skip
-    model = {
-        "neox": lambda: t.GPTNeoXForCausalLM(
-            t.GPTNeoXConfig(
-                **same, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-                max_position_embeddings=128, initializer_range=0.2,
-            )
-        ),
-        "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(**same, n_embd=32, n_layer=2, n_head=2, n_positions=128)),
-        "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**gated)),
-        "gemma2": lambda: t.Gemma2ForCausalLM(t.Gemma2Config(**gated, query_pre_attn_scalar=16)),
-    }[kind]()  # fmt: skip
+    model = (t.AutoModelForMaskedLM if kind == "bert" else t.AutoModelForCausalLM).from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(scale)
+            elif biases and name.endswith("bias"):
+                parameter.normal_(std=biases)
     model.save_pretrained(folder)
     return folder
 

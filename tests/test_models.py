@@ -17,10 +17,26 @@ from sae_variants.language_model.target import make_local_target
 
 @pytest.mark.parametrize(
     ("kind", "folder"),
-    [("neox", "plain"), ("gpt2", "my-llama-and-bert-t5"), ("llama", "Llama-2-7b"), ("gemma2", "gemma-2-2b")],
+    [
+        ("neox", "plain"),
+        ("gpt2", "my-llama-and-bert-t5"),
+        ("llama", "Llama-2-7b"),
+        ("gemma2", "gemma-2-2b"),
+        ("mistral", "m"),
+        ("qwen2", "q"),
+        ("qwen3", "q"),
+        ("opt", "o"),
+        ("phi", "p"),
+        ("gptj", "g"),
+        # these run in TransformerLens' bridge
+        ("gemma", "gemma-2b"),
+        ("gemma3", "g"),
+        ("falcon", "f"),
+        ("olmo2", "o"),
+    ],
 )
 def test_a_local_model_gives_the_numbers_of_hugging_face(kind, folder, tmp_path, text_file):
-    path = make_model(tmp_path / folder, kind)
+    path = make_model(tmp_path / folder, kind, scale=3, biases=0.3)
     before = {file: file.read_bytes() for file in path.iterdir()}
     target = make_local_target(str(path), "blocks.1.hook_resid_post", str(text_file))
     model = load_model(target.model_name, "cpu", "float32")
@@ -28,7 +44,7 @@ def test_a_local_model_gives_the_numbers_of_hugging_face(kind, folder, tmp_path,
     tokens = torch.randint(1, theirs.config.vocab_size, (3, 20))
     with torch.no_grad():
         torch.testing.assert_close(
-            model(tokens).log_softmax(-1), theirs(tokens).logits.log_softmax(-1), rtol=1e-3, atol=1e-3
+            model(tokens).log_softmax(-1), theirs(tokens).logits.log_softmax(-1), rtol=1e-5, atol=1e-4
         )
     assert hook_width(model, target.hook_name) == 32
     assert {file: file.read_bytes() for file in path.iterdir()} == before, "nothing is written into a model's folder"

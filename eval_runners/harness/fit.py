@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -48,7 +47,7 @@ def check_fits(sae: SAE[Any], label: str, target: Target, model: HookedTransform
     hook, trained_on = metadata.hook_name, metadata.model_name
     if hook is not None and hook != target.hook_name:
         raise UsageError(f"{label} was trained at {hook}, not at {target.hook_name} of {target.name}")
-    if trained_on is not None and official_name(trained_on) not in _names_of(target):
+    if trained_on is not None and _short_name(trained_on) not in _names_of(target):
         raise UsageError(f"{label} was trained on {trained_on}, not on {target.model_name}")
     metadata.hook_name, metadata.model_name = target.hook_name, target.model_name
     if metadata.prepend_bos is None:
@@ -59,17 +58,15 @@ def check_fits(sae: SAE[Any], label: str, target: Target, model: HookedTransform
 
 def _names_of(target: Target) -> set[str]:
     """Names of a target's language model: its official name, and for a local folder also the folder's."""
-    names = {official_name(target.model_name)}
+    names = {_short_name(target.model_name)}
     return names | {target.title.partition(" at ")[0]} if is_local_model(target.model_name) else names
 
 
-def official_name(model_name: str) -> str:
-    """Return the last part of the name on the Hub of a model, whichever of its names is given."""
-    from transformer_lens.loading_from_pretrained import get_official_model_name
+def _short_name(model_name: str) -> str:
+    """Return a model's name on the Hub without owner and revision, whichever of TransformerLens' aliases is given."""
+    from sae_variants.language_model.hub import official_name
 
-    with contextlib.suppress(ValueError):
-        model_name = get_official_model_name(model_name)
-    return model_name.split("/")[-1]
+    return official_name(model_name).split("/")[-1]
 
 
 def _remarks(metadata: SAEMetadata) -> Iterator[str]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sae_variants.language_model.hooks import replacing
+
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
@@ -49,7 +51,7 @@ class Ablation:
         Only the measured positions are multiplied with the unembedding: logits of all positions would not fit.
         """
         model = self.model
-        hooks: list[Any] = [(self.hook_name, lambda acts_CTD, hook: change(acts_CTD))]
+        hooks: list[Any] = [replacing(self.hook_name, change)]
         with torch.no_grad(), model.hooks(fwd_hooks=hooks):
             residual_CTD = model(self.tokens_CT, stop_at_layer=model.cfg.n_layers, prepend_bos=False)
             chosen_1PD = residual_CTD[self.measured_CT][None]

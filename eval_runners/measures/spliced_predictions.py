@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from eval_runners.data.heldout import activations_of, special_mask
 from sae_variants.common.console import progress
+from sae_variants.language_model.hooks import replacing
 from sae_variants.language_model.target import Target
 
 if TYPE_CHECKING:
@@ -60,12 +61,10 @@ def spliced_losses(
             clean -= clean_NV.gather(-1, next_N1).sum().item()
             for name, replace in replacements.items():
 
-                def splice(
-                    acts: Tensor, hook: Any, replace: Callable = replace, special_CT: Tensor = special_CT
-                ) -> Tensor:
+                def splice(acts: Tensor, replace: Callable = replace, special_CT: Tensor = special_CT) -> Tensor:
                     return torch.where(special_CT[..., None], acts, replace(acts).to(acts))
 
-                with model.hooks(fwd_hooks=[(target.hook_name, splice)]):
+                with model.hooks(fwd_hooks=[replacing(target.hook_name, splice)]):
                     spliced_NV = _log_probabilities(model, ids, predicted_CT)
                 cross_entropy[name] -= spliced_NV.gather(-1, next_N1).sum().item()
                 kl[name] += (clean_NV.exp() * (clean_NV - spliced_NV)).sum().item()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
@@ -18,6 +17,7 @@ from unittest import mock
 
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.contexts import text_dataset
+from sae_variants.language_model.hooks import layer_of_hook, require_hook
 from sae_variants.language_model.target import Target
 
 if TYPE_CHECKING:
@@ -99,12 +99,12 @@ def layer_of(hook_name: str) -> int:
     """The layer in a hook's name.
 
     Raises:
-        UsageError: the hook is in no layer; SAEBench's probing needs one.
+        UsageError: SAEBench's probing cannot use the hook: it is in no layer, or gives a vector per head.
     """
-    number = re.search(r"\d+", hook_name)
-    if number is None:
-        raise UsageError(f"probing needs a hook inside a layer, such as blocks.3.hook_resid_post, not {hook_name}")
-    return int(number[0])
+    require_hook(hook_name, "probing", heads=False)
+    layer = layer_of_hook(hook_name)
+    assert layer is not None
+    return layer
 
 
 def check_ks(ks: Iterable[int], option: str) -> None:

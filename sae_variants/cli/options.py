@@ -96,8 +96,16 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_TARGET,
         help="Language model, hook and text: a name, or a target file FILE.toml (default: %(default)s).",
     )
-    group.add_argument("--model", metavar="FOLDER", help="Local Hugging Face causal LM, instead of --target.")
-    group.add_argument("--hook-name", metavar="HOOK", help="Hook of --model, such as blocks.3.hook_resid_post.")
+    group.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="Causal LM, instead of --target: a Hugging Face folder, or ORG/NAME or ORG/NAME@REVISION on the Hub.",
+    )
+    group.add_argument(
+        "--hook-name",
+        metavar="HOOK",
+        help="Hook of --model with a vector per token, such as blocks.3.hook_resid_post or blocks.3.attn.hook_z.",
+    )
     group.add_argument(
         "--dataset",
         metavar="TEXT",

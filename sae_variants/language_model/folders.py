@@ -9,38 +9,46 @@ that name is loaded, config, weights and tokenizer come from the folder. Only th
 from __future__ import annotations
 
 import contextlib
-import json
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from sae_variants.common.errors import UsageError
-from sae_variants.common.hashing import hash_files
+from sae_variants.language_model.conversion import convert_checked, load_hf_model
+from sae_variants.language_model.model_files import check_model_folder, hash_model
+from sae_variants.language_model.tokenizers import fill_special_tokens, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 SANDBOX = "sandbox"
-_folders: dict[str, Path] = {SANDBOX: Path(__file__).parents[1] / "sandbox"}
+_NEUTRAL = "sae-variants-folder"
+"""Name that TransformerLens is given for every folder: it takes some names for an architecture's."""
 
 
-class _FromFolder:
-    """Replacement of a transformers Auto class that reads a given name from a folder."""
+@dataclass(frozen=True)
+class _Folder:
+    path: Path
+    identity: str | None = None
+    """What identifies the model in hashes, if not the content of its files."""
 
-    def __init__(self, auto_class: Any, name: str, folder: Path) -> None:
-        self.auto_class, self.name, self.folder = auto_class, name, folder
+
+_folders: dict[str, _Folder] = {SANDBOX: _Folder(Path(__file__).parents[1] / "sandbox")}
+
+
+class _Loaded:
+    """Replacement of a transformers Auto class that returns what is loaded already."""
+
+    def __init__(self, loaded: Any) -> None:
+        self.loaded = loaded
 
     def from_pretrained(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        kwargs.pop("token", None)
-        loaded = self.auto_class.from_pretrained(self.folder if name == self.name else name, *args, **kwargs)
-        if getattr(loaded, "model_type", "") == "gpt2" and not hasattr(loaded, "n_ctx"):
-            loaded.n_ctx = loaded.n_positions  # TransformerLens reads a field that transformers 5 no longer writes
-        return loaded
+        return self.loaded
 
 
-def _gemma2_config(folder: Path, name: str) -> dict[str, Any]:
+def _gemma2_config(hf: Any) -> dict[str, Any]:
     """Return TransformerLens' config of a Gemma-2 of any size; TransformerLens knows only the published sizes."""
-    from transformers import AutoConfig
-
-    hf = AutoConfig.from_pretrained(folder)
     return {
         "d_model": hf.hidden_size,
         "d_head": hf.head_dim,
@@ -67,48 +75,80 @@ def _gemma2_config(folder: Path, name: str) -> dict[str, Any]:
         "final_rms": True,
         "use_normalization_before_and_after": True,
         "original_architecture": "Gemma2ForCausalLM",
-        "tokenizer_name": name,
+        "tokenizer_name": _NEUTRAL,
     }
+
+
+def _readable_config(hf_model: Any) -> Any:
+    """Return a copy of a model's config with fields that TransformerLens reads and transformers 5 does not write."""
+    import copy
+
+    config = copy.deepcopy(hf_model.config)
+    config.architectures = [type(hf_model).__name__]
+    if config.model_type == "gpt2" and not hasattr(config, "n_ctx"):
+        config.n_ctx = config.n_positions
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "partial_rotary_factor" in rope and not hasattr(config, "partial_rotary_factor"):
+        config.partial_rotary_factor = rope["partial_rotary_factor"]
+    return config
 
 
 @cache
 def _install() -> None:
+    import torch
     from transformer_lens import HookedTransformer
     from transformer_lens import loading_from_pretrained as loading
-    from transformers import AutoTokenizer
+    from transformer_lens.HookedTransformer import DTYPE_FROM_STRING
 
     original = HookedTransformer.from_pretrained.__func__  # type: ignore[attr-defined]
 
     def from_pretrained(cls: Any, model_name: str, *args: Any, **kwargs: Any) -> Any:
-        folder = _folders.get(model_name)
-        if folder is None:
+        if model_name not in _folders:
             return original(cls, model_name, *args, **kwargs)
-        kwargs.setdefault("tokenizer", AutoTokenizer.from_pretrained(folder))
-        with contextlib.ExitStack() as stack:
-            for auto in ("AutoConfig", "AutoModelForCausalLM"):
-                stand_in = _FromFolder(getattr(loading, auto), model_name, folder)
-                stack.enter_context(mock.patch.object(loading, auto, stand_in))
-            if json.loads((folder / "config.json").read_text()).get("model_type") == "gemma2":
-                config = _gemma2_config(folder, model_name)
-                stack.enter_context(mock.patch.object(loading, "convert_hf_model_config", return_value=config))
-            return original(cls, model_name, *args, **kwargs)
+        folder = _folders[model_name].path
+        dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.float32
+        check_model_folder(folder)
+        hf_model = load_hf_model(folder, DTYPE_FROM_STRING[dtype] if isinstance(dtype, str) else dtype)
+        vocab_size = hf_model.get_input_embeddings().num_embeddings
+        tokenizer = kwargs.setdefault("tokenizer", load_tokenizer(folder, vocab_size))
+
+        def convert() -> HookedTransformer:
+            config = _readable_config(hf_model)
+            with contextlib.ExitStack() as stack:
+                for auto, loaded in (("AutoConfig", config), ("AutoModelForCausalLM", hf_model)):
+                    stack.enter_context(mock.patch.object(loading, auto, _Loaded(loaded)))
+                if config.model_type == "gemma2":
+                    known = mock.patch.object(loading, "convert_hf_model_config", return_value=_gemma2_config(config))
+                    stack.enter_context(known)
+                return original(cls, _NEUTRAL, *args, **kwargs)
+
+        device = str(kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = convert_checked(folder, hf_model, tokenizer, convert, device)
+        model.cfg.model_name = model_name.split("/")[-1]
+        fill_special_tokens(model.tokenizer, vocab_size)
+        return model
 
     HookedTransformer.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment]
 
 
-def register_folder(name: str, folder: Path) -> None:
-    """Make `HookedTransformer.from_pretrained(name)` load a folder."""
+def register_folder(name: str, folder: Path, identity: str | None = None) -> None:
+    """Make `HookedTransformer.from_pretrained(name)` load a folder.
+
+    Args:
+        name: Name to register.
+        folder: Model folder.
+        identity: What `model_id` returns; by default the hash of the folder's content.
+    """
     from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 
     _install()
-    _folders[name] = folder
-    if name not in OFFICIAL_MODEL_NAMES:
-        OFFICIAL_MODEL_NAMES.append(name)
+    _folders[name] = _Folder(folder, identity)
+    OFFICIAL_MODEL_NAMES.extend({name, _NEUTRAL}.difference(OFFICIAL_MODEL_NAMES))
 
 
 def register_sandbox() -> None:
     """Register the embedded language model under the name `sandbox`."""
-    register_folder(SANDBOX, _folders[SANDBOX])
+    register_folder(SANDBOX, _folders[SANDBOX].path)
 
 
 def is_local_model(name: str) -> bool:
@@ -122,36 +162,22 @@ def model_folder(name: str) -> Path | None:
 
 
 def model_id(name: str) -> str:
-    """Return what identifies a model in hashes: the hash of a local folder's content, else the name on the Hub."""
-    return hash_files(model_files(_folders[name])) if is_local_model(name) else name
+    """Return what identifies a model in hashes.
 
-
-def model_files(folder: Path) -> list[Path]:
-    """Return the files that determine a model's output: config, tokenizer and weights."""
-    patterns = ("config.json", "tokenizer*", "vocab*", "merges*", "*.model", "*.safetensors", "pytorch_model*.bin")
-    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    It is the hash of a local folder's content, `NAME@COMMIT` of a downloaded model, else the name on the Hub.
+    """
+    if name not in _folders:
+        return name
+    return _folders[name].identity or hash_model(_folders[name].path)
 
 
 def register_model_folder(folder: Path) -> str:
     """Register a Hugging Face model folder under a name derived from its content, and return that name.
 
     Raises:
-        UsageError: The folder holds no config, no weights or no tokenizer.
+        UsageError: The folder does not hold a whole causal language model with its tokenizer.
     """
-    if not folder.is_dir():
-        raise UsageError(f"no model folder {str(folder)!r}")
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"{folder} is not a Hugging Face model folder: it has no config.json")
-    try:
-        json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise UsageError(f"{folder / 'config.json'} is not JSON: {error}") from error
-    for what, patterns in (
-        ("weights", ("*.safetensors", "pytorch_model*.bin")),
-        ("tokenizer", ("tokenizer*", "vocab*")),
-    ):
-        if not any(path for pattern in patterns for path in folder.glob(pattern)):
-            raise UsageError(f"{folder} holds no {what} ({', '.join(patterns)})")
-    name = "local-" + hash_files(model_files(folder))
+    check_model_folder(folder)
+    name = "local-" + hash_model(folder)
     register_folder(name, folder.resolve())
     return name

@@ -1,28 +1,121 @@
-"""The Hugging Face Hub: errors that mean that it is unreachable, and the revision of a cached model."""
+"""The Hugging Face Hub: models by their name there, revisions, and what its errors mean."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import re
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model.folders import is_local_model, model_id
+from sae_variants.language_model.folders import is_local_model, model_id, register_folder, register_model_folder
 from sae_variants.language_model.hub_status import refusal
+from sae_variants.language_model.model_files import CONFIG, TOKENIZER, WEIGHTS, check_model_folder
 
 HTTP_LIBRARIES = ("httpx", "httpx2", "requests")
 _OFFLINE = "check the name and the network, or use --target sandbox or --model FOLDER, which need none"
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
+_OWN_FORMAT = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
+"""Owners of models in TransformerLens' own format, which transformers does not read."""
 
 
 def model_revision(name: str) -> str:
     """Return `model_id`; for a model on the Hub with the commit in the local cache, which is the one loaded."""
     from huggingface_hub import try_to_load_from_cache
-    from transformer_lens.loading_from_pretrained import get_official_model_name
 
     if is_local_model(name):
         return model_id(name)
-    config = try_to_load_from_cache(get_official_model_name(name), "config.json")
+    config = try_to_load_from_cache(official_name(name), "config.json")
     return f"{name}@{Path(config).parent.name}" if isinstance(config, str) else name
+
+
+def official_name(name: str) -> str:
+    """Return a model's name on the Hub without its revision, for any of TransformerLens' aliases of it."""
+    from transformer_lens.loading_from_pretrained import make_model_alias_map
+
+    name = name.partition("@")[0]
+    return make_model_alias_map().get(name.lower(), name)
+
+
+def register_model(model: str) -> str:
+    """Register a model folder or a model on the Hub, which is downloaded, and return the registered name.
+
+    Args:
+        model: Path of a folder, or `NAME`, `ORG/NAME` or `ORG/NAME@REVISION` on the Hub.
+
+    Raises:
+        UsageError: There is no such folder or model, it cannot be downloaded, or it is no causal language model.
+    """
+    if Path(model).exists() or not (parts := _HUB_ID.fullmatch(model)):
+        return register_model_folder(Path(model))
+    repo, revision = official_name(parts["repo"]), parts["revision"]
+    if repo.startswith(_OWN_FORMAT):
+        if revision:
+            raise UsageError(f"{repo} is loaded by TransformerLens, which knows no revision: give {repo} alone")
+        return repo
+    name = f"{repo}@{revision}" if revision else repo
+    folder = _download(repo, revision)
+    check_model_folder(folder)
+    register_folder(name, folder, identity=f"{repo}@{folder.name}")
+    return name
+
+
+def find_model(name: str) -> str:
+    """Return the name by which TransformerLens loads a model of the Hub, which is downloaded if it is not on its list.
+
+    Raises:
+        UsageError: The model cannot be downloaded.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
+
+    official = official_name(name)
+    if "@" in name or official not in OFFICIAL_MODEL_NAMES:
+        return register_model(name)
+    if not isinstance(try_to_load_from_cache(official, "config.json"), str):
+        with hub_errors(f"the model {name}"):
+            HfApi().model_info(official, timeout=10)  # fails at once without a network; a download would retry first
+    return name
+
+
+def folder_name(model_name: str) -> str:
+    """Return a registered model's name as the name of a folder, with the commit of a downloaded model."""
+    identity = model_id(model_name)
+    name, _, commit = identity.partition("@")
+    return f"{name.replace('/', '--')}-{commit[:8]}" if commit else model_name.replace("/", "--")
+
+
+def needed_files(names: list[str]) -> list[str]:
+    """Choose the files of a repository that a model needs: config, tokenizer, and its weights in one format."""
+    top = [name for name in names if "/" not in name and not name.startswith("consolidated")]
+
+    def matching(*patterns: str) -> list[str]:
+        return [name for name in top if any(fnmatch(name, pattern) for pattern in patterns)]
+
+    weights = matching(WEIGHTS[0]) or matching(WEIGHTS[1])
+    kinds = {name.partition(".safetensors" if ".safetensors" in name else ".bin")[1] for name in weights}
+    indices = [name for name in matching("*.index.json") if any(kind in name for kind in kinds)]
+    return sorted({*matching(*CONFIG, *TOKENIZER, "*.jinja"), *weights, *indices})
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    """Return the folder in the local cache that holds a model of the Hub; its name is the commit."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    what = f"the model {repo}" + (f" at revision {revision!r}" if revision else "")
+    with hub_errors(what):
+        if constants.HF_HUB_OFFLINE:
+            return Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[*CONFIG]))
+        try:
+            info = HfApi().model_info(repo, revision=revision, timeout=10)
+        except Exception as error:
+            if not is_transport(error):
+                raise
+            return Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[*CONFIG]))
+        names = needed_files([file.rfilename for file in info.siblings or []])
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=names))
 
 
 def is_transport(error: BaseException) -> bool:
@@ -30,11 +123,48 @@ def is_transport(error: BaseException) -> bool:
     return isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in HTTP_LIBRARIES
 
 
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def hub_reason(error: BaseException) -> str | None:
+    """Return what an error of the Hub, or one that it caused, means and how to mend it; None for any other error."""
+    reasons = [reason for link in _chain(error) if (reason := _reason(link))]
+    return reasons[-1] if reasons else None
+
+
+def _reason(error: BaseException) -> str | None:
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        return "access is restricted: accept its terms on its page, and log in (`hf auth login`, or HF_TOKEN)"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "there is none of that name, or it is private: check the name, or log in (`hf auth login`, or HF_TOKEN)"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "it has no such revision: give a branch, a tag or a commit"
+    if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
+        return f"it is not in the local cache: {_OFFLINE}"
+    if isinstance(error, errors.EntryNotFoundError):
+        return "it lacks a file that is needed"
+    if isinstance(error, errors.HfHubHTTPError) and status is not None:
+        return {
+            401: "the Hub does not accept the token (401): log in (`hf auth login`, or HF_TOKEN)",
+            403: "the Hub refuses access (403): check the token's rights",
+            429: "too many requests (429): wait a few minutes, or log in (`hf auth login`, or HF_TOKEN)",
+        }.get(status, f"the Hub answered {status}: try again later")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk of the local cache is full: free space, or set HF_HOME to another disk"
+    if is_transport(error) and status is None:
+        return f"no connection ({type(error).__name__}): {_OFFLINE}"
+    return None
+
+
 @contextlib.contextmanager
 def hub_errors(what: str) -> Iterator[None]:
     """Turn errors of the Hub into a UsageError; `what` names the model or dataset that is requested."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
     try:
         yield
     except UsageError:
@@ -42,9 +172,10 @@ def hub_errors(what: str) -> Iterator[None]:
     except Exception as error:
         if refused := refusal(what, error):
             raise refused from error
-        unreachable = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
+        reason = hub_reason(error)
         # transformers and datasets report an unreachable Hub as an OSError without a number.
-        unnumbered = isinstance(error, OSError) and error.errno is None
-        if not (is_transport(error) or unnumbered or isinstance(error, unreachable)):
+        if reason is None and isinstance(error, OSError) and error.errno is None:
+            reason = f"{type(error).__name__}: {_OFFLINE}"
+        if reason is None:
             raise
-        raise UsageError(f"cannot get {what} on the Hugging Face Hub ({type(error).__name__}): {_OFFLINE}") from error
+        raise UsageError(f"cannot get {what} on the Hugging Face Hub: {reason}") from error

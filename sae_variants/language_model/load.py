@@ -8,9 +8,9 @@ import io
 from functools import cache
 from typing import TYPE_CHECKING
 
-from sae_variants.common.errors import UsageError
+from sae_variants.common.errors import UsageError, describe_error
 from sae_variants.language_model.folders import is_local_model
-from sae_variants.language_model.hub import hub_errors
+from sae_variants.language_model.hub import find_model, hub_errors
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -38,25 +38,29 @@ def load_model(name: str, device: str, dtype: str) -> HookedTransformer:
         dtype: Data type of the weights, such as `float32`.
 
     Raises:
-        UsageError: The Hub is unreachable, or TransformerLens cannot convert the model.
+        UsageError: The Hub is unreachable, or TransformerLens cannot load the model rightly.
     """
-    from huggingface_hub import HfApi, try_to_load_from_cache
     from sae_lens.util import str_to_dtype
-    from safetensors import SafetensorError
     from transformer_lens import HookedTransformer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     if device == "cpu":
         reuse_freed_memory()
-    with hub_errors(f"the model {name}"), contextlib.redirect_stdout(io.StringIO()):
-        if not is_local_model(name) and not isinstance(try_to_load_from_cache(name, "config.json"), str):
-            HfApi().model_info(name, timeout=10)  # fails at once without a network; a download would retry first
-        try:
+    if not is_local_model(name):
+        name = find_model(name)
+    try:
+        with _hub_errors_of(name), contextlib.redirect_stdout(io.StringIO()):
             return HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=str_to_dtype(dtype))
-        except (ValueError, NotImplementedError, KeyError, RuntimeError, SafetensorError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UsageError(f"TransformerLens cannot load the model {name}: {first[:200]}") from error
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"TransformerLens cannot load the model {name}: {describe_error(error)}") from error
+
+
+def _hub_errors_of(name: str) -> contextlib.AbstractContextManager[None]:
+    """Return the context that turns errors of the Hub into a UsageError, for a model that is there."""
+    return contextlib.nullcontext() if is_local_model(name) else hub_errors(f"the model {name}")
 
 
 def free_memory(device: str) -> float:

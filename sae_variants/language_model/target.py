@@ -11,7 +11,8 @@ from typing import Any, get_type_hints
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.hashing import hash_files
 from sae_variants.language_model.documents import TEXT
-from sae_variants.language_model.folders import SANDBOX, register_model_folder
+from sae_variants.language_model.folders import SANDBOX
+from sae_variants.language_model.hub import folder_name, register_model
 from sae_variants.language_model.target_files import is_target_file, read_fields, resolve_dataset, target_files
 from sae_variants.language_model.text import is_local_text, text_files
 from sae_variants.sandbox.corpus import CORPUS_VERSION
@@ -132,7 +133,7 @@ def make_local_target(model: str, hook_name: str, dataset: str, text: TextOption
     """Return a target of a local model folder and a text, with the recipe of the sandbox.
 
     Args:
-        model: Hugging Face model folder.
+        model: Hugging Face model folder, or a model's name on the Hub.
         hook_name: Hook whose activations are reconstructed.
         dataset: Path of a file or folder, or name on the Hub.
         text: Further options of the text.
@@ -141,12 +142,12 @@ def make_local_target(model: str, hook_name: str, dataset: str, text: TextOption
     split = text.dataset_split or DEFAULT_SPLIT
     resolved = resolve_dataset(dataset, split=split)
     train_dataset = resolve_dataset(text.train_dataset, split=split) if text.train_dataset else None
-    name = register_model_folder(Path(model))
+    model_name = register_model(model)
     settings = load_target(SANDBOX)
     return Target(
-        name=name,
+        name=folder_name(model_name),
         title=f"{Path(model).resolve().name} at {hook_name} on {Path(dataset).name}",
-        model_name=name,
+        model_name=model_name,
         hook_name=hook_name,
         dataset=resolved,
         train_dataset=train_dataset,
