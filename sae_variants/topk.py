@@ -202,7 +202,8 @@ class SparseTopKTrainingSAE(SavedTopK):
         if not (self.hook_sae_acts_pre.has_hooks() or self.hook_sae_acts_post.has_hooks()):
             return encode(x_ND, self.W_enc, self.b_enc, self.b_in, k, tokens, some_d)
         pre_NS = self.hook_sae_acts_pre((x_ND - self.b_in) @ self.W_enc + self.b_enc)
-        values_Nk, ids_Nk = self.hook_sae_acts_post(keep_largest(pre_NS, k)).topk(k, dim=-1, sorted=False)
+        acts_NS: Tensor = self.hook_sae_acts_post(keep_largest(pre_NS, k))
+        values_Nk, ids_Nk = torch.topk(acts_NS, k, dim=-1, sorted=False)
         return values_Nk, ids_Nk, pre_NS[tokens][:, some_d]
 
     def _prepare_weights(self, x_ND: Tensor, step: int) -> None:
