@@ -184,10 +184,11 @@ class SparseTopKTrainingSAE(SavedTopK):
             aux = self.aux_loss((x_ND - out_ND)[tokens], aux_nD) if len(dead_d) else out_ND.new_zeros(())
             losses["auxiliary_reconstruction_loss"] = cfg.aux_loss_coefficient * aux
         shape = x.shape[:-1]
+        codes: Any = sparse_codes  # the decorator of `torch.compiler` hides its signature
         return TrainStepOutput(
             sae_in=x,
             sae_out=self.reshape_fn_out(out_ND.view(x.shape), self.d_head),
-            feature_acts=sparse_codes(values_Nk.view(*shape, -1), ids_Nk.view(*shape, -1), cfg.d_sae),
+            feature_acts=codes(values_Nk.view(*shape, -1), ids_Nk.view(*shape, -1), cfg.d_sae),
             hidden_pre=values_Nk.view(*shape, -1),
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,
