@@ -184,10 +184,11 @@ class SparseTopKTrainingSAE(SavedTopK):
             aux = self.aux_loss((x_ND - out_ND)[tokens], aux_nD) if len(dead_d) else out_ND.new_zeros(())
             losses["auxiliary_reconstruction_loss"] = cfg.aux_loss_coefficient * aux
         shape = x.shape[:-1]
+        codes: Any = sparse_codes  # the decorator of `torch.compiler` hides its signature
         return TrainStepOutput(
             sae_in=x,
             sae_out=self.reshape_fn_out(out_ND.view(x.shape), self.d_head),
-            feature_acts=sparse_codes(values_Nk.view(*shape, -1), ids_Nk.view(*shape, -1), cfg.d_sae),
+            feature_acts=codes(values_Nk.view(*shape, -1), ids_Nk.view(*shape, -1), cfg.d_sae),
             hidden_pre=values_Nk.view(*shape, -1),
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,
@@ -202,7 +203,8 @@ class SparseTopKTrainingSAE(SavedTopK):
         if not (self.hook_sae_acts_pre.has_hooks() or self.hook_sae_acts_post.has_hooks()):
             return encode(x_ND, self.W_enc, self.b_enc, self.b_in, k, tokens, some_d)
         pre_NS = self.hook_sae_acts_pre((x_ND - self.b_in) @ self.W_enc + self.b_enc)
-        values_Nk, ids_Nk = self.hook_sae_acts_post(keep_largest(pre_NS, k)).topk(k, dim=-1, sorted=False)
+        acts_NS: Tensor = self.hook_sae_acts_post(keep_largest(pre_NS, k))
+        values_Nk, ids_Nk = torch.topk(acts_NS, k, dim=-1, sorted=False)
         return values_Nk, ids_Nk, pre_NS[tokens][:, some_d]
 
     def _prepare_weights(self, x_ND: Tensor, step: int) -> None:

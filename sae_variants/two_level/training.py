@@ -155,13 +155,13 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
         return {}
 
     def _aux(
-        self, name: str, level: Level, x_ND: Tensor, silent: Tensor, dead: Tensor | None = None
+        self, name: str, level: Level, x_ND: Tensor, silent: Tensor, mask: Tensor | None = None
     ) -> dict[str, Tensor]:
         """AuxK (arXiv 2406.04093, A.2): the dead latents nearest to firing reconstruct the residual.
 
-        Another trainer's mask of `dead` latents replaces ours, which is those silent for `dead_after_steps`.
+        Another trainer's mask of dead latents replaces ours, which is those silent for `dead_after_steps`.
         """
-        dead = silent > self.cfg.dead_after_steps if dead is None else dead.bool()
+        dead = silent > self.cfg.dead_after_steps if mask is None else mask.bool()
         n_dead = int(dead.sum())
         if not self.cfg.aux_loss_coefficient or not n_dead:
             return {}
