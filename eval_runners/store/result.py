@@ -24,6 +24,7 @@ from sae_variants.common.files import write_atomically
 from sae_variants.common.hashing import hash_value
 from sae_variants.common.values import finite_or_none
 from sae_variants.language_model.folders import model_id
+from sae_variants.language_model.hub import model_revision
 from sae_variants.language_model.target import Target
 
 
@@ -101,6 +102,7 @@ class ResultLocation:
             "seconds": round(seconds, 1),
             **{name: getattr(located, name, None) for name in ("seed", "training_tokens", "weight_hash", "kind")},
             "target": self.target.name,
+            "model": model_revision(self.target.model_name),
             "hook_name": self.target.hook_name,
             "text": self.target.text_id,
             "text_version": self.target.text_version,

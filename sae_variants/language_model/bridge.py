@@ -24,9 +24,9 @@ def make_bridge(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, d
     from transformer_lens.model_bridge import TransformerBridge
 
     hf_model.set_attn_implementation("eager")  # attention patterns are hooks too
-    hf_model.requires_grad_(False)
+    moved: Any = hf_model.requires_grad_(False)
     bridge: Any = TransformerBridge.boot_transformers(
-        "bridge", hf_model=hf_model.to(device), tokenizer=tokenizer, device=device, dtype=hf_model.dtype
+        "bridge", hf_model=moved.to(device), tokenizer=tokenizer, device=device, dtype=hf_model.dtype
     )
     bridge.enable_compatibility_mode(disable_warnings=True, no_processing=True)
     bridge.__class__ = _bridge_class()
@@ -42,7 +42,7 @@ def _bridge_class() -> type:
 
         def forward(self, input: Any, *args: Any, stop_at_layer: int | None = None, **kwargs: Any) -> Any:
             """Run the model; after `stop_at_layer` layers return the residual stream."""
-            if stop_at_layer != self.cfg.n_layers:
+            if stop_at_layer is None or stop_at_layer != self.cfg.n_layers:
                 return super().forward(input, *args, stop_at_layer=stop_at_layer, **kwargs)
             stream: list[Any] = []
             last = f"blocks.{stop_at_layer - 1}.hook_resid_post"

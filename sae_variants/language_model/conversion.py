@@ -65,9 +65,10 @@ def load_hf_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            hf_model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, ignore_mismatched_sizes=True
             )
+            hf_model, info = loaded
     except Exception as error:
         raise UsageError(f"cannot load the model {folder}: {describe_error(error)}") from error
     unused = [name for name in info["unexpected_keys"] if not _IGNORED.search(name)]

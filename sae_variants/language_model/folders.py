@@ -109,7 +109,8 @@ def _install() -> None:
         dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.float32
         check_model_folder(folder)
         hf_model = load_hf_model(folder, DTYPE_FROM_STRING[dtype] if isinstance(dtype, str) else dtype)
-        vocab_size = hf_model.get_input_embeddings().num_embeddings
+        embedding: Any = hf_model.get_input_embeddings()
+        vocab_size = embedding.num_embeddings
         tokenizer = kwargs.setdefault("tokenizer", load_tokenizer(folder, vocab_size))
 
         def convert() -> HookedTransformer:
