@@ -25,8 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eval_runners.contract.contract import METRICS as RESULT_METRICS
-from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, Evaluator, Metric, Result
+from eval_runners.contract.contract import RESULT_METRICS, UNSTRUCTURED, Context, Evaluation, Evaluator, Metric, Result
 from sae_variants.common.errors import UsageError
 
 if TYPE_CHECKING:

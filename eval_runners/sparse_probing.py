@@ -15,8 +15,16 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from eval_runners.contract.contract import METRICS as HOST_METRICS
-from eval_runners.contract.contract import UNSTRUCTURED, Context, Curve, Evaluation, Evaluator, Metric, Result
+from eval_runners.contract.contract import (
+    RESULT_METRICS,
+    UNSTRUCTURED,
+    Context,
+    Curve,
+    Evaluation,
+    Evaluator,
+    Metric,
+    Result,
+)
 from eval_runners.saebench.shared import KS, check_ks, layer_of
 from sae_variants.common.errors import UsageError
 
@@ -79,7 +87,7 @@ def _metrics() -> Iterator[Metric]:
                     short=f"{title}, {which}" if is_sae and k in SHOWN_KS else "",
                     references=(("residual stream", reference),) if is_sae else (),
                     curve=Curve(f"{title} of probes", "latents that a probe may use", k) if is_sae and k else None,
-                    section=UNSTRUCTURED if is_f1 else HOST_METRICS,
+                    section=UNSTRUCTURED if is_f1 else RESULT_METRICS,
                 )
 
 
@@ -157,7 +165,7 @@ class SparseProbing(Evaluator[Settings]):
         """All probes on latents are at chance."""
         from eval_runners.measures.checks import why_at_chance
 
-        scores = (result[HOST_METRICS] or {}).get("sae") or {}
+        scores = (result[RESULT_METRICS] or {}).get("sae") or {}
         accuracies = [value for name, value in scores.items() if name.startswith("sae_top_") and value is not None]
         return why_at_chance(accuracies) if accuracies else []
 

@@ -24,6 +24,10 @@ COMMANDS = {
     },
     **{name: lambda name=name: evaluate.main(name, []) for name in evaluator_names()},
     "train": lambda: variants_main(["train", "temporal"]),
+    **{
+        name: lambda name=name: import_module(f"sae_variants.commands.{name}").main([])
+        for name in ("make_sandbox", "measure_sandbox")
+    },
 }
 DEFAULT = re.compile(r" \(default: [^)]*\)\.?$")
 NOT_ALONE = re.compile(r"(The same|And|Or|What|How much|How many|Of|Which|That|Those)\b")

@@ -29,7 +29,6 @@ from eval_runners.leaderboard.select import (
     read_requested,
 )
 from eval_runners.leaderboard.terminal import print_boards, print_differences
-from eval_runners.store.paths import folder_name
 from eval_runners.store.read import (
     BASELINES,
     PUBLISHED,
@@ -39,6 +38,7 @@ from eval_runners.store.read import (
     load_result,
     provenance_of,
 )
+from eval_runners.store.result import folder_name
 from sae_variants.cli.options import Parser
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import write_atomically

@@ -1,4 +1,4 @@
-"""What an evaluator is: its settings, its metrics, one method that scores an SAE, and optional methods with defaults.
+"""Evaluators: settings, metrics, one method that scores an SAE, and optional methods with defaults.
 
 A module directly in `eval_runners/`, or one that another package names in the entry-point group `eval_runners`, holds
 one subclass of `Evaluator`. The evaluator's name is the name of that file and is typed nowhere else; the first line of
@@ -33,7 +33,7 @@ Direction = Literal["higher", "lower", "neither"]
 Result = dict[str, Any]
 """A result file: SAEBench's envelope with ours under `eval_result_unstructured`."""
 SettingsT = TypeVar("SettingsT")
-METRICS, UNSTRUCTURED = "eval_result_metrics", "eval_result_unstructured"
+RESULT_METRICS, UNSTRUCTURED = "eval_result_metrics", "eval_result_unstructured"
 
 
 class Curve(NamedTuple):
@@ -61,7 +61,7 @@ class Metric:
     curve: Curve | None = None
     against_l0: bool = False
     """Whether a larger L0 is expected to improve it, so that its Pareto front over L0 is of interest."""
-    section: str = METRICS
+    section: str = RESULT_METRICS
     """Part of the result file that holds it: SAEBench's metrics, or `UNSTRUCTURED` where SAEBench has no field."""
 
     @property
@@ -80,7 +80,7 @@ class Metric:
         return f"{self.section}.{self.id}"
 
     def reference_path(self, reference_id: str) -> str:
-        """The same for a value that `references` names."""
+        """Return how tables name a value that `references` names."""
         return f"{self.section}.{reference_id}"
 
 
@@ -90,7 +90,7 @@ class Untrained(Exception):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `Evaluator.evaluate` found out about one SAE."""
+    """The findings of `Evaluator.evaluate` about one SAE."""
 
     values: Mapping[str, float | None] = field(default_factory=dict)
     """`Metric.id` -> number. None, NaN and infinity are stored as null."""
@@ -106,7 +106,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Context:
-    """What `Evaluator.evaluate` is given beside the SAE, the target and the settings."""
+    """Further arguments of `Evaluator.evaluate`, beside the SAE, the target and the settings."""
 
     model: HookedTransformer
     """The target's language model, loaded on `device` in the target's data type."""
@@ -119,15 +119,19 @@ class Evaluator(Generic[SettingsT]):
     """One evaluation. Subclasses set `settings_class` and `metrics`, and define `evaluate`."""
 
     settings_class: ClassVar[type[Any]]
-    """A frozen dataclass. Each field has a default and a docstring, which is the help of its option."""
+    """A frozen dataclass. Each field has a default and a docstring, which is the help of its option.
+
+    An int is at least 1, or at least 0 if its name ends with "seed". A field `context_size` is compared, before
+    anything is trained, with the contexts of the model and of the held-out text.
+    """
     metrics: ClassVar[tuple[Metric, ...]]
     """In the order of the command's table."""
     eval_type: ClassVar[str] = ""
-    """What SAEBench calls these results, where that is not the evaluator's name."""
+    """SAEBench's name for these results, where that is not the evaluator's name."""
     made_by: ClassVar[str] = ""
     """The command that makes the results, where they need more than an SAE. Then `evaluate` is never called."""
     detail: ClassVar[str] = ""
-    """What one of `detail_rows` describes, such as "task". Empty: there is no `--details`."""
+    """The kind of thing that one of `detail_rows` describes, such as "task". Empty: there is no `--details`."""
 
     @property
     def name(self) -> str:
@@ -191,7 +195,7 @@ class Evaluator(Generic[SettingsT]):
         return []
 
     def summarize_all(self, results: Sequence[Result]) -> tuple[list[str], dict[str, bytes]]:
-        """What the results of one command say together.
+        """Return findings that need all results of one command.
 
         Returns:
             Lines to print; files by name, written to the folder of the evaluation's results.

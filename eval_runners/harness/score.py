@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, Evaluator, Result, Untrained
 from eval_runners.contract.located import LocatedSAE
@@ -70,10 +70,10 @@ def prepare_scoring(
         check_name(f"field in [evaluations.{name}] of {target.name}", field, known)
     values = {field: tuple(value) if isinstance(value, list) else value for field, value in recipe.items()}
     settings = evaluator.settings_class(**{**values, **given})
-    for f in fields(settings):
-        value, least = getattr(settings, f.name), 0 if f.name.endswith("seed") else 1
-        if str(f.type).startswith("int") and value is not None and value < least:
-            raise UsageError(f"{to_option(f.name)} must be at least {least}, not {value}")
+    for field, hint in get_type_hints(evaluator.settings_class).items():
+        value, least = getattr(settings, field), 0 if field.endswith("seed") else 1
+        if int in (hint, *get_args(hint)) and isinstance(value, int) and value < least:
+            raise UsageError(f"{to_option(field)} must be at least {least}, not {value}")
     settings, versions = evaluator.prepare(target, settings)
     location = ResultLocation(output, name, target, asdict(settings), versions, device, command)
     return Scoring(evaluator, settings, location)

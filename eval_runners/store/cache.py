@@ -16,17 +16,17 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sae_variants.common.errors import UsageError
-from sae_variants.common.files import replace_folder
+from sae_variants.common.files import locked, replace_folder
 from sae_variants.common.hashing import hash_value
 
 ROOT, CAPACITY = "SAE_VARIANTS_CACHE", "SAE_VARIANTS_CACHE_GB"
-MANIFEST, PARTIAL, LOCK = "key.json", ".partial", ".lock"
+MANIFEST, PARTIAL = "key.json", ".partial"
 
 
 def cache_root() -> Path:
@@ -64,7 +64,7 @@ def cached_folder(key: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:
     try:
         if not folder.is_dir() or find_damage(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(folder):
+            with locked(folder):
                 _fill_if_needed(folder, key, fill)
         os.utime(folder)
     except (OSError, RuntimeError) as error:
@@ -76,20 +76,6 @@ def cached_folder(key: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:
         message = f"cannot keep files in {cache_root()}: {reason}; set {ROOT} to another folder"
         raise UsageError(message) from error
     return folder
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, timeout: float = -1) -> Iterator[None]:
-    """Hold a folder's lock, after waiting for it for at most `timeout` seconds, or without limit if it is negative."""
-    from filelock import FileLock
-
-    path = folder.with_name(folder.name + LOCK)
-    with FileLock(path, timeout=timeout):
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()  # while it is held, so that no other process holds the file that is removed
 
 
 def _fill_if_needed(folder: Path, key: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
@@ -175,5 +161,5 @@ def _remove_abandoned(partial: Path) -> None:
     """Remove a folder that is not filled to the end, unless a process is filling it."""
     from filelock import Timeout
 
-    with contextlib.suppress(Timeout), _locked(partial.with_suffix(""), timeout=0):
+    with contextlib.suppress(Timeout), locked(partial.with_suffix(""), timeout=0):
         shutil.rmtree(partial, ignore_errors=True)

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from types import new_class
 from typing import TYPE_CHECKING, Any
 
-from eval_runners.contract.contract import METRICS, Evaluator, Result
+from eval_runners.contract.contract import RESULT_METRICS, Evaluator, Result
 from sae_variants.common.values import finite_or_none
 from sae_variants.language_model.target import Target
 
@@ -72,7 +72,7 @@ def make_output(
         "eval_config": {**asdict(settings), "model_name": target.model_name, "llm_dtype": target.dtype},
         "eval_id": str(uuid.uuid4()),
         "datetime_epoch_millis": int(time.time() * 1000),
-        METRICS: metrics,
+        RESULT_METRICS: metrics,
         "eval_result_details": [],
         "sae_bench_commit_hash": sae_bench_release(),
         "sae_lens_id": None,
@@ -84,7 +84,7 @@ def make_output(
 
 def _value_ids(evaluator: Evaluator[Any]) -> list[str]:
     """Ids of the metrics in SAEBench's section, and of the values that they refer to."""
-    metrics = [metric for metric in evaluator.metrics if metric.section == METRICS]
+    metrics = [metric for metric in evaluator.metrics if metric.section == RESULT_METRICS]
     references = [reference for metric in metrics for _, reference in metric.references]
     return list(dict.fromkeys([*(metric.id for metric in metrics), *references]))
 

@@ -1,4 +1,4 @@
-"""Paths inside results: folder names of SAEs, and the removal of this machine's paths before anything is published."""
+"""Removal of this machine's paths from results before anything is published."""
 
 from __future__ import annotations
 
@@ -23,8 +23,3 @@ def without_paths(value: Any) -> Any:
     if (whole := WHOLE_PATH.fullmatch(value)) and " -" not in value:
         return whole[1]
     return ABSOLUTE_PATH.sub(r"\1", value)
-
-
-def folder_name(label: str) -> str:
-    """Folder name of an SAE: its label without the fields in brackets."""
-    return label.partition("[")[0].replace(":", "_").replace("/", "_")

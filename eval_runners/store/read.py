@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from eval_runners.contract.contract import METRICS, UNSTRUCTURED, Metric, Result, value_at
+from eval_runners.contract.contract import RESULT_METRICS, UNSTRUCTURED, Metric, Result, value_at
 from sae_variants.common.errors import UsageError
 
 PUBLISHED, BASELINES, RUNS = (Path("results") / name for name in ("published", "baselines", "runs"))
@@ -87,11 +87,11 @@ def parse_result(text: str, name: str) -> Result:
         result = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"cannot read the result {name}: it is not JSON: {error}") from error
-    needed = ("eval_type_id", "eval_config", METRICS)
+    needed = ("eval_type_id", "eval_config", RESULT_METRICS)
     missing = [key for key in needed if not isinstance(result, dict) or key not in result]
     if missing:
         raise UsageError(f"{name} is not a result of SAEBench: it has no {', '.join(missing)}")
-    for key in ("eval_config", METRICS, "sae_cfg_dict", UNSTRUCTURED):
+    for key in ("eval_config", RESULT_METRICS, "sae_cfg_dict", UNSTRUCTURED):
         if not isinstance(result.get(key) or {}, dict):
             raise UsageError(f"{name} is not a result of SAEBench: its {key} holds no names")
     for path, types in TYPES.items():

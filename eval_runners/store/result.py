@@ -19,7 +19,7 @@ from typing import Any
 
 from eval_runners.contract.contract import UNSTRUCTURED, Evaluation, Result
 from eval_runners.contract.located import LocatedSAE
-from eval_runners.store.paths import folder_name, without_paths
+from eval_runners.store.paths import without_paths
 from sae_variants.common.files import write_atomically
 from sae_variants.common.hashing import hash_value
 from sae_variants.common.values import finite_or_none
@@ -149,3 +149,8 @@ def write_result(path: Path, result: Result, files: Mapping[str, bytes]) -> None
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     for ending, content in {**files, "json": text.encode()}.items():
         write_atomically(path.with_suffix(f".{ending}"), content, "--output")
+
+
+def folder_name(label: str) -> str:
+    """Folder name of an SAE: its label without the fields in brackets."""
+    return label.partition("[")[0].replace(":", "_").replace("/", "_")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from eval_runners.measures.alpha_trace import COLUMNS, LEVELS
+from eval_runners.views.figures import to_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,9 +54,7 @@ def draw_trace(trace: Mapping[str, np.ndarray], title: str) -> bytes:
                 _mark_phases(panel, phase, with_names=panel is top)
         if title:
             figure.suptitle(title)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()
+        return to_image(figure, "png", crop=False)
 
 
 def _mark_phases(panel: Axes, phase: np.ndarray, with_names: bool) -> None:

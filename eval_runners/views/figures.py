@@ -14,13 +14,17 @@ def to_png(figure: Figure) -> bytes:
     return to_image(figure, "png")
 
 
-def to_image(figure: Figure, image_format: str) -> bytes:
-    """Render a figure as an image file, cropped to what is drawn.
+def to_image(figure: Figure, image_format: str, crop: bool = True, transparent: bool = False) -> bytes:
+    """Render a figure as an image file.
 
     Args:
         figure: any figure.
         image_format: "png", "svg" or "pdf".
+        crop: crop the image to what is drawn; this would undo a constrained layout.
+        transparent: leave the background out.
     """
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, bbox_inches="tight", format=image_format)
+    metadata = {"Software": None} if image_format == "png" else None  # else pictures would differ between versions
+    box = "tight" if crop else None
+    figure.savefig(buffer, dpi=110, bbox_inches=box, transparent=transparent, format=image_format, metadata=metadata)
     return buffer.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -10,6 +9,7 @@ from statistics import median
 from eval_runners.leaderboard.ranking import SAME_L0, Board
 from eval_runners.leaderboard.render import ARROWS
 from eval_runners.leaderboard.rows import Column, Row
+from eval_runners.views.figures import to_image
 from sae_variants.common.errors import UsageError
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -68,10 +68,7 @@ def draw_over_l0(path: Path, board: Board, column: Column) -> bytes:
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set_color(INK)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, labelcolor=INK)
-    buffer = io.BytesIO()
-    metadata = {"Software": None} if kind == ".png" else None  # else equal pictures of two versions would differ
-    figure.savefig(buffer, dpi=110, transparent=True, format=kind.lstrip("."), metadata=metadata)
-    return buffer.getvalue()
+    return to_image(figure, kind.lstrip("."), crop=False, transparent=True)
 
 
 def _ticks(levels: Sequence[float]) -> list[int]:

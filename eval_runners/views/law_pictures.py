@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from eval_runners.measures.law_report import FittedLaw
+from eval_runners.views.figures import to_image
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 AXES = ("latents n", "active latents k", "training tokens t")
 
@@ -49,7 +49,7 @@ def draw_law(laws: Mapping[str, FittedLaw], differing: Sequence[int]) -> bytes:
                 panel.set(xscale="log", yscale="log", xlabel=AXES[axis], ylabel="1 - explained variance", title=name)
                 if panel.get_legend_handles_labels()[1]:
                     panel.legend(frameon=False, fontsize=6)
-        return _to_png(figure)
+        return to_image(figure, "png", crop=False)
 
 
 def draw_residuals(laws: Mapping[str, FittedLaw]) -> bytes:
@@ -71,11 +71,4 @@ def draw_residuals(laws: Mapping[str, FittedLaw]) -> bytes:
             panel.axhline(0, color="0.5", linewidth=0.7)
             panel.set(xscale="log", xlabel="latents n", ylabel="ln(loss / law)", title=name)
             figure.colorbar(dots, ax=panel, label="log2 k")
-        return _to_png(figure)
-
-
-def _to_png(figure: Figure) -> bytes:
-    """A PNG file of the whole figure: a tight box would undo its constrained layout."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()
+        return to_image(figure, "png", crop=False)

@@ -12,8 +12,8 @@ from the seed. The command writes `config.json`, `model.safetensors`, `tokenizer
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from sae_variants.cli.options import Parser
+from sae_variants.common.console import run_command
 from sae_variants.common.files import new_file
 from sae_variants.language_model.load import reuse_freed_memory
 from sae_variants.sandbox import corpus
@@ -212,16 +214,16 @@ def train(folder: Path, work: Path, tokens: int, seed: int) -> dict[str, object]
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Parse the options, train the tokenizer and the model, and write the measurements."""
-    parser = argparse.ArgumentParser(prog="python -m sae_variants.sandbox.build", description=__doc__)
+    parser = Parser(prog="python -m sae_variants.sandbox.build", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(corpus.__file__).parent, help="Folder of the model.")
     parser.add_argument(
         "--work", type=Path, default=Path("sandbox-build"), help="Folder of checkpoints and token files."
     )
     parser.add_argument("--tokens", type=int, default=0, help="Training tokens; 0 is one pass over the train split.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the weights and of the order of contexts.")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     reuse_freed_memory()
     args.out.mkdir(parents=True, exist_ok=True)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -233,7 +235,8 @@ def main() -> None:
     measured["seed"] = args.seed
     (args.out / "build.json").write_text(json.dumps(measured, indent=2) + "\n")
     print(json.dumps(measured, indent=2))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

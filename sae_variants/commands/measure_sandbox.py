@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from sae_variants.cli.options import Parser
+from sae_variants.common.console import run_command
+from sae_variants.common.files import check_file_writable, write_atomically
 from sae_variants.language_model.folders import SANDBOX
 from sae_variants.language_model.load import load_model
 from sae_variants.sandbox import corpus
@@ -59,8 +63,20 @@ def residuals(
     return {hook: torch.stack(parts) for hook, parts in rows.items()}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Fit the probes, print their accuracies and add them to `build.json`."""
+    parser = Parser(
+        prog="python -m sae_variants.sandbox.measure",
+        description="Measure which layers of the sandbox model encode context.",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(corpus.__file__).with_name("build.json"),
+        help="JSON file that the accuracies are added to (default: the one in the package)",
+    )
+    path = parser.parse_args(argv).out
+    check_file_writable(path, "--out")
     model = load_model(SANDBOX, "cpu", "float32")
     documents = probed_documents(model.tokenizer)
     hooks = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers))]
@@ -76,16 +92,16 @@ def main() -> None:
         probe.fit(x[train], [sources[i] for i in train])
         accuracies[hook] = round(float(probe.score(x[test], [sources[i] for i in test])), 4)
         print(f"{hook:30} {accuracies[hook]:.3f}")
-    path = Path(corpus.__file__).with_name("build.json")
-    measurements = json.loads(path.read_text())
+    measurements = json.loads(path.read_text()) if path.exists() else {}
     measurements["dataset_of_one_token"] = {
         "datasets": len(set(sources)),
         "documents": len(documents),
         "chance": round(max(sources.count(s) for s in set(sources)) / len(sources), 4),
         "accuracy": accuracies,
     }
-    path.write_text(json.dumps(measurements, indent=2) + "\n")
+    write_atomically(path, json.dumps(measurements, indent=2) + "\n", "--out")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

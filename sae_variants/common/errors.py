@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_NAMES = 40
+"""An error lists at most so many known names."""
+
 
 class UsageError(ValueError):
     """The input cannot be used; the message names it and says what to do instead."""
@@ -19,14 +22,15 @@ def check_name(what: str, name: str, known: Iterable[str]) -> str:
         known: All known names.
 
     Raises:
-        UsageError: The name is unknown; the message lists the nearest names and all known ones.
+        UsageError: The name is unknown; the message lists the nearest names and the known ones.
     """
     known = sorted(known)
     if name in known:
         return name
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
-    raise UsageError(f"unknown {what} {name!r}: {hint}known: {', '.join(known)}")
+    more = f", and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+    raise UsageError(f"unknown {what} {name!r}: {hint}known: {', '.join(known[:MOST_NAMES])}{more}")
 
 
 def describe_error(error: BaseException, limit: int = 500) -> str:

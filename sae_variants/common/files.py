@@ -13,6 +13,9 @@ from pathlib import Path
 
 from sae_variants.common.errors import UsageError
 
+LOCK = ".lock"
+"""Ending of the lock of a folder."""
+
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
@@ -70,6 +73,29 @@ def check_folder_writable(root: Path) -> Path:
     except OSError as error:
         raise UsageError(f"cannot write results to {root}: {error.strerror}; give another --output") from error
     return root
+
+
+@contextlib.contextmanager
+def locked(folder: Path, timeout: float = -1) -> Iterator[None]:
+    """Reserve a folder for this process.
+
+    Args:
+        folder: the folder; it need not exist.
+        timeout: seconds to wait for another process; without limit if negative.
+
+    Raises:
+        filelock.Timeout: another process holds the folder.
+    """
+    from filelock import FileLock
+
+    path = folder.with_name(folder.name + LOCK)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path, timeout=timeout):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()  # while it is held, so that no other process holds the file that is removed
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ _IGNORED = re.compile(r"(rotary_emb\.inv_freq|\.(attn|attention)\.(masked_)?bias
 
 @dataclass(frozen=True)
 class Reference:
-    """What Hugging Face's model answers to a few tokens."""
+    """Answers of Hugging Face's model to a few tokens."""
 
     ids_1T: Tensor
     """Token ids."""

@@ -31,7 +31,7 @@ _NEUTRAL = "sae-variants-folder"
 class _Folder:
     path: Path
     identity: str | None = None
-    """What identifies the model in hashes, if not the content of its files."""
+    """Identity of the model in hashes, if not the content of its files."""
 
 
 _folders: dict[str, _Folder] = {SANDBOX: _Folder(Path(__file__).parents[1] / "sandbox")}
@@ -159,7 +159,7 @@ def is_local_model(name: str) -> bool:
 
 def model_folder(name: str) -> Path | None:
     """Return the folder that a name is registered for; None for a name on the Hub."""
-    return _folders.get(name)
+    return _folders[name].path if name in _folders else None
 
 
 def model_id(name: str) -> str:

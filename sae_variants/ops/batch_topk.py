@@ -2,6 +2,9 @@
 
 Source: Bussmann et al., arXiv 2412.06410.
 
+The saved threshold that takes the batch's place is measured at the end of the training, by `ops/threshold.py`; SAELens
+folds it into a JumpReLU, and `two_level/folding.py` does so for the levels of a two-level SAE.
+
 Shapes: N tokens, S latents, M values, D numbers in a row, n windows, W tokens in a window.
 """
 

@@ -41,7 +41,7 @@ PROJECT = "sae-variants"
 
 @dataclass(frozen=True)
 class LogSettings:
-    """What is logged during training, and where."""
+    """Settings of the log of a training: its contents and destinations."""
 
     library: str = ""
     """Tracking library that also receives the numbers; empty for none."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_variants.common.errors import UsageError
-from sae_variants.common.files import remove_folder
+from sae_variants.common.files import locked, remove_folder
 from sae_variants.language_model.contexts import read_contexts
 from sae_variants.language_model.hooks import hook_activations, hook_width
 from sae_variants.language_model.load import free_memory, load_model
@@ -106,19 +106,14 @@ def _train_group(
 
 def _lock(plan: Plan, stack: contextlib.ExitStack) -> bool:
     """Reserve a plan for this command until the stack exits; return False if another command has it."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    path = plan.folder.with_name(plan.folder.name + ".lock")
-    lock = FileLock(path, timeout=0)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        stack.enter_context(locked(plan.folder, timeout=0))
     except Timeout:
         return False
     except OSError as error:
-        raise UsageError(f"cannot write to {path.parent}: {error.strerror}; give another --trained") from error
-    stack.callback(path.unlink, missing_ok=True)
-    stack.callback(lock.release)
+        raise UsageError(f"cannot write to {plan.folder.parent}: {error.strerror}; give another --trained") from error
     return True
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_runners.commands.human_study.files import COMMAND, find_key, read_answers, read_key
-from eval_runners.contract.contract import METRICS, UNSTRUCTURED, Result
+from eval_runners.contract.contract import RESULT_METRICS, UNSTRUCTURED, Result
 from eval_runners.contract.registry import load_evaluator
 from eval_runners.harness.options import add_output_option
 from eval_runners.leaderboard.boards import make_boards
@@ -98,7 +98,7 @@ def score_study(key: Mapping[str, Any], by_rater: Sequence[Mapping[str, Any]], c
         for category, kind in KINDS.items():
             raters = [answers["answers"] for answers in by_rater if answers["kind"] == kind]
             if raters:
-                result[METRICS][category] |= intrusion_scores(items, raters, number, untrained)
+                result[RESULT_METRICS][category] |= intrusion_scores(items, raters, number, untrained)
         unstructured = result[UNSTRUCTURED]
         unstructured["raters"] = [{"kind": a["kind"], "answers": len(a["answers"])} for a in by_rater]
         unstructured["study"] = key["study"]
@@ -111,7 +111,7 @@ def describe_result(result: Result) -> list[str]:
     """A sentence for each kind of raters: accuracy, differences to the baselines, agreement."""
     lines = []
     for category, raters in RATERS.items():
-        scores = result[METRICS].get(category) or {}
+        scores = result[RESULT_METRICS].get(category) or {}
         if scores.get("accuracy") is None:
             continue
         low, high = scores["accuracy_low"], scores["accuracy_high"]
