@@ -68,7 +68,7 @@ def test_what_transformer_lens_converts_wrongly_has_the_numbers_of_hugging_face(
     torch.testing.assert_close(acts, expected.hidden_states[1], rtol=1e-4, atol=1e-4)
 
 
-def test_a_bridged_model_answers_like_a_converted_one(target, model, copy, text_file, monkeypatch):
+def test_a_bridged_model_answers_like_a_converted_one(target, model, copy, text_file, tasks_file, monkeypatch):
     import transformer_lens.loading_from_pretrained as loading
 
     def refuse(*args, **kwargs):
@@ -93,6 +93,9 @@ def test_a_bridged_model_answers_like_a_converted_one(target, model, copy, text_
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():
             assert value is theirs[key] is None or value == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
+    sizes = {"probe_train_set_size": 40, "probe_test_set_size": 20, "k_values": (1,)}
+    probed = evaluate("sparse_probing", identity(other), other, bridged, prepare=True, tasks=str(tasks_file), **sizes)
+    assert probed.values["sae_test_accuracy"] is not None
 
 
 def damage(folder: Path, fault: str) -> None:

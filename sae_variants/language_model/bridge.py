@@ -35,10 +35,16 @@ def make_bridge(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, d
 
 @cache
 def _bridge_class() -> type:
+    from transformer_lens import HookedTransformer
     from transformer_lens.model_bridge import TransformerBridge
 
     class Bridge(TransformerBridge):
-        """Bridge that also stops after the last layer, where TransformerLens' own runs on to the logits."""
+        """Bridge that SAEBench's type checks accept, and that can stop after the last layer.
+
+        TransformerLens' own runs on to the logits there.
+        """
+
+        __class__ = property(lambda self: HookedTransformer)  # pyright: ignore
 
         def forward(self, input: Any, *args: Any, stop_at_layer: int | None = None, **kwargs: Any) -> Any:
             """Run the model; after `stop_at_layer` layers return the residual stream."""
