@@ -80,7 +80,7 @@ def test_snapshots_are_compared_and_other_seeds_are_trained(target, model, tmp_p
     evaluation = evaluate("concept_stability", located.load("cpu"), target, model, located, **SMALL)
     values = evaluation.metrics
     assert [row["what"] for row in evaluation.unstructured["pairs"]] == ["0.3 to 0.5", "0.5 to 1", "seed 1"]
-    assert values["early"]["survival"] == 1  # the lower level is frozen in between
+    assert values["early"]["survival"] > 0.95  # the lower level is frozen in between, except for its threshold
     assert values["early"]["cosine"] == pytest.approx(1)
     assert values["late"]["cosine"] < 1
     assert values["seeds"]["cosine"] < values["late"]["cosine"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny
+from huggingface_hub.errors import EntryNotFoundError
 from sae_bench.evals.core.eval_output import CoreEvalOutput
 from safetensors.torch import load_file, save_file
 
@@ -138,12 +139,20 @@ def test_a_stranger_s_evaluation_is_one_new_file(argv, tmp_path):
 def test_an_sae_on_the_hub_is_named_user_repo_id(target, trained, argv, tmp_path, monkeypatch):
     repo = tmp_path / "snapshot"
     shutil.copytree(make_plan("temporal", target, tiny("temporal"), trained).folder, repo / "layer_1")
-    asked = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **kw: asked.append((name, kw)) or str(repo))
+    asked = set()
+
+    def download(name, file, revision=None):
+        asked.add((name, file))
+        if not (repo / file).exists():
+            raise EntryNotFoundError(file)
+        return str(repo / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     words = argv("temporal")[2:]
     words = without_train(words)
     eval_command.main("core", ["--sae", "someone/saes:layer_1", *words])
-    assert asked == [("someone/saes", {"allow_patterns": ["layer_1/*"]})]
+    assert {("someone/saes", f"layer_1/{name}") for name in ("cfg.json", "sae_weights.safetensors")} <= asked
+    assert all(file.startswith("layer_1/") for _, file in asked)
     (result,) = (tmp_path / "out").rglob("*.json")
     assert result.parent.name == "someone_saes_layer_1"
     assert json.loads(result.read_text())["sae_lens_id"] == "someone/saes:layer_1"

@@ -8,7 +8,7 @@ import pytest
 from eval_runners.measures.scaling_law import fit_law, mean_losses
 from eval_runners.scaling import Scaling, law_name
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model import target as target_module
+from sae_variants.language_model import target_files
 from sae_variants.language_model.target import load_target
 
 PLANTED = {"α": -0.4, "β_k": 0.25, "β_n": -0.12, "γ": -0.045, "ζ": -2.0, "η": -0.35}
@@ -199,7 +199,7 @@ def test_a_command_may_name_several_targets(target, text_file, tmp_path, capsys,
     from eval_runners.commands import evaluate as eval_command
 
     monkeypatch.setenv("SAE_VARIANTS_TRAINED", str(tmp_path / "trained"))
-    monkeypatch.setattr(target_module, "TARGETS_FOLDER", tmp_path)
+    monkeypatch.setattr(target_files, "TARGETS_FOLDER", tmp_path)
     settings = {name: value for name, value in tiny("topk").items() if name not in ("d_sae", "k")}
     for layer in (0, 1):
         lines = [f'title = "layer {layer}"', f'model_name = "{target.model_name}"', f'dataset = "{text_file}"',

@@ -13,7 +13,15 @@ from eval_runners.contract.registry import evaluator_of_type, load_evaluator
 from eval_runners.leaderboard.boards import make_boards, select_columns, select_evaluations
 from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.rows import Row
-from eval_runners.store.read import BASELINES, PUBLISHED, RUNS, Result, read_results
+from eval_runners.store.read import (
+    BASELINES,
+    PUBLISHED,
+    RUNS,
+    Result,
+    provenance_of,
+    read_results,
+    weight_hash_of,
+)
 from sae_variants.common.errors import UsageError, check_name
 
 NEAR_L0 = 0.15
@@ -64,11 +72,20 @@ def find_boards(args: Namespace) -> tuple[list[Board], list[str]]:
     """
     results, broken = read_requested(args)
     every = make_boards(results)
+    if replaced := _replaced(results, every):
+        print(f"trained again: newer results of the same seed replace those of {', '.join(replaced)}", file=sys.stderr)
     _check_names(every, args)
     boards = filter_boards(every, args)
     if not boards:
         raise UsageError("no results of that kind in " + (", ".join(args.results) or "results"))
     return boards, broken
+
+
+def _replaced(results: Sequence[Result], boards: Sequence[Board]) -> list[str]:
+    """SAEs of which no result is on a board, because one of other weights with the same name and seed is newer."""
+    shown = {digest for board in boards for row in board.rows for digest in row.weight_hashes}
+    hidden = [result for result in results if (digest := weight_hash_of(result)) and digest not in shown]
+    return sorted({f"{result['sae_lens_id']} (seed {provenance_of(result).get('seed')})" for result in hidden})
 
 
 def read_requested(args: Namespace) -> tuple[list[Result], list[str]]:

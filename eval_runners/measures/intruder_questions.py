@@ -114,7 +114,13 @@ class _Sampler:
         latents = self.generator.sample(self.latents, min(CHOICES, len(self.latents)))
         if len(latents) < CHOICES:
             return None
-        excerpts = [(latent, self.generator.choice(self.pool(latent))) for latent in latents]
+        excerpts: list[tuple[int, Excerpt]] = []
+        for latent in latents:
+            shown = {(excerpt.context, excerpt.first) for _, excerpt in excerpts}
+            fresh = [excerpt for excerpt in self.pool(latent) if (excerpt.context, excerpt.first) not in shown]
+            if not fresh:
+                return None
+            excerpts.append((latent, self.generator.choice(fresh)))
         return self.shuffled(excerpts, self.generator.randrange(CHOICES), has_latent=False)
 
     def shuffled(self, excerpts: Sequence[tuple[int, Excerpt]], intruder: int, has_latent: bool) -> Question:

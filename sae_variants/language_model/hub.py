@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.folders import is_local_model, model_id, register_folder, register_model_folder
-from sae_variants.language_model.hub_status import refusal
+from sae_variants.language_model.hub_status import causes_of, hub_reason
 from sae_variants.language_model.model_files import CONFIG, TOKENIZER, WEIGHTS, check_model_folder
 
 HTTP_LIBRARIES = ("httpx", "httpx2", "requests")
@@ -123,43 +123,19 @@ def is_transport(error: BaseException) -> bool:
     return isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in HTTP_LIBRARIES
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def hub_reason(error: BaseException) -> str | None:
-    """Return what an error of the Hub, or one that it caused, means and how to mend it; None for any other error."""
-    reasons = [reason for link in _chain(error) if (reason := _reason(link))]
-    return reasons[-1] if reasons else None
-
-
-def _reason(error: BaseException) -> str | None:
+def _local_reason(error: BaseException) -> str | None:
+    """Return why a request did not reach the Hub, or its answer the disk, with the mend; None for any other error."""
     from huggingface_hub import errors
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.GatedRepoError):
-        return "access is restricted: accept its terms on its page, and log in (`hf auth login`, or HF_TOKEN)"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return "there is none of that name, or it is private: check the name, or log in (`hf auth login`, or HF_TOKEN)"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "it has no such revision: give a branch, a tag or a commit"
-    if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
-        return f"it is not in the local cache: {_OFFLINE}"
-    if isinstance(error, errors.EntryNotFoundError):
-        return "it lacks a file that is needed"
-    if isinstance(error, errors.HfHubHTTPError) and status is not None:
-        return {
-            401: "the Hub does not accept the token (401): log in (`hf auth login`, or HF_TOKEN)",
-            403: "the Hub refuses access (403): check the token's rights",
-            429: "too many requests (429): wait a few minutes, or log in (`hf auth login`, or HF_TOKEN)",
-        }.get(status, f"the Hub answered {status}: try again later")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk of the local cache is full: free space, or set HF_HOME to another disk"
-    if is_transport(error) and status is None:
-        return f"no connection ({type(error).__name__}): {_OFFLINE}"
-    return None
+    for cause in causes_of(error):
+        if isinstance(cause, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
+            return f"it is not in the local cache: {_OFFLINE}"
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "the disk of the local cache is full: free space, or set HF_HOME to another disk"
+        if is_transport(cause):
+            return f"no connection ({type(cause).__name__}): {_OFFLINE}"
+    # transformers and datasets report an unreachable Hub as an OSError without a number
+    return f"{type(error).__name__}: {_OFFLINE}" if isinstance(error, OSError) and error.errno is None else None
 
 
 @contextlib.contextmanager
@@ -170,12 +146,7 @@ def hub_errors(what: str) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        if refused := refusal(what, error):
-            raise refused from error
-        reason = hub_reason(error)
-        # transformers and datasets report an unreachable Hub as an OSError without a number.
-        if reason is None and isinstance(error, OSError) and error.errno is None:
-            reason = f"{type(error).__name__}: {_OFFLINE}"
+        reason = hub_reason(error) or _local_reason(error)
         if reason is None:
             raise
         raise UsageError(f"cannot get {what} on the Hugging Face Hub: {reason}") from error

@@ -49,7 +49,7 @@ def hub_reason(error: BaseException) -> str | None:
         return GATED.format(status)
     if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
         return f"it has no such revision (HTTP {status})"
-    if any(isinstance(cause, EntryNotFoundError) for cause in causes):
+    if status == 404 and any(isinstance(cause, EntryNotFoundError) for cause in causes):
         return f"it lacks a file (HTTP {status}): {response.url}"
     wait = response.headers.get("Retry-After")
     hint = f" (it says: after {wait} seconds)" if status == 429 and wait not in (None, "0") else ""
