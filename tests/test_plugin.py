@@ -64,6 +64,9 @@ def test_it_trains_is_scored_and_stands_on_the_leaderboard(installed, tmp_path, 
     said = run(installed, "eval_runners", "leaderboard", "--results", str(tmp_path / "runs"))
     assert "gentle" in said.stdout
     assert "firing" in said.stdout
+    wrong = run(installed, "eval_runners", "firing", "--sae", "gentle", "--n-contexts", "0", *where, *train, *folders)
+    assert wrong.returncode == 2
+    assert wrong.stderr == "error: --n-contexts must be at least 1, not 0\n"
 
 
 @pytest.mark.parametrize(
