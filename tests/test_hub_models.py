@@ -12,7 +12,7 @@ from sae_variants.common.errors import UsageError
 from sae_variants.language_model.folders import model_id
 from sae_variants.language_model.hub import model_revision, needed_files
 from sae_variants.language_model.load import load_model
-from sae_variants.language_model.target import make_local_target
+from sae_variants.language_model.target import load_target, make_local_target
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -61,6 +61,13 @@ def test_a_model_is_downloaded_with_the_files_it_needs(hub, text_file):
     model = load_model(target.model_name, "cpu", "float32")
     assert model.cfg.original_architecture == "LlamaForCausalLM"
     assert not [line for line in hub.log if any(name in line for name in ("onnx", "consolidated", ".bin", "README"))]
+
+
+def test_a_target_file_names_a_model_of_the_hub(hub, text_file, tmp_path):
+    lines = ['model_name = "org/Llama-tiny-bert"', f'hook_name = "{HOOK}"', f'dataset = "{text_file}"']
+    (tmp_path / "mine.toml").write_text("\n".join(lines))
+    target = load_target(str(tmp_path / "mine.toml"))
+    assert model_id(target.model_name) == f"org/Llama-tiny-bert@{hub.sha_of('main')}"
 
 
 def test_a_revision_is_another_model(hub, text_file):

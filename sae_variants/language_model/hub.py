@@ -62,6 +62,13 @@ def register_model(model: str) -> str:
     return name
 
 
+def is_listed(name: str) -> bool:
+    """Return whether a name without a revision is on TransformerLens' list of models."""
+    from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
+
+    return "@" not in name and official_name(name) in OFFICIAL_MODEL_NAMES
+
+
 def find_model(name: str) -> str:
     """Return the name by which TransformerLens loads a model of the Hub, which is downloaded if it is not on its list.
 
@@ -69,11 +76,10 @@ def find_model(name: str) -> str:
         UsageError: The model cannot be downloaded.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 
-    official = official_name(name)
-    if "@" in name or official not in OFFICIAL_MODEL_NAMES:
+    if not is_listed(name):
         return register_model(name)
+    official = official_name(name)
     if not isinstance(try_to_load_from_cache(official, "config.json"), str):
         with hub_errors(f"the model {name}"):
             HfApi().model_info(official, timeout=10)  # fails at once without a network; a download would retry first

@@ -11,7 +11,8 @@ from typing import Any
 
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.values import check_type
-from sae_variants.language_model.folders import SANDBOX, register_model_folder
+from sae_variants.language_model.folders import SANDBOX, is_local_model, register_model_folder
+from sae_variants.language_model.hub import is_listed, register_model
 from sae_variants.language_model.hub_text import is_hub_dataset, pin_dataset
 from sae_variants.language_model.rows import suffix_of
 from sae_variants.language_model.text import is_local_text, text_files
@@ -82,13 +83,21 @@ def read_fields(path: Path, types: Mapping[str, Any], required: Sequence[str]) -
 def resolve_model(model: str, folder: Path) -> str:
     """Return the name that loads a model: that of a folder's content, else the name on the Hub.
 
+    A model on the Hub that TransformerLens does not list is downloaded, so that its commit counts in keys.
+
     Args:
         model: Folder, or name on the Hub.
         folder: Folder that a relative path begins at.
+
+    Raises:
+        UsageError: There is no such model, or it cannot be downloaded.
     """
+    if is_local_model(model):
+        return model
     path = folder / Path(model).expanduser()
-    is_path = path.is_dir() or model.startswith((".", "/", "~"))
-    return register_model_folder(path) if is_path and model != SANDBOX else model
+    if path.is_dir() or model.startswith((".", "/", "~")):
+        return register_model_folder(path)
+    return model if is_listed(model) else register_model(model)
 
 
 def resolve_dataset(dataset: str, folder: Path = Path(), split: str = "train") -> str:
