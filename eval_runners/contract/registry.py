@@ -19,8 +19,12 @@ def evaluator_modules() -> dict[str, str]:
 
     Another package names its own in the entry-point group `eval_runners`. Imports nothing.
     """
-    stems = sorted(path.stem for path in Path(__file__).parents[1].glob("*.py") if not path.stem.startswith("_"))
-    return merge_plugins("eval_runners", {stem: f"eval_runners.{stem}" for stem in stems})
+    return merge_plugins("eval_runners", {stem: f"eval_runners.{stem}" for stem in _own_stems()})
+
+
+@cache
+def _own_stems() -> list[str]:
+    return sorted(path.stem for path in Path(__file__).parents[1].glob("*.py") if not path.stem.startswith("_"))
 
 
 def evaluator_names() -> list[str]:
