@@ -455,6 +455,18 @@ def test_bad_options(argv, says):
         main(["leaderboard", *argv])
 
 
+def test_it_says_which_results_a_new_training_replaces(tmp_path, capsys):
+    for when, digest in ((1, "old"), (2, "new")):
+        result = made("a", when=when)
+        result["eval_result_unstructured"]["provenance"]["weight_hash"] = digest
+        (tmp_path / f"{digest}.json").write_text(json.dumps(result))
+    assert main(["leaderboard", "--results", str(tmp_path)]) == 0
+    assert "newer results of the same seed replace those of a (seed 0)" in capsys.readouterr().err
+    (tmp_path / "old.json").unlink()
+    assert main(["leaderboard", "--results", str(tmp_path)]) == 0
+    assert "replace" not in capsys.readouterr().err
+
+
 def test_no_torch():
     script = "import sys\nfrom eval_runners.__main__ import main\nmain(['leaderboard', '--csv', '/dev/null'])\nassert 'torch' not in sys.modules"
     script = script.replace("'--csv', '/dev/null'", "'--results', 'results/baselines'")
