@@ -168,7 +168,9 @@ def test_help_imports_nothing_heavy(words):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["sae_variants.two_level.saved", "sae_variants.hierarchical"])
+@pytest.mark.parametrize(
+    "module", ["sae_variants.two_level.saved", pytest.param("sae_variants.hierarchical", marks=pytest.mark.slow)]
+)
 def test_a_module_that_imports_sae_lens_may_be_imported_first(module):
     subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
 
@@ -185,6 +187,7 @@ def test_the_ci_runs_exactly_the_readme_s_test_command():
     assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_a_stranger_s_variant_is_one_new_file(tmp_path):
     """Copies the package, drops a file beside the others, and finds it everywhere, in a fresh process."""
     import shutil

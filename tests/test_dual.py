@@ -310,6 +310,7 @@ def learned(**fields) -> list[tuple[float, float, float]]:
     return told
 
 
+@pytest.mark.slow
 def test_a_learned_balance_is_the_same_from_any_start_and_unit():
     ends = [
         learned(**fields)[-1][0] for fields in ({"start_alpha": 0.1}, {"start_alpha": 0.9}, {"frequency_scale": 10.0})

@@ -126,6 +126,7 @@ def test_a_folder_does_not_hide_a_variant(argv, tmp_path, monkeypatch):
     assert list((tmp_path / "out").rglob("temporal/*.json"))
 
 
+@pytest.mark.slow
 def test_a_stranger_s_evaluation_is_one_new_file(argv, tmp_path):
     shutil.copytree(Path(eval_runners.__file__).parent, tmp_path / "copy" / "eval_runners")
     core_file = tmp_path / "copy" / "eval_runners" / "core.py"

@@ -289,7 +289,7 @@ def endpoint(monkeypatch):
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     Judge.script, Judge.seen = [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()

@@ -186,6 +186,7 @@ def published(place, hub: Hub, tmp_path: Path, *more: str, token: str = TOKEN) -
     return at_hub(hub, tmp_path, *command, *more, token=token)
 
 
+@pytest.mark.slow
 def test_there_and_back_to_the_last_bit(place, hub, tmp_path):
     hub.fails["/commit/"] = [409]  # the upload is cut off after the files, before the commit
     cut = published(place, hub, tmp_path)

@@ -44,6 +44,7 @@ def words(target, root, model_folder, text_file) -> list[str]:
     return ["suite", *where, "--trained", str(root / "trained"), "--output", str(root / "out"), *options, *SETTINGS]
 
 
+@pytest.mark.slow
 def test_every_cell_is_scored_once_and_found_again(target, tmp_path, model_folder, text_file, capsys, monkeypatch):
     argv = [
         *words(target, tmp_path, model_folder, text_file),
