@@ -17,11 +17,13 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub
 import pytest
+from huggingface_hub import hf_api
 from huggingface_hub.utils import _http
 
 TOKEN = "hf_" + "t" * 34
@@ -219,12 +221,19 @@ class Hub:
 
 
 @contextlib.contextmanager
-def running_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A server that this process may use as the Hub, without waiting between retries."""
+def running_hub(monkeypatch: pytest.MonkeyPatch, cache: Path | None = None) -> Iterator[Hub]:
+    """A server that this process may use as the Hub, without waiting between retries; with a cache, it is the Hub."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
     hub = Hub()
+    if cache:
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
     try:
         yield hub
     finally:

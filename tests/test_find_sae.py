@@ -10,7 +10,7 @@ import layouts
 import pytest
 import torch
 from conftest import make_model, tiny
-from hub import TOKEN, Hub
+from hub import Hub, running_hub
 from layouts import V6, K, S
 
 from eval_runners.commands import evaluate as eval_command
@@ -32,23 +32,8 @@ def converted(tmp_path, monkeypatch):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """The loopback Hub as the process's Hub, with an empty cache."""
-    from huggingface_hub import constants, hf_api
-    from huggingface_hub.utils import _http
-
-    server = Hub()
-    cache = str(tmp_path / "hf")
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(hf_api.api, "endpoint", server.url)
-    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
-    yield server
-    server.close()
+    with running_hub(monkeypatch, tmp_path / "hf") as server:
+        yield server
 
 
 def add(hub: Hub, repo: str, path: str, folder) -> None:

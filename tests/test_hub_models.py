@@ -6,7 +6,7 @@ import huggingface_hub
 import pytest
 import torch
 from conftest import make_model
-from hub import TOKEN, running_hub
+from hub import running_hub
 
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.folders import model_id
@@ -29,15 +29,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path, files):
-    with running_hub(monkeypatch) as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            huggingface_hub.constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with running_hub(monkeypatch, tmp_path / "cache") as hub:
         others = {
             "onnx/model.onnx": b"x",
             "consolidated.safetensors": b"x",

@@ -18,15 +18,16 @@ TRAIN_PREFIX = "train."
 """Leads the options that set config fields of a variant that must be trained first."""
 
 
+def add_sae_option(parser: Parser, help_text: str) -> None:
+    """Add `--sae`, which may be repeated."""
+    parser.add_argument("--sae", action="append", required=True, metavar="NAME", dest="saes", help=help_text)
+
+
 def add_scoring_options(parser: Parser) -> None:
     """Add the options of every command that scores SAEs."""
-    parser.add_argument(
-        "--sae",
-        action="append",
-        required=True,
-        metavar="NAME",
-        dest="saes",
-        help="A variant, stock:ARCHITECTURE, random, a folder, user/repo@revision:path on the Hub, or RELEASE:SAE_ID of"
+    add_sae_option(
+        parser,
+        "A variant, stock:ARCHITECTURE, random, a folder, user/repo@revision:path on the Hub, or RELEASE:SAE_ID of"
         " SAELens' registry (RELEASE alone lists its ids); may be repeated.",
     )
     parser.add_argument(

@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.hub import hub_errors, is_transport
-from sae_variants.language_model.hub_status import causes_of, hub_reason, refusal, response_of, wait_of
+from sae_variants.language_model.hub_status import causes_of, refusal, response_of, wait_of
 from sae_variants.language_model.rows import Row
 
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(:(?P<config>[\w.,+=-]+))?(@(?P<revision>[\w./-]+))?")
@@ -139,7 +139,7 @@ def _reason(name: str, split: str, error: BaseException) -> UsageError:
     if refused := refusal(f"the dataset {name}", error):
         return refused
     first = (str(error).splitlines() or [type(error).__name__])[0][:300]
-    if hub_reason(error) is None and _is_cut(error):
+    if _is_cut(error):
         return UsageError(f"cannot get the dataset {name} on the Hugging Face Hub: the connection broke: {first}")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     more = f" {', '.join(lines[1:4])}" if first.endswith(":") or "Please pick" in str(error) else ""

@@ -14,7 +14,7 @@ from eval_runners.contract.registry import load_evaluator
 from eval_runners.data.heldout import tokenizer_of
 from eval_runners.harness.find_sae import locate_all, resolve_requests
 from eval_runners.harness.fit import check_context, load_for_target
-from eval_runners.harness.options import parse_with_overrides
+from eval_runners.harness.options import add_sae_option, parse_with_overrides
 from eval_runners.harness.score import model_loader
 from eval_runners.measures.intrusion import CHOICES
 from eval_runners.store.envelope import make_output
@@ -90,14 +90,7 @@ def main(argv: list[str]) -> int:
 
 def _parser(settings_class: type) -> Parser:
     parser = Parser(prog="python -m eval_runners human-study make", description=__doc__)
-    parser.add_argument(
-        "--sae",
-        action="append",
-        required=True,
-        metavar="NAME",
-        dest="saes",
-        help="A variant, stock:ARCHITECTURE, a folder, or user/repo:sae_id on the Hub; may be repeated.",
-    )
+    add_sae_option(parser, "A variant, stock:ARCHITECTURE, a folder, or user/repo:sae_id on the Hub; may be repeated.")
     parser.add_argument("--output", default="study.html", metavar="FILE", help="The page (default: %(default)s).")
     parser.add_argument(
         "--seeds", type=parse_seeds, default=[0], metavar="0,1,2", help="Seeds of the variants (default: 0)."

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval_runners.harness.find_sae import SAERequest, locate_all, resolve_requests
-from eval_runners.harness.options import parse_with_overrides
+from eval_runners.harness.options import add_sae_option, parse_with_overrides
 from eval_runners.leaderboard.select import add_result_folders, read_requested
 from sae_variants.cli.options import Parser, add_target_options, parse_seeds, target_from
 from sae_variants.common.console import hide_host_warnings
@@ -63,14 +63,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--licence", default="mit", help="Licence of the weights, in the Hub's spelling (default: %(default)s)."
     )
-    parser.add_argument(
-        "--sae",
-        action="append",
-        required=True,
-        metavar="NAME",
-        dest="saes",
-        help="A variant that is trained, or a folder; may be repeated.",
-    )
+    add_sae_option(parser, "A variant that is trained, or a folder; may be repeated.")
     parser.add_argument(
         "--seeds", type=parse_seeds, default=[0], metavar="0,1,2", help="Seeds of variants (default: 0)."
     )
