@@ -141,7 +141,7 @@ class SparseProbing(Evaluator[Settings]):
             )
         host_settings = asdict(settings)
         del host_settings["tasks"]
-        output, f1_by_dataset = score_sparse_probing(sae, target, host_settings, context)
+        output, f1_by_dataset, revisions = score_sparse_probing(sae, target, host_settings, context)
         names = list(next(iter(f1_by_dataset.values())))
         f1 = {
             name: fmean(value for scores in f1_by_dataset.values() for value in scores[name].values()) for name in names
@@ -151,6 +151,7 @@ class SparseProbing(Evaluator[Settings]):
             "f1_by_task": f1_by_dataset,
             "tasks": sum(len(scores[names[0]]) for scores in f1_by_dataset.values()),
             "protocol": PROTOCOL,
+            "dataset_revisions": revisions,
         }
         accuracies = [
             accuracy

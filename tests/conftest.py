@@ -45,16 +45,16 @@ def make_tokenizer(folder: Path) -> int:
     return len(fast)
 
 
-def model_config(kind: str, vocab_size: int):
-    """A Hugging Face config of two layers and width 32."""
+def model_config(kind: str, vocab_size: int, layers: int = 2):
+    """A Hugging Face config of width 32."""
     import transformers as t
 
     shared = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    wide = {**shared, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    wide = {**shared, "hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
     plain = {**wide, "intermediate_size": 64, "max_position_embeddings": 128}
     grouped = {**plain, "num_key_value_heads": 1}
     gated = {**grouped, "head_dim": 16}
-    gpt = {**shared, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    gpt = {**shared, "n_embd": 32, "n_layer": layers, "n_head": 2, "n_positions": 128}
     opt = {**wide, "ffn_dim": 64, "max_position_embeddings": 128, "word_embed_proj_dim": 32}
     return {
         "neox": lambda: t.GPTNeoXConfig(**plain, initializer_range=0.2),
@@ -75,11 +75,14 @@ def model_config(kind: str, vocab_size: int):
     }[kind]()
 
 
-def make_model(folder: Path, kind: str = "neox", scale: float = 1.0, biases: float = 0.0, **fields) -> Path:
-    """A random causal LM of two layers and width 32, saved as a Hugging Face folder.
+def make_model(
+    folder: Path, kind: str = "neox", scale: float = 1.0, biases: float = 0.0, layers: int = 2, **fields
+) -> Path:
+    """A random causal LM of width 32, saved as a Hugging Face folder.
 
     Args:
         kind: The family.
+        layers: Its number of layers.
         scale: Factor of the weight matrices.
         biases: Standard deviation of the biases; 0 leaves them as they are initialized.
         fields: Fields of the config.
@@ -88,7 +91,7 @@ def make_model(folder: Path, kind: str = "neox", scale: float = 1.0, biases: flo
     import transformers as t
 
     folder.mkdir(parents=True)
-    config = model_config(kind, make_tokenizer(folder))
+    config = model_config(kind, make_tokenizer(folder), layers)
     for field, value in fields.items():
         setattr(config, field, value)
     torch.manual_seed(0)

@@ -234,7 +234,21 @@ def running_hub(monkeypatch: pytest.MonkeyPatch, cache: Path | None = None) -> I
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
+        _use_for_datasets(monkeypatch, hub.url, cache)
     try:
         yield hub
     finally:
         hub.close()
+        huggingface_hub.HfFileSystem.clear_instance_cache()
+
+
+def _use_for_datasets(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path) -> None:
+    """Let the library `datasets` read from a server and keep what it reads in a cache."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache / "datasets")
+    monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(cache / "modules"))
+    monkeypatch.setattr(datasets.config, "STREAMING_READ_RETRY_INTERVAL", 0)
+    huggingface_hub.HfFileSystem.clear_instance_cache()

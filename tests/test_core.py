@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 from dataclasses import asdict
 
@@ -11,6 +12,7 @@ from conftest import evaluate, identity, tiny, zero
 
 from eval_runners.core import Settings
 from eval_runners.saebench.shared import serving_text
+from sae_variants.common.errors import UsageError
 from sae_variants.language_model.contexts import heldout_text_name, read_contexts
 from sae_variants.language_model.hooks import hook_activations
 from sae_variants.training.plan import make_plan
@@ -45,6 +47,15 @@ def test_all_zero_weights_are_the_floor_and_called_untrained(target, model):
     # SAEBench writes NaN as -1, which looks like a score; it is named
     assert found["cossim"] == -1
     assert "reconstruction_quality.cossim" in evaluation.unstructured["not_a_number"]
+
+
+def test_a_hook_that_the_predictions_do_not_depend_on_is_refused(target, model):
+    model = copy.deepcopy(model)
+    model.unembed.W_U.data.zero_()
+    with pytest.raises(
+        UsageError, match=r"KL and CE scores on .* divide by zero.*blocks\.1\.hook_resid_post is zeroed"
+    ):
+        score(identity(target), target, model)
 
 
 def test_the_mean_activation_explains_nothing(target, model):

@@ -6,14 +6,15 @@ import gzip
 import io
 import json
 
+import huggingface_hub
 import pytest
 from conftest import make_text
-from hub import TOKEN, running_hub
+from hub import running_hub
 
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model import hub_text
 from sae_variants.language_model.contexts import heldout_text_name, read_contexts, target_documents
-from sae_variants.language_model.hub_text import HubDataset, parse_hub_dataset, pin_dataset, stream_rows
+from sae_variants.language_model.hub_text import HubDataset, dataset_commit, parse_hub_dataset, pin_dataset, stream_rows
 from sae_variants.language_model.target import TextOptions, choose_target
 
 TEXTS = make_text(300)
@@ -34,26 +35,10 @@ def parquet(texts) -> bytes:
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    import datasets
-    import huggingface_hub as hf
-
-    with running_hub(monkeypatch) as server:
-        for module, name in ((hf.constants, "ENDPOINT"), (datasets.config, "HF_ENDPOINT")):
-            monkeypatch.setattr(module, name, server.url)
-        monkeypatch.setattr(
-            hf.constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-        monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-        monkeypatch.setattr(datasets.config, "STREAMING_READ_RETRY_INTERVAL", 0)
-        monkeypatch.setattr(hf.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with running_hub(monkeypatch, tmp_path) as server:
         monkeypatch.setattr(hub_text.time, "sleep", lambda seconds: None)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        hf.HfFileSystem.clear_instance_cache()
         server.datasets["me/texts"] = {"data.jsonl": jsonl(TEXTS)}
         yield server
-        hf.HfFileSystem.clear_instance_cache()
 
 
 def read(name: str, split: str = "train", column: str = "text") -> list[str]:
@@ -81,6 +66,21 @@ def test_names(text, parts):
 def test_every_format_streams(hub, file, content):
     hub.datasets["me/texts"] = {file: content}
     assert read(pin_dataset("me/texts")) == TEXTS
+
+
+@pytest.mark.parametrize("file", ["a.jsonl", "data/train-0.parquet"])
+def test_without_the_hub_a_downloaded_dataset_is_read_from_the_cache(hub, monkeypatch, file):
+    hub.datasets["me/texts"] = {file: jsonl(TEXTS) if file.endswith("jsonl") else parquet(TEXTS)}
+    pinned = pin_dataset("me/texts")
+    huggingface_hub.snapshot_download("me/texts", repo_type="dataset")
+    requests = len(hub.log)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert pin_dataset("me/texts") == pinned
+    assert read("me/texts") == read(pinned) == TEXTS
+    assert dataset_commit("me/texts") == hub.sha
+    with pytest.raises(UsageError, match="HF_HUB_OFFLINE is set, and it is not in the local cache"):
+        pin_dataset("me/other")
+    assert len(hub.log) == requests
 
 
 def test_a_target_of_hub_text_is_split_by_document_and_names_the_commit(hub, model_folder, model):

@@ -48,7 +48,6 @@ def test_texts_of_the_package_s_targets_keep_their_names():
     for name in target_names():
         target = load_target(name)
         assert (target.text_id, target.train_text_id) == (target.dataset, target.train_dataset or target.dataset)
-        assert target.is_read_by_host == (name != "sandbox")
 
 
 def test_a_target_file_is_the_target_of_the_options(folder, model_folder):

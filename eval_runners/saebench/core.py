@@ -17,6 +17,7 @@ from eval_runners.contract.contract import Context, Result
 from eval_runners.saebench.memo import reusing_model_runs
 from eval_runners.saebench.shared import PreloadedModel, mute_loggers, serving_text
 from eval_runners.store.envelope import sae_bench_release
+from sae_variants.common.errors import UsageError
 from sae_variants.language_model.contexts import heldout_text_name
 from sae_variants.language_model.target import Target
 from sae_variants.ops.explained_variance import ExplainedVariance
@@ -103,6 +104,9 @@ def score_core(
     Returns:
         The result as SAEBench wrote it; the corrected explained variance; the metrics that were NaN, which SAEBench
         writes as -1.
+
+    Raises:
+        UsageError: zeroing the activation changes nothing, so that the scores divide by zero.
     """
     from sae_bench.evals.core import main as core
 
@@ -133,6 +137,12 @@ def score_core(
             device=context.device,
             force_rerun=True,
         )
+        if caught and isinstance(caught[0], ZeroDivisionError):
+            raise UsageError(
+                f"the KL and CE scores on {target.name} divide by zero: the language model predicts exactly as well "
+                f"when the activation at {target.hook_name} is zeroed; choose another hook, or a dtype of more digits "
+                f"than {target.dtype}"
+            ) from caught[0]
         if caught:
             raise caught[0]
         files = list(Path(folder).glob("*.json"))

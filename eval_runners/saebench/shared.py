@@ -53,7 +53,7 @@ def serving_text(target: Target, name: str, tokenizer: PreTrainedTokenizerBase |
     load = activations_store.load_dataset
 
     def load_dataset(path: str, *args: Any, **kwargs: Any) -> Any:
-        if path == name and not target.is_read_by_host:
+        if path == name:
             return text_dataset(target, "heldout", tokenizer)
         return load(path, *args, **kwargs)
 

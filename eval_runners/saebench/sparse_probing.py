@@ -23,6 +23,7 @@ from sae_variants.common.console import progress
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.hooks import activation_key
 from sae_variants.language_model.hub import hub_errors
+from sae_variants.language_model.hub_text import dataset_commit
 from sae_variants.language_model.target import Target
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 LLM_F1 = "llm_f1.json"
 """File beside SAEBench's activations that holds the F1 of the language model's probes."""
+REVISION = "revision.txt"
+"""File beside SAEBench's activations that holds the commit of a dataset on the Hub."""
 CACHE_SETTINGS = (
     "probe_train_set_size",
     "probe_test_set_size",
@@ -76,7 +79,7 @@ class _ClassesOfDatasets(dict[str, list[str]]):
 
 def score_sparse_probing(
     sae: SAE[Any], target: Target, settings: Mapping[str, Any], context: Context
-) -> tuple[Result, dict[str, ProbeScores]]:
+) -> tuple[Result, dict[str, ProbeScores], dict[str, str]]:
     """Run SAEBench's sparse probing of one SAE.
 
     Its numbers depend on whether its file of activations existed: the seed is set once, and the language model's
@@ -90,7 +93,7 @@ def score_sparse_probing(
         context: the loaded model and the device.
 
     Returns:
-        The result as SAEBench wrote it; dataset -> F1 of every probe.
+        The result as SAEBench wrote it; dataset -> F1 of every probe; dataset -> its commit on the Hub, where known.
     """
     from sae_bench.evals.sparse_probing import main
     from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
@@ -98,6 +101,7 @@ def score_sparse_probing(
 
     config = SparseProbingEvalConfig(**to_lists(settings), model_name=target.model_name, llm_dtype=target.dtype)
     f1: dict[str, ProbeScores] = {}
+    revisions: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(serving_tasks())
@@ -114,6 +118,8 @@ def score_sparse_probing(
             (file,) = folder.glob("*.pt")
             (artifacts / f"{name}_activations.pt".replace("/", "_")).symlink_to(file)
             f1[name] = json.loads((folder / LLM_F1).read_text())
+            if (folder / REVISION).is_file():
+                revisions[name] = (folder / REVISION).read_text()
             used.append(folder)
         evict_unused(keep=used)
 
@@ -143,7 +149,7 @@ def score_sparse_probing(
         (file,) = (temporary / "result").glob("*.json")
         output = json.loads(file.read_text())
     output["sae_bench_commit_hash"] = sae_bench_release()
-    return output, f1
+    return output, f1, revisions
 
 
 def _activations_folder(
@@ -181,6 +187,8 @@ def _activations_folder(
                     "remove it, or give a larger --context-length"
                 ) from error
         (folder / LLM_F1).write_text(json.dumps(recorder.pop_scores("llm")))
+        if not is_local_dataset(name) and (commit := dataset_commit(_repository(name))):
+            (folder / REVISION).write_text(commit)
 
     key = {
         "evaluation": f"sparse_probing, sae-bench {version('sae-bench')}",
@@ -189,3 +197,8 @@ def _activations_folder(
         **activation_key(target, context.model, context.device, "scikit-learn"),
     }
     return cached_folder(key, fill)
+
+
+def _repository(name: str) -> str:
+    """Return the repository of a dataset by SAEBench's name, which may name a part of it."""
+    return name.partition("_class_set")[0].removesuffix("_sentiment")

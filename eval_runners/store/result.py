@@ -25,6 +25,7 @@ from sae_variants.common.hashing import hash_value
 from sae_variants.common.values import finite_or_none
 from sae_variants.language_model.folders import model_id
 from sae_variants.language_model.hub import model_revision
+from sae_variants.language_model.hub_text import dataset_commit
 from sae_variants.language_model.target import Target
 
 
@@ -106,6 +107,7 @@ class ResultLocation:
             "hook_name": self.target.hook_name,
             "text": self.target.text_id,
             "text_version": self.target.text_version,
+            "text_revision": dataset_commit(self.target.dataset),
             "read": dict(self.versions),
         }
 

@@ -6,14 +6,17 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.hub import hub_errors, is_transport
-from sae_variants.language_model.hub_status import causes_of, refusal, response_of, wait_of
+from sae_variants.language_model.hub_status import causes_of, hub_reason, refusal, response_of, wait_of
 from sae_variants.language_model.rows import Row
+from sae_variants.language_model.text import is_local_text
 
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(:(?P<config>[\w.,+=-]+))?(@(?P<revision>[\w./-]+))?")
+_COMMIT = re.compile("[0-9a-f]{40}")
 ATTEMPTS = 5
 """Attempts in a row without a new row, after which a stream is given up."""
 ROWS_PER_STATE = 1000
@@ -58,13 +61,10 @@ def pin_dataset(name: str) -> str:
     from huggingface_hub import HfApi, constants
 
     dataset = parse_hub_dataset(name)
-    if dataset.revision and re.fullmatch("[0-9a-f]{40}", dataset.revision):
+    if dataset.revision and _COMMIT.fullmatch(dataset.revision):
         return name
     if constants.HF_HUB_OFFLINE:
-        raise UsageError(
-            f"cannot get the dataset {name} on the Hugging Face Hub: HF_HUB_OFFLINE is set; "
-            "--dataset takes a local file or folder too"
-        )
+        return str(replace(dataset, revision=_cached_folder(dataset).name))
     with hub_errors(f"the dataset {name}"):
         attempt = 0
         while True:
@@ -78,6 +78,29 @@ def pin_dataset(name: str) -> str:
                     time.sleep(wait)
                     continue
                 raise
+
+
+def dataset_commit(name: str) -> str | None:
+    """Return the commit of a dataset for the provenance; None for text that is not on the Hub, or if it is silent.
+
+    Args:
+        name: Name of a dataset, or path of a local file or folder.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if not is_hub_dataset(name) or is_local_text(name):
+        return None
+    dataset = parse_hub_dataset(name)
+    if dataset.revision and _COMMIT.fullmatch(dataset.revision):
+        return dataset.revision
+    try:
+        if constants.HF_HUB_OFFLINE:
+            return _cached_folder(dataset).name
+        return HfApi().dataset_info(dataset.repo, revision=dataset.revision, timeout=10).sha
+    except Exception as error:
+        if isinstance(error, UsageError) or hub_reason(error) or is_transport(error):
+            return None
+        raise
 
 
 def stream_rows(name: str, split: str) -> Iterator[tuple[str, Row]]:
@@ -121,10 +144,34 @@ def stream_rows(name: str, split: str) -> Iterator[tuple[str, Row]]:
 def _open(name: str, split: str) -> Any:
     from datasets import load_dataset
     from datasets.utils.logging import disable_progress_bar
+    from huggingface_hub import constants
 
     dataset = parse_hub_dataset(name)
     disable_progress_bar()
+    if constants.HF_HUB_OFFLINE:
+        return load_dataset(str(_cached_folder(dataset)), dataset.config, split=split, streaming=True)
     return load_dataset(dataset.repo, dataset.config, split=split, revision=dataset.revision, streaming=True)
+
+
+def _cached_folder(dataset: HubDataset) -> Path:
+    """Return the folder of a dataset in the local cache of the Hub; its name is the commit.
+
+    Raises:
+        UsageError: The dataset is not in the cache.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(dataset.repo, repo_type="dataset", revision=dataset.revision, local_files_only=True)
+        )
+    except LocalEntryNotFoundError as error:
+        raise UsageError(
+            f"cannot get the dataset {dataset} on the Hugging Face Hub: HF_HUB_OFFLINE is set, and it is not in the "
+            f"local cache, where `hf download {dataset.repo} --repo-type dataset` puts it; --dataset takes a local file "
+            "or folder too"
+        ) from error
 
 
 def _is_cut(error: BaseException) -> bool:

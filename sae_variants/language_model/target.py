@@ -72,13 +72,6 @@ class Target:
         """Name of the text that SAEs are trained on."""
         return self._text_id(self.train_dataset or self.dataset)
 
-    @property
-    def is_read_by_host(self) -> bool:
-        """Whether the held-out text is a whole dataset on the Hub that SAEBench can load by its name."""
-        is_default = (self.dataset_split, self.text_column) == (DEFAULT_SPLIT, TEXT)
-        is_plain = ":" not in self.dataset and "@" not in self.dataset
-        return not self.is_local and not self.is_split and is_default and is_plain
-
     def _text_id(self, dataset: str) -> str:
         if dataset == SANDBOX:
             return dataset

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import backup_of, new_folder, remove_folder
+from sae_variants.language_model.hub import model_revision
+from sae_variants.language_model.hub_text import dataset_commit
 from sae_variants.registry.build import load
 from sae_variants.registry.contract import hooks_of
 from sae_variants.registry.variants import find_variant
@@ -188,6 +190,8 @@ class Job:
         trainer.set_final_sae_metadata()
         record = {
             **plan.key,
+            "model_revision": model_revision(plan.target.model_name),
+            "text_revision": dataset_commit(plan.target.train_dataset or plan.target.dataset),
             "trained_tokens": trainer.sae.cfg.metadata.training_tokens,
             "seconds_of_the_last_run": round(time.time() - self.started, 1),
             "last_report": self.report,
