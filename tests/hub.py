@@ -25,6 +25,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub import hf_api
 from huggingface_hub.utils import _http
+from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
+
+from sae_variants.language_model import folders
 
 TOKEN = "hf_" + "t" * 34
 
@@ -235,11 +238,15 @@ def running_hub(monkeypatch: pytest.MonkeyPatch, cache: Path | None = None) -> I
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
         _use_for_datasets(monkeypatch, hub.url, cache)
+    known, official = set(folders._folders), list(OFFICIAL_MODEL_NAMES)
     try:
         yield hub
     finally:
         hub.close()
         huggingface_hub.HfFileSystem.clear_instance_cache()
+        for name in set(folders._folders) - known:  # models of this Hub are forgotten with it
+            del folders._folders[name]
+        OFFICIAL_MODEL_NAMES[:] = official
 
 
 def _use_for_datasets(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path) -> None:

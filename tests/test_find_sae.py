@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import make_model, tiny
 from hub import Hub, running_hub
+from huggingface_hub import file_download
 from layouts import V6, K, S
 
 from eval_runners.commands import evaluate as eval_command
@@ -72,7 +74,9 @@ def test_a_revision_is_another_sae(hub, tmp_path):
     newest, first = locate_name("me/saes:a"), locate_name("me/saes@v1:a")
     assert (newest.load("cpu").cfg.k, first.load("cpu").cfg.k) == (8, 4)
     assert newest.label != first.label
-    with pytest.raises(UsageError, match="me/saes on the Hugging Face Hub has no revision 'v9'"):
+    with pytest.raises(
+        UsageError, match=r"me/saes at revision 'v9' on the Hugging Face Hub: it has no such revision \(HTTP 404\)"
+    ):
         locate_name("me/saes@v9:a")
 
 
@@ -84,8 +88,8 @@ def test_what_the_hub_refuses_is_one_line_with_the_reason(hub, tmp_path, monkeyp
     hub.repos["me/notes"] = {"README.md": b""}
     hub.repos["me/half"] = {"a/cfg.json": b"{}"}
     says = {
-        "me/gone:x": r"cannot get me/gone on the Hugging Face Hub \(HTTP 404\): check the name",
-        "me/gated:x": r"me/gated on the Hugging Face Hub is gated \(HTTP 403\): accept its terms",
+        "me/gone:x": r"cannot get the repository me/gone on the Hugging Face Hub: the Hub has nothing of this name.*\(HTTP 404\)",
+        "me/gated:x": r"me/gated on the Hugging Face Hub: access is granted on request: .* \(HTTP 403\)",
         "me/saes:layer_2/a": r"no folder 'layer_2/a' with an SAE; SAEs are in layer_1/a",
         "me/notes:x": "no folder of it holds an SAE",
         "me/half:a": "is not a saved SAE: it has no sae_weights.safetensors",
@@ -94,14 +98,29 @@ def test_what_the_hub_refuses_is_one_line_with_the_reason(hub, tmp_path, monkeyp
     for name, line in says.items():
         with pytest.raises(UsageError, match=line):
             locate_name(name)
-    for status, reason in ((401, "HTTP 401"), (429, "HTTP 429"), (500, "HTTP 500"), (503, "HTTP 503")):
+    for status in (401, 429, 500, 503):
         hub.fails["/me/saes/"] = [status] * 100
-        with pytest.raises(UsageError, match=rf"cannot get me/saes on the Hugging Face Hub \({reason}\)"):
+        with pytest.raises(UsageError, match=rf"cannot get the repository me/saes .*\(HTTP {status}\)"):
             locate_name("me/saes:layer_1/a")
     hub.fails.clear()
     hub.close()
     with pytest.raises(UsageError, match="cannot be reached"):
         locate_name("me/saes:layer_1/a")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(hub, tmp_path, monkeypatch):
+    layouts.saelens(tmp_path / "s", V6)
+    add(hub, "me/saes", "a", tmp_path / "s")
+
+    def fill(url, temp_file, **kwargs):
+        temp_file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(file_download, "http_get", fill)
+        with pytest.raises(UsageError, match=r"me/saes on the Hugging Face Hub: the disk of the local cache is full"):
+            locate_name("me/saes:a")
+    assert locate_name("me/saes:a").load("cpu").cfg.d_sae == S
 
 
 def test_offline_with_a_warm_cache(hub, tmp_path, monkeypatch):

@@ -13,7 +13,6 @@ from huggingface_hub import constants, snapshot_download
 
 import sae_variants
 from eval_runners.__main__ import main
-from sae_variants.language_model import folders
 from sae_variants.language_model.hub import register_model
 from sae_variants.language_model.target import load_target, target_names
 from sae_variants.training.plan import RECORD
@@ -44,7 +43,6 @@ def test_train_score_publish_and_load(name, monkeypatch, tmp_path):
         standins.serve(hub, target.model_name, tmp_path / "model", DOCUMENTS)
         if target.model_name == "google/gemma-2-2b":
             # TransformerLens writes down the sizes of this model: the stand-in is loaded as one that is not on its list
-            monkeypatch.setattr(folders, "_folders", dict(folders._folders))
             register_model(target.model_name)
         assert main(["core", *where, *CORE, "--output", runs]) == 0
         assert main(["sparse_probing", *where, *PROBING, "--output", runs]) == 0

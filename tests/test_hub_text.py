@@ -119,10 +119,10 @@ def test_a_stream_goes_on_after_a_cut(hub, monkeypatch, file, statuses):
     ("status", "says"),
     [
         (401, "does not know the token"),
-        (403, r"access is refused \(HTTP 403\)"),
-        (404, r"nothing of this name \(HTTP 404\)"),
-        (429, r"asks for patience \(HTTP 429\)"),
-        (500, r"the Hub failed \(HTTP 500\)"),
+        (403, "access is refused"),
+        (404, "nothing of this name"),
+        (429, "asks for patience"),
+        (500, "the Hub failed"),
     ],
 )
 @pytest.mark.parametrize("at", ["/api/datasets/me/texts", "data.jsonl"])
@@ -131,7 +131,7 @@ def test_refusals_are_one_line(hub, status, says, at):
     if at == "data.jsonl":
         name = pin_dataset(name)
     hub.fails[at] = [status] * 200
-    with pytest.raises(UsageError, match=r"the dataset me/texts.*" + says) as caught:
+    with pytest.raises(UsageError, match=rf"the dataset me/texts.*{says}.*\(HTTP {status}\)") as caught:
         read(pin_dataset(name))
     assert "\n" not in str(caught.value)
 

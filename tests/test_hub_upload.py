@@ -18,17 +18,17 @@ def hub(monkeypatch):
 @pytest.mark.parametrize(
     ("path", "status", "says"),
     [
-        ("/api/repos/create", 403, r"HTTP 403\): your token may not write there"),
-        ("/preupload/", 404, r"HTTP 404\): there is no such repository"),
-        ("/commit/", 409, r"HTTP 409\): the repository has changed"),
-        ("/api/repos/create", 429, r"HTTP 429\): the Hub asks for patience"),
-        ("/api/repos/create", 500, r"HTTP 500\): the Hub failed"),
+        ("/api/repos/create", 403, "your token may not write there"),
+        ("/preupload/", 404, "there is no such repository"),
+        ("/commit/", 409, "the repository has changed"),
+        ("/api/repos/create", 429, "the Hub asks for patience"),
+        ("/api/repos/create", 500, "the Hub failed"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(hub, tmp_path, path, status, says):
     hub.fails[path] = [status] * 100
     (tmp_path / "x.txt").write_text("x")
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=rf"cannot publish to me/saes: {says}.*\(HTTP {status}\)"):
         upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
 
 
@@ -37,7 +37,7 @@ def test_a_connection_that_is_cut_leaves_nothing_and_the_same_upload_works_after
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.safetensors").write_bytes(bytes(1000))
     hub.fails["/upload/"] = [0] * 100
-    with pytest.raises(UsageError, match=r"cannot reach the Hub|the Hub failed"):
+    with pytest.raises(UsageError, match=r"no connection|the Hub failed"):
         upload(tmp_path, "me/saes", False, endpoint=hub.url, token=TOKEN)
     assert hub.repos["me/saes"] == {}
     hub.fails.clear()
@@ -58,11 +58,11 @@ def test_an_sae_that_is_published_again_keeps_nothing_of_its_former_self(hub, tm
 
 def test_a_wrong_token_and_none(hub, tmp_path):
     (tmp_path / "x.txt").write_text("x")
-    with pytest.raises(UsageError, match=r"HTTP 401\): the Hub does not know you"):
+    with pytest.raises(UsageError, match=r"the Hub does not know you: .* \(HTTP 401\)"):
         upload(tmp_path, "me/saes", False, endpoint=hub.url, token="hf_wrong")
 
 
 def test_no_hub_at_all(hub, tmp_path):
     (tmp_path / "x.txt").write_text("x")
-    with pytest.raises(UsageError, match="cannot reach the Hub"):
+    with pytest.raises(UsageError, match="cannot publish to me/saes: no connection"):
         upload(tmp_path, "me/saes", False, endpoint="http://127.0.0.1:9", token=TOKEN)

@@ -22,8 +22,7 @@ from eval_runners.store.envelope import sae_bench_release
 from sae_variants.common.console import progress
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.hooks import activation_key
-from sae_variants.language_model.hub import hub_errors
-from sae_variants.language_model.hub_text import dataset_commit
+from sae_variants.language_model.hub_text import dataset_commit, dataset_errors
 from sae_variants.language_model.target import Target
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def serving_tasks() -> Iterator[None]:
     def get(name: str, train_set_size: int, test_set_size: int, random_seed: int) -> Any:
         if is_local_dataset(name):
             return split_dataset(name, train_set_size, test_set_size, random_seed)
-        with hub_errors(f"the dataset {name}"):
+        with dataset_errors(name):
             return load(name, train_set_size, test_set_size, random_seed)
 
     with (

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import errno
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from sae_variants.common.errors import UsageError, describe_error
+from sae_variants.common.errors import UsageError
+from sae_variants.common.hub_errors import hub_errors
 from sae_variants.formats.layouts import LAYOUTS, Layout, describe_missing
-from sae_variants.language_model.hub import is_transport
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?:(?P<path>.+)")
 
@@ -65,7 +64,7 @@ def download_sae(hub_id: HubId, beside: Collection[str] = ()) -> tuple[Path, Lay
             local[name] = _download(hub_id, name)
         return local[name]
 
-    with hub_refusals(hub_id.repo, hub_id.revision):
+    with repository_errors(hub_id.repo, hub_id.revision):
         for layout in LAYOUTS:
             files = [path for name in layout.files if (path := get(name))]
             if len(files) == len(layout.files):
@@ -117,47 +116,7 @@ def _why_none(hub_id: HubId, present: list[str]) -> str:
     return f"{where} has no folder {hub_id.path!r} with an SAE{hint}{more}"
 
 
-@contextlib.contextmanager
-def hub_refusals(repo: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what the Hub refuses into a UsageError that names the repository, the reason and the remedy."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:
-        if not (reason := _describe_refusal(error, repo, revision)):
-            raise
-        raise UsageError(reason) from error
-
-
-def _describe_refusal(error: Exception, repo: str, revision: str | None) -> str | None:
-    """Return the line for an error of huggingface_hub or of the network; None for any other error."""
-    from huggingface_hub import constants, errors
-
-    where = f"{repo} on the Hugging Face Hub"
-    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
-        return _describe_refusal(error.__cause__, repo, revision)
-    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-        offline = (
-            "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached: check the network"
-        )
-        return f"cannot get {where}: it is not in the local cache, and {offline}"
-    if isinstance(error, errors.HFValidationError):
-        return f"{repo!r} is not the name of a repository: {describe_error(error)}"
-    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.GatedRepoError):
-        return f"{where} is gated (HTTP {status}): accept its terms at https://huggingface.co/{repo} and set HF_TOKEN"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{where} has no revision {revision!r}"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"cannot get {where} (HTTP {status}): check the name; if it is private, set HF_TOKEN"
-    if isinstance(error, errors.EntryNotFoundError):
-        return f"{where} lacks a file: {describe_error(error)}"
-    if isinstance(error, errors.HfHubHTTPError):
-        mends = {401: "set HF_TOKEN", 403: "your token may not read it", 429: "the Hub asks for patience"}
-        return f"cannot get {where} (HTTP {status}): {mends.get(status or 0, 'the Hub failed, try again later')}"
-    if is_transport(error):
-        return f"cannot get {where}: the connection failed ({describe_error(error)})"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"cannot keep {where} in the local cache: {error.strerror}; set HF_HOME to another folder"
-    return None
+def repository_errors(repo: str, revision: str | None = None) -> AbstractContextManager[None]:
+    """Return the context that turns errors of the Hub into a UsageError that names a repository of SAEs."""
+    where = f"the repository {repo}" + (f" at revision {revision!r}" if revision else "")
+    return hub_errors(f"cannot get {where} on the Hugging Face Hub")

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from sae_variants.common.errors import UsageError, describe_error
-from sae_variants.formats.hub import hub_refusals
+from sae_variants.formats.hub import repository_errors
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -100,7 +100,7 @@ def load_release(release: str, sae_id: str) -> SAE[Any]:
             cfg["d_in"], cfg["d_sae"] = weights["W_enc"].shape
         return cfg, weights, log_sparsity
 
-    with hub_refusals(releases()[release].repo_id):
+    with repository_errors(releases()[release].repo_id):
         try:
             return SAE.from_pretrained(release, sae_id, device="cpu", converter=load_as_wide_as_the_weights)
         except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:

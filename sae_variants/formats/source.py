@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import new_folder
 from sae_variants.common.hashing import hash_value
-from sae_variants.formats.hub import HubId, download_sae, hub_refusals, parse_hub_id
+from sae_variants.formats.hub import HubId, download_sae, parse_hub_id, repository_errors
 from sae_variants.formats.layouts import SAELENS, Layout, layout_of, load
 from sae_variants.formats.releases import check_release, load_release, releases, split_release
 from sae_variants.registry.build import load as load_saelens
@@ -131,7 +131,7 @@ def _revision(repo: str) -> str:
     from huggingface_hub.file_download import repo_folder_name
 
     try:
-        with hub_refusals(repo):
+        with repository_errors(repo):
             return str(HfApi().model_info(repo).sha)
     except UsageError:
         ref = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "refs" / "main"

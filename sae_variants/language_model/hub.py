@@ -1,21 +1,17 @@
-"""The Hugging Face Hub: models by their name there, revisions, and what its errors mean."""
+"""Models by their name on the Hugging Face Hub: what is downloaded, at which revision."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import re
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from fnmatch import fnmatch
 from pathlib import Path
 
 from sae_variants.common.errors import UsageError
+from sae_variants.common.hub_errors import hub_errors, is_transport
 from sae_variants.language_model.folders import is_local_model, model_id, register_folder, register_model_folder
-from sae_variants.language_model.hub_status import causes_of, hub_reason
 from sae_variants.language_model.model_files import CONFIG, TOKENIZER, WEIGHTS, check_model_folder
 
-HTTP_LIBRARIES = ("httpx", "httpx2", "requests")
-_OFFLINE = "check the name and the network, or use --target sandbox or --model FOLDER, which need none"
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 _OWN_FORMAT = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
 """Owners of models in TransformerLens' own format, which transformers does not read."""
@@ -62,6 +58,12 @@ def register_model(model: str) -> str:
     return name
 
 
+def model_errors(what: str) -> AbstractContextManager[None]:
+    """Return the context that turns errors of the Hub into a UsageError; `what` names the model."""
+    otherwise = "use --target sandbox or --model FOLDER, which need none"
+    return hub_errors(f"cannot get {what} on the Hugging Face Hub", otherwise=otherwise)
+
+
 def is_listed(name: str) -> bool:
     """Return whether a name without a revision is on TransformerLens' list of models."""
     from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
@@ -81,7 +83,7 @@ def find_model(name: str) -> str:
         return register_model(name)
     official = official_name(name)
     if not isinstance(try_to_load_from_cache(official, "config.json"), str):
-        with hub_errors(f"the model {name}"):
+        with model_errors(f"the model {name}"):
             HfApi().model_info(official, timeout=10)  # fails at once without a network; a download would retry first
     return name
 
@@ -111,7 +113,7 @@ def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     what = f"the model {repo}" + (f" at revision {revision!r}" if revision else "")
-    with hub_errors(what):
+    with model_errors(what):
         if constants.HF_HUB_OFFLINE:
             return Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[*CONFIG]))
         try:
@@ -122,37 +124,3 @@ def _download(repo: str, revision: str | None) -> Path:
             return Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[*CONFIG]))
         names = needed_files([file.rfilename for file in info.siblings or []])
         return Path(snapshot_download(repo, revision=revision, allow_patterns=names))
-
-
-def is_transport(error: BaseException) -> bool:
-    """Return whether an error comes from the network, whichever HTTP library huggingface_hub uses."""
-    return isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in HTTP_LIBRARIES
-
-
-def _local_reason(error: BaseException) -> str | None:
-    """Return why a request did not reach the Hub, or its answer the disk, with the mend; None for any other error."""
-    from huggingface_hub import errors
-
-    for cause in causes_of(error):
-        if isinstance(cause, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
-            return f"it is not in the local cache: {_OFFLINE}"
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return "the disk of the local cache is full: free space, or set HF_HOME to another disk"
-        if is_transport(cause):
-            return f"no connection ({type(cause).__name__}): {_OFFLINE}"
-    # transformers and datasets report an unreachable Hub as an OSError without a number
-    return f"{type(error).__name__}: {_OFFLINE}" if isinstance(error, OSError) and error.errno is None else None
-
-
-@contextlib.contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Turn errors of the Hub into a UsageError; `what` names the model or dataset that is requested."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:
-        reason = hub_reason(error) or _local_reason(error)
-        if reason is None:
-            raise
-        raise UsageError(f"cannot get {what} on the Hugging Face Hub: {reason}") from error

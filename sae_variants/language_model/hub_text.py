@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model.hub import hub_errors, is_transport
-from sae_variants.language_model.hub_status import causes_of, hub_reason, refusal, response_of, wait_of
+from sae_variants.common.hub_errors import causes_of, hub_errors, hub_reason, is_transport, response_of, wait_of
 from sae_variants.language_model.rows import Row
 from sae_variants.language_model.text import is_local_text
 
@@ -65,7 +65,7 @@ def pin_dataset(name: str) -> str:
         return name
     if constants.HF_HUB_OFFLINE:
         return str(replace(dataset, revision=_cached_folder(dataset).name))
-    with hub_errors(f"the dataset {name}"):
+    with dataset_errors(name):
         attempt = 0
         while True:
             try:
@@ -78,6 +78,11 @@ def pin_dataset(name: str) -> str:
                     time.sleep(wait)
                     continue
                 raise
+
+
+def dataset_errors(name: str) -> AbstractContextManager[None]:
+    """Return the context that turns errors of the Hub into a UsageError that names a dataset."""
+    return hub_errors(f"cannot get the dataset {name} on the Hugging Face Hub")
 
 
 def dataset_commit(name: str) -> str | None:
@@ -169,8 +174,8 @@ def _cached_folder(dataset: HubDataset) -> Path:
     except LocalEntryNotFoundError as error:
         raise UsageError(
             f"cannot get the dataset {dataset} on the Hugging Face Hub: HF_HUB_OFFLINE is set, and it is not in the "
-            f"local cache, where `hf download {dataset.repo} --repo-type dataset` puts it; --dataset takes a local file "
-            "or folder too"
+            f"local cache, where `hf download {dataset.repo} --repo-type dataset` puts it; --dataset takes a local "
+            "file or folder too"
         ) from error
 
 
@@ -183,8 +188,8 @@ def _is_cut(error: BaseException) -> bool:
 
 
 def _reason(name: str, split: str, error: BaseException) -> UsageError:
-    if refused := refusal(f"the dataset {name}", error):
-        return refused
+    if reason := hub_reason(error):
+        return UsageError(f"cannot get the dataset {name} on the Hugging Face Hub: {reason}")
     first = (str(error).splitlines() or [type(error).__name__])[0][:300]
     if _is_cut(error):
         return UsageError(f"cannot get the dataset {name} on the Hugging Face Hub: the connection broke: {first}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sae_variants.common.errors import UsageError, describe_error
 from sae_variants.language_model.folders import is_local_model
-from sae_variants.language_model.hub import find_model, hub_errors
+from sae_variants.language_model.hub import find_model, model_errors
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -60,7 +60,7 @@ def load_model(name: str, device: str, dtype: str) -> HookedTransformer:
 
 def _hub_errors_of(name: str) -> contextlib.AbstractContextManager[None]:
     """Return the context that turns errors of the Hub into a UsageError, for a model that is there."""
-    return contextlib.nullcontext() if is_local_model(name) else hub_errors(f"the model {name}")
+    return contextlib.nullcontext() if is_local_model(name) else model_errors(f"the model {name}")
 
 
 def free_memory(device: str) -> float:

@@ -2,50 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval_runners.contract.contract import Result
 from eval_runners.store.read import read_results
-from sae_variants.common.errors import UsageError
-from sae_variants.language_model.hub import is_transport
+from sae_variants.common.hub_errors import WRITING, hub_errors
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-REFUSALS = {
-    401: "the Hub does not know you: log in with `hf auth login`, or set HF_TOKEN",
-    403: "your token may not write there: give it write access, or another --repo",
-    404: "there is no such repository, or you may not see it: check --repo",
-    409: "the repository has changed in the meantime: run the command again",
-    429: "the Hub asks for patience: run the command again in a few minutes",
-}
-"""HTTP status -> its meaning here, and the mend."""
 
-
-@contextlib.contextmanager
-def _one_line_errors(repo: str) -> Iterator[None]:
-    """Turn refusals of the Hub, and errors of the network, into a UsageError."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-
-    try:
-        yield
-    except LocalTokenNotFoundError as error:
-        raise UsageError(f"cannot publish to {repo}: {REFUSALS[401]}") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        meaning = REFUSALS.get(status, "the Hub failed: run the command again")
-        raise UsageError(f"cannot publish to {repo} (HTTP {status}): {meaning}") from error
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not is_transport(cause):  # an upload that breaks off is wrapped
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        raise UsageError(f"cannot reach the Hub ({type(error).__name__}): check the network, then run again") from error
+def _publishing(repo: str) -> AbstractContextManager[None]:
+    """Return the context that turns refusals of the Hub, and errors of the network, into a UsageError."""
+    return hub_errors(f"cannot publish to {repo}", WRITING)
 
 
 def _api(endpoint: str | None = None, token: str | None = None) -> HfApi:
@@ -66,7 +39,7 @@ def read_repository(repo: str) -> dict[str, list[Result]]:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     results: dict[str, list[Result]] = {}
-    with _one_line_errors(repo):
+    with _publishing(repo):
         api = _api()
         try:
             files = sorted(api.list_repo_files(repo))
@@ -101,7 +74,7 @@ def upload(
         UsageError: the Hub refuses, or cannot be reached.
     """
     api = _api(endpoint, token)
-    with _one_line_errors(repo):
+    with _publishing(repo):
         api.create_repo(repo, private=private, exist_ok=True)
         stale = [f"{name}/*" for name in replaced]
         api.upload_folder(
