@@ -17,6 +17,7 @@ COMMANDS = {
     LIST: "List evaluations, variants and targets.",
     "suite": "Score several SAEs with several seeds and evaluations at once.",
     "leaderboard": "Rank results of ours and of others, where they may be ranked.",
+    "export": "Write results as files that SAEBench's own graphs read.",
     "report": "Write the leaderboard as one HTML page.",
     "case-study": "Show single latents of an SAE on one HTML page.",
     "human-study": "Ask people, or a language model, where a latent fires, and score the answers.",

@@ -9,7 +9,7 @@ import standins
 import torch
 from conftest import TINY, tiny
 from hub import running_hub
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import ModelCard, constants, snapshot_download
 
 import sae_variants
 from eval_runners.__main__ import main
@@ -48,6 +48,9 @@ def test_train_score_publish_and_load(name, monkeypatch, tmp_path):
         assert main(["sparse_probing", *where, *PROBING, "--output", runs]) == 0
         commit = hub.sha
         assert main(["publish", *where, "--results", runs, "--repo", "me/saes"]) == 0
+        card = ModelCard(hub.repos["me/saes"]["README.md"].decode())
+        named = {(one.dataset_type, one.dataset_revision) for one in card.data.eval_results}
+        assert named == {(target.dataset, commit)}
         sae_id = next(path.partition("/")[0] for path in hub.repos["me/saes"] if path.endswith("cfg.json"))
         published = SAE.from_pretrained("me/saes", sae_id)
         snapshot_download(target.dataset, repo_type="dataset")

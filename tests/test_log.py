@@ -11,6 +11,8 @@ from conftest import tiny
 from test_train import killed_at
 
 import sae_variants
+from eval_runners.contract.located import LocatedSAE
+from eval_runners.store.logs import read_logs
 from sae_variants.common.errors import UsageError
 from sae_variants.training.log import LogSettings, heldout_measure
 from sae_variants.training.plan import make_plan
@@ -35,6 +37,8 @@ def test_a_line_a_report(target, tmp_path, model, name):
     assert {f"heldout_{key}": value for key, value in last.items()}.items() <= lines[-1].items()
     assert last["l0"] == pytest.approx(4, rel=0.1)
     assert not list(tmp_path.rglob("*.log.jsonl"))
+    folders = [plan.folder, *(plan.folder / part for part in ("lower",) if name == "hierarchical")]
+    assert read_logs(tmp_path) == {LocatedSAE(name, folder).weight_hash: lines for folder in folders}
 
 
 def test_a_log_has_no_gap_over_kills(target, tmp_path, monkeypatch):

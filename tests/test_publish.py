@@ -18,6 +18,8 @@ from test_leaderboard import made
 import sae_variants
 from eval_runners.__main__ import main
 from eval_runners.commands import evaluate as eval_command
+from eval_runners.leaderboard.rows import Row
+from eval_runners.views.card import CardEntry, render_card
 from sae_variants.common.errors import UsageError
 
 CORE = [
@@ -67,10 +69,27 @@ def test_a_dry_run_writes_sae_lens_layout_results_and_a_card(place, tmp_path, ca
     assert card.data.library_name == "saelens"
     assert card.data.license == "mit"
     assert {"temporal", "saelens"} <= set(card.data.tags)
-    assert card.data.eval_results
+    assert not card.data.eval_results, "the text is in a local file, and the Hub's form names datasets on the Hub"
     assert f'SAE.from_pretrained("me/saes", "{folder.name}")' in card.text
     assert "| SAE | L0 |" in card.text
-    assert "SAELens alone loads it (architecture `jumprelu`)" in card.text
+    assert "| 0 | SAELens (`jumprelu`) |" in card.text
+    assert "import sae_variants" not in card.text
+
+
+def test_the_card_of_a_mixed_repository_says_what_each_sae_needs():
+    result = made("flat", ce=0.9)
+    result["eval_config"]["dataset"] = "org/text:en@abc,split=test/heldout"
+    row = Row("flat", 64, 1000, {"core": [result]})
+    shared = {"model": "org/model", "hook_name": "blocks.0.hook_resid_post", "seed": 0, "weight_hash": None}
+    flat = CardEntry("a", "flat", "flat", row=row, d_in=32, architecture="topk", is_stock=True, **shared)
+    tree = CardEntry("b", "tree", "tree", row=Row("tree", 64, 1000), d_in=32, architecture="hierarchical", **shared)
+    card = ModelCard(render_card("me/saes", [flat, tree], [], "mit", "", []))
+    assert "| SAELens (`topk`) |" in card.text
+    assert "| SAELens and sae-variants |" in card.text
+    assert "import sae_variants  # registers its architectures" in card.text
+    datasets = {(one.dataset_type, one.dataset_config, one.dataset_revision) for one in card.data.eval_results}
+    assert datasets == {("org/text", "en", "abc")}
+    assert all(one.metric_name.endswith(" of a") for one in card.data.eval_results)
 
 
 def test_a_trace_goes_with_the_weights(tmp_path):
@@ -205,7 +224,6 @@ def test_there_and_back_to_the_last_bit(place, hub, tmp_path):
     card = hub.repos["me/saes"]["README.md"].decode()
     assert "| [`older`](older) | `older one` |" in card
     assert "| `older one` | 30.0 |" in card
-    assert "value: 0.123" in card
     root, words = place
     (weights,) = (root / "trained").rglob("sae_weights.safetensors")
     script = (

@@ -35,7 +35,14 @@ def results():
 def page(tmp_path_factory):
     file = tmp_path_factory.mktemp("report") / "report.html"
     others, _ = read_results([BASELINES])
-    file.write_text(render_report(make_boards([*results(), *others]), []))
+    found = list(results())
+    digest = found[0]["eval_result_unstructured"]["provenance"]["weight_hash"]
+    log = [
+        {"step": 1, "tokens": 10, "loss": 3.0, "heldout_l0": 40.0},
+        {"step": 2, "tokens": 20, "loss": 2.0},
+        {"step": 3, "tokens": 30, "loss": 1.5, "heldout_l0": 31.0},
+    ]
+    file.write_text(render_report(make_boards([*found, *others]), [], {digest: log}))
     return file
 
 
@@ -57,6 +64,7 @@ def test_every_panel_is_drawn_without_an_error_and_nothing_is_fetched(driver, pa
     titles = [title for title, _, _ in panels]
     assert any(title.startswith("CE loss score") for title in titles)
     assert {"accuracy of probes ↑", "how often latents fire"} <= set(titles)
+    assert {"training: loss", "training: held-out l0"} <= set(titles)
     assert all(drawn and traces for _, drawn, traces in panels), panels
     assert not [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
     assert fetched(driver) == []

@@ -1,7 +1,8 @@
 """python -m eval_runners report: the leaderboard as one HTML page that opens from disk and fetches nothing.
 
 It shows every metric of the leaderboard over L0, curves of metrics that belong together (autocorrelation over the lag,
-probing over k), histograms of firing rates, and a sortable table; filters by target, L0, width and SAE. The page holds
+probing over k), histograms of firing rates, the course of trainings that were logged (`train --log`), and a sortable
+table; filters by target, L0, width and SAE. The page holds
 its data, its style, its script (`report.html`) and Plotly, compressed. Pure: imports no torch.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.render import ARROWS, LEGEND, board_title, describe_conditions, format_count
 from eval_runners.leaderboard.rows import Row
 from eval_runners.leaderboard.select import add_filters, add_result_folders, find_boards, has_l0_near
+from eval_runners.store.logs import Line, read_logs
 from eval_runners.store.paths import without_paths
 from eval_runners.views.page import render_page
 from sae_variants.cli.options import Parser
 from sae_variants.common.files import write_atomically
+from sae_variants.training.plan import trained_root
 
 
 def main(argv: list[str]) -> int:
@@ -30,24 +33,28 @@ def main(argv: list[str]) -> int:
     add_result_folders(parser)
     add_filters(parser)
     parser.add_argument("--output", default="report.html", metavar="FILE", help="The page (default: %(default)s).")
+    parser.add_argument("--trained", metavar="FOLDER", help="Root of trained SAEs, for the logs of their trainings.")
     args = parser.parse_args(argv)
     boards, broken = find_boards(args)
-    text = render_report(boards, broken)
+    text = render_report(boards, broken, read_logs(trained_root(args.trained)))
     write_atomically(Path(args.output), text, "--output")
     rows = sum(bool(row.results) for board in boards for row in board.rows)
     print(f"{args.output}: {rows} rows on {len(boards)} boards, {len(text.encode()) / 2**20:.1f} MiB")
     return 1 if broken else 0
 
 
-def render_report(boards: Sequence[Board], broken: Sequence[str]) -> str:
+def render_report(
+    boards: Sequence[Board], broken: Sequence[str], logs: Mapping[str, Sequence[Line]] | None = None
+) -> str:
     """Render the whole page. Text of results is data, never markup.
 
     Args:
         boards: what the page shows, the boards with results of ours first.
         broken: a line for every file that holds no result.
+        logs: weight hash -> lines of the log of its training.
     """
     data = {
-        "boards": [_describe_board(board) for board in sorted(boards, key=_order)],
+        "boards": [_describe_board(board, logs or {}) for board in sorted(boards, key=_order)],
         "broken": [without_paths(reason) for reason in broken],
         "legend": LEGEND,
         "usual": USUAL_EVALUATIONS,
@@ -67,7 +74,7 @@ def _compressed_plotly() -> str:
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
 
 
-def _describe_board(board: Board) -> dict[str, Any]:
+def _describe_board(board: Board, logs: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
     group_of = {id(row): number for number, group in enumerate(board.groups) for row in group}
     for row in board.rows:  # an untrained row is shown with the group of about its L0
         if row.untrained:
@@ -93,7 +100,10 @@ def _describe_board(board: Board) -> dict[str, Any]:
         ],
         "curves": list(curves.values()),
         "groups": [_group_title(group) for group in board.groups],
-        "rows": [_describe_row(board, row, group_of.get(id(row)), curves) for row in board.rows],
+        "rows": [
+            _describe_row(board, row, group_of.get(id(row)), curves) | {"logs": _describe_logs(row, logs)}
+            for row in board.rows
+        ],
     }
 
 
@@ -147,6 +157,17 @@ def _mean_densities(densities: Sequence[dict[str, Any]]) -> dict[str, Any] | Non
     bins = zip(*(each["counts"] for each in densities), strict=True)
     never = sum(each["never"] for each in densities) / len(densities)
     return {**densities[0], "counts": [_round(sum(n) / len(densities)) for n in bins], "never": _round(never)}
+
+
+def _describe_logs(row: Row, logs: Mapping[str, Sequence[Line]]) -> list[dict[str, Any]]:
+    """Numbers over training tokens of each of a row's SAEs whose training was logged."""
+    described = []
+    for digest in sorted(row.weight_hashes & logs.keys()):
+        lines = logs[digest]
+        names = dict.fromkeys(name for line in lines for name in line if name not in ("step", "tokens", "phase"))
+        values = {name: [_round(line.get(name)) for line in lines] for name in names}
+        described.append({"tokens": [line["tokens"] for line in lines], "values": values})
+    return described
 
 
 def _round(value: float | None) -> float | None:

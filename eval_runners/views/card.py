@@ -14,6 +14,8 @@ from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.render import LEGEND, format_count, to_markdown
 from eval_runners.leaderboard.rows import Column, Row, metrics_of
 from eval_runners.leaderboard.select import has_l0_near
+from eval_runners.store.read import provenance_of
+from sae_variants.language_model.hub_text import is_hub_dataset, parse_hub_dataset
 from sae_variants.registry.variants import variant_summaries
 
 if TYPE_CHECKING:
@@ -44,8 +46,10 @@ class CardEntry:
     """Its results as a row of the leaderboard."""
     d_in: int | None = None
     """Width of the hook; None for an SAE that the repository holds already."""
-    stock_architecture: str = ""
-    """Architecture as which SAELens loads it without this package; empty if it needs this package."""
+    architecture: str = ""
+    """Architecture as which SAELens loads it; empty if it is unknown."""
+    is_stock: bool = False
+    """Whether SAELens loads it without this package."""
 
     @property
     def d_sae(self) -> int | str:
@@ -56,6 +60,13 @@ class CardEntry:
     def l0(self) -> str:
         """L0; "-" if it is unknown."""
         return f"{self.row.l0:.1f}" if self.row.l0 else "-"
+
+    @property
+    def needs(self) -> str:
+        """What loads it."""
+        if self.is_stock:
+            return f"SAELens (`{self.architecture}`)"
+        return "SAELens and sae-variants" if self.architecture else "-"
 
     @property
     def tokens(self) -> str:
@@ -87,7 +98,6 @@ def render_card(
     names = list(dict.fromkeys(sae.name for sae in every))
     summaries = variant_summaries()
     intro = " ".join(f"`{name}`: {summaries[name]}." for name in names if name in summaries)
-    all_stock = all(sae.stock_architecture for sae in saes)
     template = Environment(trim_blocks=True, keep_trailing_newline=True).from_string(TEMPLATE.read_text())
     body = template.render(
         warning=warning,
@@ -96,7 +106,7 @@ def render_card(
         saes=saes,
         repo=repo,
         every=every,
-        stock_architectures=", ".join(sorted({sae.stock_architecture for sae in saes})) if all_stock else "",
+        all_stock=all(sae.is_stock for sae in every),
         table=_table(every, boards) or "None yet.",
         legend=LEGEND,
         version=version("sae-variants"),
@@ -124,22 +134,26 @@ def _metadata(repo: str, saes: Sequence[CardEntry], names: Sequence[str], licenc
 
 
 def _eval_results(saes: Sequence[CardEntry]) -> Iterator[EvalResult]:
-    """The numbers of the leaderboard's columns, in the Hub's form."""
+    """The numbers of the leaderboard's columns, in the Hub's form, which is for evaluations of a dataset on the Hub."""
     from huggingface_hub import EvalResult
 
     for sae in saes:
         for evaluation, results in sae.row.results.items():
-            dataset = str(results[0]["eval_config"].get("dataset") or evaluation)
+            text = str(results[0]["eval_config"].get("dataset") or "").removesuffix("/heldout").partition(",")[0]
+            if not is_hub_dataset(text):
+                continue
+            dataset = parse_hub_dataset(text)
             for metric in metrics_of(evaluation):
                 number = sae.row.number(Column(evaluation, metric))
                 if metric.short and number:
                     yield EvalResult(
                         task_type="feature-extraction",
-                        dataset_type=dataset,
-                        dataset_name=dataset,
-                        dataset_config=sae.id,
+                        dataset_type=dataset.repo,
+                        dataset_name=dataset.repo,
+                        dataset_config=dataset.config,
+                        dataset_revision=dataset.revision or provenance_of(results[0]).get("text_revision"),
                         metric_type=metric.key,
-                        metric_name=metric.title,
+                        metric_name=f"{metric.title} of {sae.id}",
                         metric_value=number[0],
                     )
 

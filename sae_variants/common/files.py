@@ -61,8 +61,16 @@ def check_file_writable(path: Path, option: str) -> None:
         raise UsageError(f"cannot write {path}; give another {option}")
 
 
-def check_folder_writable(root: Path) -> Path:
-    """Create the folder if necessary and return it; raise a UsageError, before any work, if it cannot be written to."""
+def check_folder_writable(root: Path, option: str = "--output") -> Path:
+    """Create a folder if necessary and return it.
+
+    Args:
+        root: The folder.
+        option: Command-line option that sets it, for the error message.
+
+    Raises:
+        UsageError: It cannot be written to.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
         probe = root / f".probe-{os.getpid()}"
@@ -71,7 +79,7 @@ def check_folder_writable(root: Path) -> Path:
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write results to {root}: {error.strerror}; give another --output") from error
+        raise UsageError(f"cannot write results to {root}: {error.strerror}; give another {option}") from error
     return root
 
 

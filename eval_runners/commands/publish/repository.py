@@ -102,7 +102,17 @@ def _kept_entry(sae_id: str, results: Sequence[Result]) -> CardEntry:
         seed=provenance.get("seed"),
         weight_hash=provenance.get("weight_hash"),
         row=row,
+        architecture=cfg.get("architecture") or "",
+        is_stock=_is_stock(cfg.get("architecture")),
     )
+
+
+def _is_stock(architecture: str | None) -> bool:
+    """Whether an architecture is SAELens' own."""
+    from sae_lens.registry import SAE_CLASS_REGISTRY
+
+    known = SAE_CLASS_REGISTRY.get(architecture or "")
+    return known is not None and known[0].__module__.startswith("sae_lens.")
 
 
 def _entry_of(located: LocatedSAE, results: Sequence[Result]) -> CardEntry:
@@ -116,7 +126,6 @@ def _entry_of(located: LocatedSAE, results: Sequence[Result]) -> CardEntry:
     # fields that differ from the recipe are no part of a file's name, but give the SAE another folder than the recipe's
     kind = f"-{(located.kind or located.weight_hash)[:6]}" if "[" in located.label else ""
     name = located.label.partition("[")[0].replace(":", "-").replace("/", "-")
-    is_stock = type(sae).__module__.startswith("sae_lens.")
     return CardEntry(
         id=f"{hook_name}-{name}-{sae.cfg.d_sae}{l0}{seed}{kind}",
         label=located.label,
@@ -126,7 +135,8 @@ def _entry_of(located: LocatedSAE, results: Sequence[Result]) -> CardEntry:
         d_in=sae.cfg.d_in,
         seed=located.seed,
         weight_hash=located.weight_hash,
-        stock_architecture=sae.cfg.architecture() if is_stock else "",
+        architecture=sae.cfg.architecture(),
+        is_stock=_is_stock(sae.cfg.architecture()),
         row=row,
     )
 

@@ -1,0 +1,99 @@
+"""python -m eval_runners export saebench FOLDER: results as files that SAEBench's own graphs and scripts read.
+
+    FOLDER/<evaluation>/<target>_<SAE>_seed<n>_eval_results.json
+
+Those are SAEBench's file names; the evaluations are SAEBench's, each in the folder of its name. SAEBench's graphs match
+an SAE's files by name, group SAEs by `architecture`, and read `training_tokens` from the SAE's config. There the files
+hold the name of the variant, or SAEBench's name of a stock architecture, and the tokens of the training. No number is
+changed. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from eval_runners.contract.contract import Result
+from eval_runners.leaderboard.rows import Row, provenance_of
+from eval_runners.leaderboard.select import add_filters, add_result_folders, find_boards
+from eval_runners.store.paths import without_paths
+from eval_runners.store.read import conditions_of
+from sae_variants.cli.options import Parser
+from sae_variants.common.errors import UsageError
+from sae_variants.common.files import check_folder_writable, write_atomically
+from sae_variants.common.hashing import hash_value
+
+ENDING = "_eval_results.json"
+EVALUATIONS = ("core", "sparse_probing", "sparse_probing_sae_probes")
+"""Types of the results that SAEBench's graphs read; the others are of evaluations of ours."""
+STOCK_NAMES = {"batchtopk": "batch_topk", "matryoshka_batchtopk": "matryoshka_batch_topk"}
+"""SAELens' name of an architecture -> SAEBench's, where they differ."""
+TRAINERS = ("standard", "jumprelu", "topk", "batch_topk", "p_anneal", "matryoshka_batch_topk", "gated")
+"""SAEBench's names of architectures."""
+MISREAD = ("tpp", "scr", "absorption", "autointerp", "unlearning")
+"""Parts of a path from which SAEBench's graphs conclude that a file is of another evaluation."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command. Returns 1 if a file holds no result."""
+    parser = Parser(prog="python -m eval_runners export", description=__doc__)
+    parser.add_argument("format", choices=["saebench"], help="Format of the files.")
+    parser.add_argument("folder", metavar="FOLDER", help="Folder to write to; files of the same name are replaced.")
+    add_result_folders(parser)
+    add_filters(parser)
+    args = parser.parse_args(argv)
+    boards, broken = find_boards(args)
+    files: dict[str, Result] = {}
+    for board in boards:
+        evaluations = [name for name in EVALUATIONS if name in board.conditions]
+        for name, result in (file for row in board.rows for file in _files_of(row, evaluations)):
+            is_other = name in files and conditions_of(files[name]) != conditions_of(result)
+            ending = f"_{hash_value(conditions_of(result))[:6]}{ENDING}" if is_other else ENDING
+            files[name.removesuffix(ENDING) + ending] = result
+    if not files:
+        raise UsageError(f"no results of {', '.join(EVALUATIONS)} among those: SAEBench's graphs read no others")
+    folder = check_folder_writable(Path(args.folder), "FOLDER")
+    for name, result in files.items():
+        write_atomically(folder / name, json.dumps(result, indent=2, allow_nan=False) + "\n", "FOLDER")
+    print(f"{folder}: {len(files)} results, of {', '.join(sorted({name.partition('/')[0] for name in files}))}")
+    if words := [word for word in MISREAD if word in str(folder.resolve())]:
+        print(
+            f"warning: SAEBench's graphs read the evaluation from the path, and take {words[0]!r} in "
+            f"{folder.resolve()} for one: give them relative paths, or export to another folder",
+            file=sys.stderr,
+        )
+    return 1 if broken else 0
+
+
+def _files_of(row: Row, evaluations: Iterable[str]) -> Iterator[tuple[str, Result]]:
+    """Path in the folder, and content, of each of a row's results of these evaluations."""
+    for evaluation in evaluations:
+        for result in row.results.get(evaluation, []):
+            seed = provenance_of(result).get("seed")
+            words = [str(result.get("sae_lens_release_id")), row.label, f"seed{seed}" if seed is not None else ""]
+            name = "_".join(re.sub(r"[^\w.=-]+", "-", word).strip("-") for word in words if word)
+            yield f"{evaluation}/{name}{ENDING}", _as_saebench_reads(row, result)
+
+
+def _as_saebench_reads(row: Row, result: Result) -> Result:
+    """Return a copy of a result whose config names the variant and its training tokens."""
+    exported = without_paths(copy.deepcopy(result))
+    if not provenance_of(result):
+        return exported  # a result of SAEBench
+    cfg = exported.setdefault("sae_cfg_dict", {})
+    cfg["saved_architecture"] = cfg.get("architecture")
+    cfg["architecture"] = _trainer_name(row.name)
+    cfg["training_tokens"] = row.training_tokens
+    return exported
+
+
+def _trainer_name(name: str) -> str:
+    """Return an SAE's name in SAEBench's graphs, which tells a variant from SAEBench's architecture of that name."""
+    if name.startswith("stock:"):
+        architecture = name.removeprefix("stock:")
+        return STOCK_NAMES.get(architecture, architecture)
+    return f"{name} (sae-variants)" if name in TRAINERS else name
