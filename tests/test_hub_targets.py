@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, constants, snapshot_download
 
 import sae_variants
 from eval_runners.__main__ import main
+from sae_variants.common.errors import UsageError
 from sae_variants.language_model.hub import register_model
 from sae_variants.language_model.target import load_target, target_names
 from sae_variants.training.plan import RECORD
@@ -44,6 +45,9 @@ def test_train_score_publish_and_load(name, monkeypatch, tmp_path):
         if target.model_name == "google/gemma-2-2b":
             # TransformerLens writes down the sizes of this model: the stand-in is loaded as one that is not on its list
             register_model(target.model_name)
+        with pytest.raises(UsageError, match="--context-size 129 exceeds the model's 128 positions"):
+            main(["core", *where, *CORE[:-1], "129", "--output", runs])
+        assert not (tmp_path / "trained").exists()
         assert main(["core", *where, *CORE, "--output", runs]) == 0
         assert main(["sparse_probing", *where, *PROBING, "--output", runs]) == 0
         commit = hub.sha

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -15,7 +16,8 @@ import zstandard
 from conftest import make_text
 
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model.contexts import read_contexts, target_documents, text_dataset
+from sae_variants.language_model import pretokenized
+from sae_variants.language_model.contexts import cut_contexts, read_contexts, target_documents, text_dataset
 from sae_variants.language_model.documents import Chat, TokenIds
 from sae_variants.language_model.load import load_model
 from sae_variants.language_model.target import TextOptions, choose_target
@@ -232,6 +234,46 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path, model_folder, model):
     target = with_text(tmp_path, model_folder, [{"tokens": [0, number, 50_000]} for number in range(40)])
     with pytest.raises(UsageError, match=r"token 50000, but the model knows \d+: it is the text of another tokenizer"):
         next(read_contexts(target, model, 3))
+
+
+@pytest.fixture
+def pretokenised(tmp_path, model_folder):
+    """A text that SAELens' pretokenize tokenised by the model's tokenizer, and the file that says by which."""
+    from datasets import Dataset
+
+    folder = tmp_path / "tokens"
+    Dataset.from_list([{"input_ids": [0, number, *range(1, 9)]} for number in range(1, 80)]).save_to_disk(folder)
+    target = choose_target("sandbox", str(model_folder), HOOK, str(folder))
+
+    def tokenised_by(name):
+        (folder / "sae_lens.json").write_text(json.dumps({"tokenizer_name": str(name), "context_size": 10}))
+        pretokenized._tokenizer_name.cache_clear()
+        return target
+
+    return tokenised_by
+
+
+def test_the_tokenizer_of_pretokenised_text_is_compared(pretokenised, tmp_path, model_folder, model, capsys):
+    assert next(read_contexts(pretokenised(model_folder), model, 10)).shape == (10,)
+    same = tmp_path / "renamed"
+    shutil.copytree(model_folder, same)
+    assert next(read_contexts(pretokenised(same), model, 10)).shape == (10,)
+    assert capsys.readouterr().err == ""
+    tokenizer = json.loads((same / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    first, second = list(vocab)[300:302]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    (same / "tokenizer.json").write_text(json.dumps(tokenizer))
+    pretokenized._vocabulary.cache_clear()
+    with pytest.raises(UsageError, match=r"renamed, of which token 30[01] is .*; the model's is .*: tokenise the text"):
+        next(read_contexts(pretokenised(same), model, 10))
+    assert next(read_contexts(pretokenised("nobody/nothing"), model, 10)).shape == (10,)
+    assert "was tokenised by nobody/nothing, which could not be loaded" in capsys.readouterr().err
+
+
+def test_a_token_that_the_model_does_not_know_is_refused(target, model):
+    with pytest.raises(UsageError, match=r"has the token '.*', whose id \d+ exceeds the 50 that the model knows"):
+        list(cut_contexts(target, model.tokenizer, 50, 33))
 
 
 def test_another_column_is_another_text(tmp_path, model_folder):

@@ -16,6 +16,7 @@ from sae_variants.language_model.documents import (
     read_documents,
 )
 from sae_variants.language_model.hub_text import stream_rows
+from sae_variants.language_model.pretokenized import check_tokenizer
 from sae_variants.language_model.target import Target
 from sae_variants.language_model.text import is_local_text, local_documents
 
@@ -125,6 +126,8 @@ def cut_contexts(
         return
     rows = itertools.chain([first], rows)
     if "tokens" in first:
+        name = target.train_dataset if split == "train" and target.train_dataset else target.dataset
+        check_tokenizer(name, tokenizer)
         for number, row in enumerate(rows, start=1):
             yield torch.tensor(_check_tokens(target, number, row.get("tokens", []), d_vocab, context_size))
         return
@@ -133,6 +136,12 @@ def cut_contexts(
         texts = (row["text"] for row in rows)
         while group := list(itertools.islice(texts, TOKENIZED_AT_ONCE)):
             for ids in tokenizer(group, add_special_tokens=False)["input_ids"]:
+                if ids and max(ids) >= d_vocab:
+                    token = tokenizer.convert_ids_to_tokens(max(ids))
+                    raise UsageError(
+                        f"the text of {target.title} has the token {token!r}, whose id {max(ids)} exceeds the "
+                        f"{d_vocab} that the model knows: remove it from the text"
+                    )
                 if ids:
                     yield torch.tensor(ids)
 

@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sae_variants.language_model.folders import model_folder
+from sae_variants.language_model.hub import official_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,20 +27,18 @@ class ModelLimits:
 
 @cache
 def model_limits(name: str) -> ModelLimits:
-    """Return the limits of a model in a local folder; those of a model on the Hub are unknown until it is loaded.
+    """Return the limits of a model, from its folder or from the Hub; where neither answers, they are unknown.
 
     Args:
         name: Name on the Hub, or a registered name of a local folder.
     """
-    folder = model_folder(name)
-    if folder is None:
-        return ModelLimits(None, None, None)
     from transformers import AutoConfig, AutoTokenizer
 
+    source = model_folder(name) or official_name(name)
     try:
-        config: Any = AutoConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception:  # what is wrong with the folder, loading the model says in a line
+        config: Any = AutoConfig.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except Exception:  # what is wrong with it, loading the model says in a line
         return ModelLimits(None, None, None)
     sizes = (getattr(config, field, None) for field in ("max_position_embeddings", "n_positions", "n_ctx"))
     return ModelLimits(next((size for size in sizes if isinstance(size, int)), None), config.vocab_size, tokenizer)
