@@ -183,12 +183,15 @@ def zero(target):
     return linear_sae(target, torch.zeros(32, 64), torch.zeros(64, 32))
 
 
-def evaluate(name: str, sae, target, model, located=None, prepare: bool = False, **settings) -> SimpleNamespace:
+def evaluate(
+    name: str, sae, target, model, located=None, prepare: bool = False, truth=None, **settings
+) -> SimpleNamespace:
     """What an evaluator says of one SAE, in SAEBench's envelope.
 
     Args:
         located: where the SAE lies, for evaluators that read more than its weights.
         prepare: settle the settings as a command does.
+        truth: the synthetic model, for evaluators that need one.
 
     Returns:
         `metrics` (category -> name -> number), `unstructured`, `failures`, `files`, `output`, `values` by metric key.
@@ -204,7 +207,7 @@ def evaluate(name: str, sae, target, model, located=None, prepare: bool = False,
     chosen = evaluator.settings_class(**settings)
     if prepare:
         chosen, _ = evaluator.prepare(target, chosen)
-    evaluation = evaluator.evaluate(sae, target, chosen, Context(model, "cpu", located))
+    evaluation = evaluator.evaluate(sae, target, chosen, Context(model, "cpu", located, truth))
     evaluation = evaluation if isinstance(evaluation, Evaluation) else Evaluation(evaluation)
     output = evaluation.host_output or make_output(evaluator, chosen, evaluation.values, sae, target)
     TypeAdapter(output_class(evaluator)).validate_python(output)
@@ -248,6 +251,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of our own: the user's stays as it is."""
     root = tmp_path_factory.mktemp("cache")
     os.environ["SAE_VARIANTS_CACHE"] = str(root)
+    os.environ["SAE_VARIANTS_SYNTHETIC"] = str(root / "synthetic")
     return root
 
 

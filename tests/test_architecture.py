@@ -33,7 +33,7 @@ def imported(path: Path, package: str, **kwargs) -> set[str]:
 RANKS = {
     "sae_variants": (
         ("common",),
-        ("ops", "sandbox"),
+        ("ops", "sandbox", "synthetic"),
         ("registry", "language_model"),
         ("formats",),
         ("two_level",),

@@ -8,6 +8,7 @@ import pytest
 from conftest import evaluate, identity, zero
 from test_alpha_dynamics import write_trace
 from test_hierarchy import tree
+from test_synthetic import SMALL as SYNTHETIC
 
 from eval_runners.commands.evaluate import main
 from eval_runners.contract.contract import Evaluator
@@ -16,6 +17,7 @@ from eval_runners.data.labelled import register_task_file
 from eval_runners.leaderboard.render import ARROWS
 from sae_variants.cli.fields import field_docs
 from sae_variants.language_model.target import load_target, target_names
+from sae_variants.synthetic.model import load_synthetic
 
 
 @pytest.fixture(params=evaluator_names())
@@ -112,6 +114,7 @@ SMALL = {
     "scaling": {"n_contexts": 8, "context_size": 32},
     "progressive": {"n_contexts": 8, "context_size": 32},
     "n2g": {"n_contexts": 16, "context_size": 32, "n_latents": 3, "n_min": 2, "examples": 2, "longest": 4},
+    "ground_truth": {"n_contexts": 8, "probe_contexts": 4},
     "probe_loss": {"train_documents": 40, "test_documents": 20, "context_size": 32},
 }  # fmt: skip
 """Settings that make an evaluation short; one that is not named here runs with its defaults."""
@@ -128,7 +131,8 @@ def run(name, evaluator, target, model, tasks_file, tmp_path):
     if name in ("semantics", "probe_loss"):
         settings |= {"dataset_names": (register_task_file(str(tasks_file)),)}
     located = write_trace(tmp_path)
-    return lambda sae: evaluate(name, sae, target, model, located, prepare=True, **settings)
+    truth = load_synthetic(SYNTHETIC, "cpu") if evaluator.needs_truth else None
+    return lambda sae: evaluate(name, sae, target, model, located, prepare=True, truth=truth, **settings)
 
 
 def test_an_sae_that_changes_nothing_passes_and_one_that_is_all_zero_does_not(name, run, target):

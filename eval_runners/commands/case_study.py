@@ -16,7 +16,7 @@ from pathlib import Path
 from eval_runners.harness.find_sae import locate_all, resolve_requests
 from eval_runners.harness.fit import load_for_target
 from eval_runners.harness.options import parse_with_overrides
-from eval_runners.harness.score import model_loader
+from eval_runners.harness.target_model import model_loader, require_source
 from eval_runners.measures.latent_choice import LatentChoice
 from eval_runners.views.page import render_page
 from sae_variants.cli.options import (
@@ -47,6 +47,7 @@ def main(argv: list[str]) -> int:
     check_file_writable(output, "--output")
     hide_host_warnings()
     target, device = target_from(args), device_from(args)
+    require_source("case-study", target)
     requests = resolve_requests(args.sae, target, overrides, seeds=[args.seed], trained=args.trained)
     (located,) = locate_all(requests, device)
     model = model_loader(target, device)()

@@ -15,12 +15,12 @@ from eval_runners.harness.score import (
     Scored,
     Scoring,
     check_supported,
-    model_loader,
     prepare_scoring,
     report_failures,
     score_all,
     snapshot_shares,
 )
+from eval_runners.harness.target_model import model_loader
 from eval_runners.leaderboard.boards import comparable_rows
 from eval_runners.leaderboard.terminal import print_details, print_differences, print_metrics, write_csv
 from eval_runners.store.read import PUBLISHED, conditions_of, describe_differences, load_result, read_results
@@ -98,6 +98,8 @@ def _parser(evaluator: Evaluator, module_args: Sequence[str]) -> Parser:
         parser.add_argument("--details", action="store_true", help=f"Print a row for every {evaluator.detail}.")
     parser.add_argument("--csv", metavar="FILE", help="Write a row per SAE and seed, with a column per metric.")
     add_scoring_options(parser)
+    if evaluator.default_target:
+        parser.set_defaults(target=evaluator.default_target)
     add_fields(parser, evaluator.settings_class, "evaluation (the target's recipe replaces defaults)")
     return parser
 

@@ -18,12 +18,12 @@ from eval_runners.harness.find_sae import SAERequest, locate_requests, resolve_r
 from eval_runners.harness.options import add_scoring_options
 from eval_runners.harness.score import (
     check_supported,
-    model_loader,
     prepare_scoring,
     report_failures,
     score_all,
     snapshot_shares,
 )
+from eval_runners.harness.target_model import model_loader
 from eval_runners.leaderboard.boards import make_boards
 from eval_runners.leaderboard.terminal import print_boards, write_csv
 from eval_runners.views.grid_picture import check_picture, draw_grid

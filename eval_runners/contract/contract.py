@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from eval_runners.contract.located import LocatedSAE
     from sae_variants.language_model.target import Target
+    from sae_variants.synthetic.model import SyntheticData
     from sae_variants.training.plan import Plan
 
 Direction = Literal["higher", "lower", "neither"]
@@ -113,6 +114,8 @@ class Context:
     device: str
     located: LocatedSAE | None = None
     """Where the SAE lies and how it was trained; None for an SAE that exists in memory only."""
+    truth: SyntheticData | None = None
+    """The synthetic model of a synthetic target, which has no language model."""
 
 
 class Evaluator(Generic[SettingsT]):
@@ -130,6 +133,10 @@ class Evaluator(Generic[SettingsT]):
     """SAEBench's name for these results, where that is not the evaluator's name."""
     made_by: ClassVar[str] = ""
     """The command that makes the results, where they need more than an SAE. Then `evaluate` is never called."""
+    needs_truth: ClassVar[bool] = False
+    """Whether it scores SAEs on synthetic targets, whose features are known, instead of on language models."""
+    default_target: ClassVar[str] = ""
+    """Target of its command where none is given; empty for the target of every command."""
     detail: ClassVar[str] = ""
     """The kind of thing that one of `detail_rows` describes, such as "task". Empty: there is no `--details`."""
 

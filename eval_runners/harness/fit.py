@@ -18,9 +18,16 @@ if TYPE_CHECKING:
 
 
 def load_for_target(
-    located: LocatedSAE, target: Target, model: HookedTransformer, device: str, context_size: int | None = None
+    located: LocatedSAE, target: Target, model: Any, device: str, context_size: int | None = None
 ) -> SAE[Any]:
     """Load an SAE and check that it, and contexts of that size, fit the target.
+
+    Args:
+        located: the SAE.
+        target: what it is evaluated on.
+        model: the target's language model, or its synthetic model.
+        device: device of the weights.
+        context_size: tokens in a context, where the evaluation reads contexts.
 
     Raises:
         UsageError: the SAE cannot be loaded, has another width or hook, or was trained on another model; or the model,
@@ -28,12 +35,12 @@ def load_for_target(
     """
     sae = located.load(device)
     check_fits(sae, located.label, target, model)
-    if context_size is not None:
+    if context_size is not None and not target.synthetic:
         check_context(context_size, target, model)
     return sae
 
 
-def check_fits(sae: SAE[Any], label: str, target: Target, model: HookedTransformer) -> None:
+def check_fits(sae: SAE[Any], label: str, target: Target, model: Any) -> None:
     """Check that an SAE has the target's width, hook and model, and fill in what its metadata lacks.
 
     Raises:
@@ -41,7 +48,7 @@ def check_fits(sae: SAE[Any], label: str, target: Target, model: HookedTransform
     """
     from sae_variants.language_model.hooks import hook_width
 
-    d_in, metadata = hook_width(model, target.hook_name), sae.cfg.metadata
+    d_in, metadata = model.d_in if target.synthetic else hook_width(model, target.hook_name), sae.cfg.metadata
     if sae.cfg.d_in != d_in:
         raise UsageError(f"{label} has d_in = {sae.cfg.d_in}, but {target.hook_name} of {target.name} is {d_in} wide")
     hook, trained_on = metadata.hook_name, metadata.model_name
@@ -108,6 +115,8 @@ def check_context_early(target: Target, settings: Any) -> None:
     from sae_variants.language_model.contexts import cut_contexts
     from sae_variants.language_model.limits import model_limits
 
+    if target.synthetic:
+        return
     limits = model_limits(target.model_name)
     context_size = getattr(settings, "context_size", None)
     for option, size in (

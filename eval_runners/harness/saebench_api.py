@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from eval_runners.contract.contract import Context, Result
 from eval_runners.harness.fit import check_context, check_fits
-from eval_runners.harness.score import evaluate_sae, model_loader, prepare_scoring
+from eval_runners.harness.score import evaluate_sae, prepare_scoring
+from eval_runners.harness.target_model import model_loader
 from eval_runners.store.result import write_result
 from sae_variants.language_model.target import Target, load_target
 

@@ -7,7 +7,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -16,6 +15,7 @@ from eval_runners.contract.located import LocatedSAE
 from eval_runners.contract.registry import load_evaluator
 from eval_runners.harness.find_sae import SAERequest
 from eval_runners.harness.fit import check_context_early, load_for_target
+from eval_runners.harness.target_model import LoadedModel, require_source
 from eval_runners.store.envelope import make_output, output_class
 from eval_runners.store.read import load_result
 from eval_runners.store.result import ResultLocation, validate_result, write_result
@@ -25,7 +25,6 @@ from sae_variants.language_model.target import Target
 
 if TYPE_CHECKING:
     from sae_lens import SAE
-    from transformer_lens import HookedTransformer
 
 Scored = tuple[LocatedSAE, Result]
 
@@ -64,6 +63,7 @@ def prepare_scoring(
     evaluator = load_evaluator(name)
     if evaluator.made_by:
         raise UsageError(f"{name} is made by {evaluator.made_by}")
+    require_source(name, target, evaluator.needs_truth)
     recipe = target.evaluations.get(name, {})
     known = [f.name for f in fields(evaluator.settings_class)]
     for field in recipe:
@@ -100,17 +100,10 @@ def snapshot_shares(scorings: Sequence[Scoring]) -> tuple[float, ...]:
     return tuple(dict.fromkeys(shares))
 
 
-def model_loader(target: Target, device: str) -> Callable[[], HookedTransformer]:
-    """A function that loads the target's language model when it is first called."""
-    from sae_variants.language_model.load import load_model
-
-    return cache(lambda: load_model(target.model_name, device, target.dtype))
-
-
 def score_all(
     scorings: Sequence[Scoring],
     located: Sequence[LocatedSAE],
-    load_model: Callable[[], HookedTransformer],
+    load_model: Callable[[], LoadedModel],
     force: bool,
     keep_going: bool = False,
 ) -> tuple[list[Scored], list[str]]:
@@ -163,7 +156,7 @@ def _with_titles(located: Sequence[LocatedSAE]) -> Iterator[tuple[str, LocatedSA
 
 
 def score_sae(
-    scoring: Scoring, located: LocatedSAE, title: str, load_model: Callable[[], HookedTransformer], force: bool = False
+    scoring: Scoring, located: LocatedSAE, title: str, load_model: Callable[[], LoadedModel], force: bool = False
 ) -> Result:
     """Score one SAE by one evaluator and write the result, or reuse a finished result.
 
@@ -182,10 +175,10 @@ def score_sae(
     if not force and (result := _reusable_result(path, located)):
         print(f"{title}: {path} (reused: same weights, same settings; --force evaluates it again)")
         return result
-    target, context = scoring.target, Context(load_model(), scoring.location.device, located)
-    sae = load_for_target(
-        located, target, context.model, context.device, getattr(scoring.settings, "context_size", None)
-    )
+    target, device, model = scoring.target, scoring.location.device, load_model()
+    truth = model if target.synthetic else None
+    context = Context(model, device, located, truth)
+    sae = load_for_target(located, target, model, device, getattr(scoring.settings, "context_size", None))
     print(f"{title}: evaluating {scoring.evaluator.name} on {target.name}")
     result, files = evaluate_sae(scoring, sae, context)
     write_result(path, result, files)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 from weakref import WeakKeyDictionary
 
-from sae_variants.language_model.load import free_memory
+from sae_variants.common.memory import free_memory
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,32 +1,18 @@
-"""Loading of a language model, and the memory it runs in."""
+"""Loading of a language model."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
-from functools import cache
 from typing import TYPE_CHECKING
 
 from sae_variants.common.errors import UsageError, describe_error
+from sae_variants.common.memory import reuse_freed_memory
 from sae_variants.language_model.folders import is_local_model
 from sae_variants.language_model.hub import find_model, model_errors
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
-
-
-@cache
-def reuse_freed_memory() -> None:
-    """Ask glibc to keep large freed blocks: fresh pages for every activation cost half of the time on CPU."""
-    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return
-    libc.mallopt(m_mmap_max, 0)
-    libc.mallopt(m_trim_threshold, 2**31 - 1)
-    libc.mallopt(m_top_pad, 2**28)
 
 
 def load_model(name: str, device: str, dtype: str) -> HookedTransformer:
@@ -61,11 +47,3 @@ def load_model(name: str, device: str, dtype: str) -> HookedTransformer:
 def _hub_errors_of(name: str) -> contextlib.AbstractContextManager[None]:
     """Return the context that turns errors of the Hub into a UsageError, for a model that is there."""
     return contextlib.nullcontext() if is_local_model(name) else model_errors(f"the model {name}")
-
-
-def free_memory(device: str) -> float:
-    """Return the free memory of a device in bytes."""
-    import psutil
-    import torch
-
-    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available

@@ -51,11 +51,13 @@ class Target:
     """For variants without k, by name: the field that determines L0, and its value for some L0."""
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Settings of evaluators on this target, by name."""
+    synthetic: dict[str, Any] | None = None
+    """Config of a synthetic model with known features, in place of a language model, a hook and a text."""
 
     @property
     def is_local(self) -> bool:
         """Whether the text is on this machine."""
-        return is_local_text(self.dataset)
+        return self.synthetic is not None or is_local_text(self.dataset)
 
     @property
     def is_split(self) -> bool:
@@ -73,7 +75,7 @@ class Target:
         return self._text_id(self.train_dataset or self.dataset)
 
     def _text_id(self, dataset: str) -> str:
-        if dataset == SANDBOX:
+        if dataset == SANDBOX or self.synthetic:
             return dataset
         name = (
             f"local-{hash_files(text_files(Path(dataset), self.dataset_split))}" if is_local_text(dataset) else dataset
@@ -117,9 +119,8 @@ def load_target(name: str) -> Target:
     elif path.stem in known and path.resolve() != known[path.stem].resolve():
         raise UsageError(f"{name} has the name of the target {path.stem!r}: give the file another name")
     types = {field: hint for field, hint in get_type_hints(Target).items() if field != "name"}
-    values = read_fields(path, types, ("model_name", "hook_name", "dataset"))
     stem = path.stem if is_target_file(name) else name
-    return Target(**{"name": stem, "title": stem, **values})
+    return Target(**{"name": stem, "title": stem, **read_fields(path, types)})
 
 
 def make_local_target(model: str, hook_name: str, dataset: str, text: TextOptions | None = None) -> Target:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,10 +16,15 @@ from sae_variants.language_model.hub import is_listed, register_model
 from sae_variants.language_model.hub_text import is_hub_dataset, pin_dataset
 from sae_variants.language_model.rows import suffix_of
 from sae_variants.language_model.text import is_local_text, text_files
+from sae_variants.synthetic.config import synthetic_id
 
 TARGETS_FOLDER = Path(__file__).parents[1] / "targets"
 GROUP = "sae_variants_targets"
 """Entry points of other packages: name -> `package:file.toml`, a file in the package's folder."""
+SOURCE = ("model_name", "hook_name", "dataset")
+"""Fields without which a target has no activations, unless it is synthetic."""
+SYNTHETIC_HOOK = "activations"
+"""Hook name of synthetic models, whose activations are all that they have."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -49,13 +54,12 @@ def is_target_file(target: str) -> bool:
     return target.endswith(".toml") or "/" in target
 
 
-def read_fields(path: Path, types: Mapping[str, Any], required: Sequence[str]) -> dict[str, Any]:
+def read_fields(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
     """Read the fields of a target file; paths in it are relative to its folder.
 
     Args:
         path: The file.
         types: Type of each known field.
-        required: Fields that must be there.
 
     Raises:
         UsageError: The file cannot be read, or a field is unknown, missing, of another type or names nothing.
@@ -66,12 +70,18 @@ def read_fields(path: Path, types: Mapping[str, Any], required: Sequence[str]) -
         raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     for name in content:
         check_name(f"field of the target file {path}", name, types)
-    for name in required:
-        if name not in content:
-            raise UsageError(f"{path} has no field {name!r}: a target needs {', '.join(required)}")
+    is_synthetic = "synthetic" in content
+    for name in SOURCE:
+        if name not in content and not is_synthetic:
+            raise UsageError(f"{path} has no field {name!r}: a target needs {', '.join(SOURCE)}, or synthetic")
+        if name in content and is_synthetic:
+            raise UsageError(f"{path} has both {name} and synthetic: a synthetic model stands in place of them")
     values = {name: check_type(f"{name} in {path}", value, types[name]) for name, value in content.items()}
     if values.get("dtype", DTYPES[0]) not in DTYPES:
         raise UsageError(f"dtype in {path} must be {', '.join(DTYPES)}, not {values['dtype']!r}")
+    if is_synthetic:
+        model = f"{path.stem}-{synthetic_id(values['synthetic'])}"
+        return {**values, "model_name": model, "hook_name": SYNTHETIC_HOOK, "dataset": model}
     if path.parent != TARGETS_FOLDER:
         values["model_name"] = resolve_model(values["model_name"], path.parent)
         for name in ("dataset", "train_dataset"):

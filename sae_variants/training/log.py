@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformer_lens import HookedTransformer
 
+    from sae_variants.synthetic.model import SyntheticData
+
 LOG = "log.jsonl"
 """Name of the log beside the weights."""
 LIBRARIES = ("trackio", "wandb", "tensorboard")
@@ -187,5 +189,24 @@ def heldout_measure(plan: Plan, model: HookedTransformer) -> Callable[[SAE[Any]]
         spliced = loss(reconstruct)
         score = (zeroed - spliced) / (zeroed - clean) if zeroed > clean else math.nan
         return finite_or_none({"explained_variance": sums["explained"], "l0": sums["l0"], "ce_score": score})
+
+    return measure
+
+
+def synthetic_measure(plan: Plan, data: SyntheticData) -> Callable[[SAE[Any]], dict[str, float | None]]:
+    """Return the function that measures an SAE on activations of a synthetic model that no training sees."""
+    import torch
+    from sae_lens.util import str_to_dtype
+
+    dtype = str_to_dtype(plan.settings.dtype)
+    x_ND = data.activations(HELDOUT_CONTEXTS, plan.settings.context_size, "log").flatten(0, 1).to(dtype)
+
+    @torch.no_grad()
+    def measure(sae: SAE[Any]) -> dict[str, float | None]:
+        latents = sae.encode(x_ND)
+        error = (x_ND - sae.decode(latents)).float().pow(2).sum() / (x_ND - x_ND.mean(0)).float().pow(2).sum()
+        return finite_or_none(
+            {"explained_variance": 1 - error.item(), "l0": (latents != 0).sum(-1).float().mean().item()}
+        )
 
     return measure

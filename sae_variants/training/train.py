@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import locked, remove_folder
-from sae_variants.language_model.contexts import read_contexts
-from sae_variants.language_model.hooks import hook_activations, hook_width
-from sae_variants.language_model.load import free_memory, load_model
+from sae_variants.common.memory import free_memory
 from sae_variants.registry.build import make_config
 from sae_variants.training.job import STEPS_BETWEEN_REPORTS, Job
-from sae_variants.training.log import LogSettings, TrainingLog, heldout_measure
+from sae_variants.training.log import LogSettings, TrainingLog
 from sae_variants.training.plan import Plan
+from sae_variants.training.source import Source, open_source
 from sae_variants.training.trainer import make_trainer
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformer_lens import HookedTransformer
 
     from sae_variants.training.windows import Batch
 
@@ -87,20 +85,16 @@ def _train_group(
     plans: list[Plan], device: str, checkpoint_steps: int, snapshots: tuple[float, ...], log: LogSettings | None
 ) -> dict[Path, str]:
     """Train plans that share a stream, as many at once as fit in memory; return the failures."""
-    target, settings = plans[0].target, plans[0].settings
-    model = load_model(target.model_name, device, target.dtype)
-    d_in = hook_width(model, target.hook_name)
-    if settings.context_size > model.cfg.n_ctx:
-        raise UsageError(f"context_size = {settings.context_size} exceeds the model's {model.cfg.n_ctx} positions")
+    source = open_source(plans[0], device)
     failures: dict[Path, str] = {}
-    for batch in split_by_memory(plans, d_in, device):
+    for batch in split_by_memory(plans, source.d_in, device):
         with contextlib.ExitStack() as stack:
             locked = [plan for plan in batch if _lock(plan, stack)]
             for plan in batch:
                 if plan not in locked:
                     failures[plan.folder] = f"{plan.label} is being trained by another command: wait for it"
             if locked:
-                failures |= _train_together(locked, model, d_in, device, checkpoint_steps, snapshots, log)
+                failures |= _train_together(locked, source, device, checkpoint_steps, snapshots, log)
     return failures
 
 
@@ -135,40 +129,28 @@ def split_by_memory(plans: list[Plan], d_in: int, device: str) -> list[list[Plan
 
 def _train_together(
     plans: list[Plan],
-    model: HookedTransformer,
-    d_in: int,
+    source: Source,
     device: str,
     checkpoint_steps: int,
     snapshots: tuple[float, ...],
     log: LogSettings | None,
 ) -> dict[Path, str]:
     """Train plans on the same batches; return the failures."""
-    from sae_lens.util import get_special_token_ids
     from tqdm import tqdm
 
-    from sae_variants.training.windows import WindowStream, checked
+    from sae_variants.training.windows import checked
 
-    target, settings = plans[0].target, plans[0].settings
-    stream = WindowStream(
-        contexts=lambda: read_contexts(target, model, settings.context_size),
-        activations=hook_activations(model, target.hook_name, settings.dtype),
-        special_ids=tuple(get_special_token_ids(model.tokenizer)),  # type: ignore[arg-type]
-        context_size=settings.context_size,
-        window=settings.stream_window,
-        batch_rows=settings.batch_tokens,
-        buffer_contexts=settings.buffer_contexts,
-        seed=settings.seed,
-    )
-    jobs, failures = _start_jobs(plans, d_in, device, snapshots)
+    settings = plans[0].settings
+    jobs, failures = _start_jobs(plans, source.d_in, device, snapshots)
     if not jobs:
         return failures
     start, last = min(job.first_batch(snapshots) for job in jobs), max(plan.settings.steps for plan in plans)
-    batches = _scaled(jobs, checked(stream.batches(start), target.hook_name))
+    batches = _scaled(jobs, checked(source.stream.batches(start), source.hook_name))
     last_batches: deque[Tensor] = deque(maxlen=max(job.calibration_batches for job in jobs))
     for job in jobs:
         job.last_batches = last_batches
         if log is not None:
-            job.log = TrainingLog(job.plan, log, heldout_measure(job.plan, model))
+            job.log = TrainingLog(job.plan, log, source.measure())
             job.log.resume(job.at)
     bar = tqdm(total=last * settings.batch_tokens, initial=start * settings.batch_tokens, unit="tok", unit_scale=True)
     names = dict.fromkeys(plan.name for plan in plans)

@@ -15,7 +15,7 @@ from eval_runners.data.heldout import tokenizer_of
 from eval_runners.harness.find_sae import locate_all, resolve_requests
 from eval_runners.harness.fit import check_context, load_for_target
 from eval_runners.harness.options import add_sae_option, parse_with_overrides
-from eval_runners.harness.score import model_loader
+from eval_runners.harness.target_model import model_loader, require_source
 from eval_runners.measures.intrusion import CHOICES
 from eval_runners.store.envelope import make_output
 from eval_runners.store.result import ResultLocation
@@ -47,6 +47,7 @@ def main(argv: list[str]) -> int:
         check_file_writable(file, "--output")
     hide_host_warnings()
     target, device = target_from(args), device_from(args)
+    require_source("human-study", target)
     settings = evaluator.settings_class(**given_fields(args, evaluator.settings_class))
     for name, smallest in SMALLEST.items():
         if getattr(settings, name) < smallest:

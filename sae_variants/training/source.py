@@ -1,0 +1,101 @@
+"""What SAEs train on: the stream of activations of a language model on text, or of a synthetic model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from sae_variants.common.errors import UsageError
+from sae_variants.training.log import heldout_measure, synthetic_measure
+from sae_variants.training.plan import Plan
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from sae_variants.training.windows import WindowStream
+
+Measure = Callable[["SAE[Any]"], dict[str, float | None]]
+"""Measures an SAE in inference form on held-out activations."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Activations on which the plans of a group train."""
+
+    hook_name: str
+    """Hook that gives them."""
+    d_in: int
+    """Their width."""
+    stream: WindowStream
+    """Their stream."""
+    measure: Callable[[], Measure]
+    """Returns the function that measures an SAE for the log of its training."""
+
+
+def open_source(plan: Plan, device: str) -> Source:
+    """Load the model of a plan's target and open the stream of its activations.
+
+    Args:
+        plan: A plan; those that share its target and its stream settings share the source.
+        device: Device of the model.
+
+    Raises:
+        UsageError: The model cannot be loaded, or a setting does not fit it.
+    """
+    return _open_synthetic(plan, device) if plan.target.synthetic else _open_language_model(plan, device)
+
+
+def _open_language_model(plan: Plan, device: str) -> Source:
+    from sae_lens.util import get_special_token_ids
+
+    from sae_variants.language_model.contexts import read_contexts
+    from sae_variants.language_model.hooks import hook_activations, hook_width
+    from sae_variants.language_model.load import load_model
+    from sae_variants.training.windows import WindowStream
+
+    target, settings = plan.target, plan.settings
+    model = load_model(target.model_name, device, target.dtype)
+    d_in = hook_width(model, target.hook_name)
+    if settings.context_size > model.cfg.n_ctx:
+        raise UsageError(f"context_size = {settings.context_size} exceeds the model's {model.cfg.n_ctx} positions")
+    stream = WindowStream(
+        contexts=lambda: read_contexts(target, model, settings.context_size),
+        activations=hook_activations(model, target.hook_name, settings.dtype),
+        special_ids=tuple(get_special_token_ids(model.tokenizer)),  # type: ignore[arg-type]
+        **_of_stream(plan),
+    )
+    return Source(target.hook_name, d_in, stream, partial(heldout_measure, plan, model))
+
+
+def _open_synthetic(plan: Plan, device: str) -> Source:
+    from sae_lens.util import str_to_dtype
+
+    from sae_variants.synthetic.model import load_synthetic
+    from sae_variants.training.windows import WindowStream
+
+    target, settings = plan.target, plan.settings
+    assert target.synthetic is not None
+    data, dtype = (
+        load_synthetic(target.synthetic, device, f"[synthetic] of {target.name}"),
+        str_to_dtype(settings.dtype),
+    )
+    stream = WindowStream(
+        contexts=lambda: data.contexts(settings.context_size),
+        activations=lambda numbers_CT: data.training_activations(numbers_CT, settings.seed).to(dtype),
+        special_ids=(),
+        **_of_stream(plan),
+    )
+    return Source(target.hook_name, data.d_in, stream, partial(synthetic_measure, plan, data))
+
+
+def _of_stream(plan: Plan) -> dict[str, int]:
+    settings = plan.settings
+    return {
+        "context_size": settings.context_size,
+        "window": settings.stream_window,
+        "batch_rows": settings.batch_tokens,
+        "buffer_contexts": settings.buffer_contexts,
+        "seed": settings.seed,
+    }
