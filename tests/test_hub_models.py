@@ -84,9 +84,22 @@ def test_without_the_hub_the_cache_serves(hub, text_file, monkeypatch):
     assert len(hub.log) == asked
 
 
+def test_a_busy_hub_is_asked_again(hub, text_file):
+    hub.fails["/api/models/org/Llama-tiny-bert"] = [429, 503]
+    assert make_local_target("org/Llama-tiny-bert", HOOK, str(text_file)).model_name == "org/Llama-tiny-bert"
+
+
+def test_a_cut_connection_is_noted_where_the_cache_serves(hub, text_file, capsys):
+    make_local_target("org/Llama-tiny-bert", HOOK, str(text_file))
+    hub.fails["Llama-tiny"] = [0] * 99
+    make_local_target("org/Llama-tiny-bert", HOOK, str(text_file))
+    assert "the model org/Llama-tiny-bert is taken from the local cache" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("model", "fails", "says"),
     [
+        ("org/Llama-tiny-bert@", {}, "on the Hub it is written ORG/NAME or ORG/NAME@REVISION"),
         ("org/nothing", {}, "nothing of this name"),
         ("org/gated", {}, "access is granted on request"),
         ("org/Llama-tiny-bert@v9", {}, "no such revision"),
@@ -102,7 +115,7 @@ def test_errors_of_the_hub_are_one_line(model, fails, says, hub, text_file):
     hub.fails.update(fails)
     with pytest.raises(UsageError, match=says) as raised:
         make_local_target(model, HOOK, str(text_file))
-    assert f"cannot get the model {model.partition('@')[0]}" in str(raised.value)
+    assert model.endswith("@") or f"cannot get the model {model.partition('@')[0]}" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 

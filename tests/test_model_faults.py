@@ -12,6 +12,7 @@ from conftest import evaluate, identity, make_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from eval_runners.measures.ablation import Ablation
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.folders import model_id, register_model_folder
 from sae_variants.language_model.hooks import hook_activations, hook_width, usable_hooks
@@ -48,6 +49,7 @@ def change_weights(folder: Path, change) -> None:
         ("neox", {"rope_parameters": {"rope_theta": 50.0, "rope_type": "default", "partial_rotary_factor": 0.25}}),
         ("gpt2", {"n_inner": 48}),
         ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": True}),
+        ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
     ],
 )
 def test_what_transformer_lens_converts_wrongly_has_the_numbers_of_hugging_face(kind, fields, tmp_path):
@@ -57,8 +59,11 @@ def test_what_transformer_lens_converts_wrongly_has_the_numbers_of_hugging_face(
     try:
         model = load(folder)
     except UsageError as error:
-        assert kind == "opt", error  # noqa: PT017
+        assert fields.get("do_layer_norm_before") is False, error  # noqa: PT017
         return
+    if kind == "opt":
+        with pytest.raises(UsageError, match="reads 16 dimensions of a projection of it, not 32"):
+            Ablation(model, "blocks.0.hook_resid_post", tokens, tokens > 0)
     with torch.no_grad():
         expected = theirs(tokens, output_hidden_states=True)
         torch.testing.assert_close(
@@ -118,6 +123,8 @@ def damage(folder: Path, fault: str) -> None:
         weights.unlink()
         model.save_pretrained(folder, max_shard_size="40KB")
         sorted(folder.glob("model-*.safetensors"))[1].unlink()
+    elif fault == "adapter":
+        (folder / "adapter_config.json").write_text("{}")
     elif fault == "no model_type":
         edit(config, model_type=None)
     elif fault == "unknown model_type":
@@ -151,7 +158,8 @@ def damage(folder: Path, fault: str) -> None:
         ("pickle", "cannot load the model"),
         ("shard", "lacks model-00002-of-"),
         ("no model_type", "names no model_type"),
-        ("unknown model_type", "its model_type is newest"),
+        ("unknown model_type", "unknown model_type in"),
+        ("adapter", "holds an adapter (adapter_config.json), which would not be applied: merge it"),
         ("list", "is not a JSON object"),
         ("field", "cannot load the model"),
         ("tokenizer", "cannot load the tokenizer of"),
@@ -212,10 +220,10 @@ def test_every_file_that_decides_tokens_counts(model_folder, copy):
         (copy / name).write_text("{}")
     assert register_model_folder(copy) == same
     seen = {same}
-    for name in ("special_tokens_map.json", "added_tokens.json", "adapter_config.json", "merges.txt"):
+    for name in ("special_tokens_map.json", "added_tokens.json", "merges.txt"):
         (copy / name).write_text("{}")
         seen.add(register_model_folder(copy))
-    assert len(seen) == 5
+    assert len(seen) == 4
 
 
 @pytest.mark.parametrize(

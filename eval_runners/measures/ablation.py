@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sae_variants.common.errors import UsageError
 from sae_variants.language_model.hooks import replacing
 
 if TYPE_CHECKING:
@@ -40,7 +41,15 @@ class Ablation:
             hook_name: hook at whose activations vectors are subtracted.
             tokens_CT: token ids, BOS included.
             measured_CT: mask of the P positions whose predictions are measured.
+
+        Raises:
+            UsageError: the unembedding does not read the residual stream.
         """
+        if model.W_U.shape[0] != model.cfg.d_model:
+            raise UsageError(
+                f"ablation needs a model whose unembedding reads the residual stream; this one's reads "
+                f"{model.W_U.shape[0]} dimensions of a projection of it, not {model.cfg.d_model}"
+            )
         self.model, self.hook_name = model, hook_name
         self.tokens_CT, self.measured_CT = tokens_CT.to(model.cfg.device), measured_CT.to(model.cfg.device)
         self.clean_PV = self._logits(lambda acts_CTD: acts_CTD)

@@ -24,10 +24,10 @@ def logit_effects(model: HookedTransformer, row_D: Tensor) -> dict[str, list[lis
     Effects are per unit of activation and of the last norm's scale, less the mean over the vocabulary.
 
     Returns:
-        `raised` and `lowered`: [text, effect] of each token. Both are empty for a row outside the residual stream.
+        `raised` and `lowered`: [text, effect] of each token. Both are empty if the unembedding does not read rows.
     """
     row_D = row_D.float().to(model.W_U.device)
-    if len(row_D) != model.cfg.d_model:
+    if not len(row_D) == model.cfg.d_model == model.W_U.shape[0]:
         return {"raised": [], "lowered": []}
     if "LN" in str(model.cfg.normalization_type):
         row_D = row_D - row_D.mean()

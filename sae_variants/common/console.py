@@ -53,6 +53,8 @@ def hide_host_warnings() -> None:
         warnings.filterwarnings("ignore", message="Dataset is not tokenized")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
+    for variable in ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):  # dozens of lines on retries before our one
+        os.environ.setdefault(variable, "error")
 
 
 def progress(items: Iterable[T], what: str) -> Iterator[T]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator, Mapping
-from typing import Any
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from sae_variants.common.errors import UsageError, describe_error
 
+T = TypeVar("T")
 READING = {
     401: "the Hub does not know the token, or the name is wrong: check the name and `hf auth login`",
     403: "access is refused: check the rights of your token",
@@ -25,6 +28,8 @@ WRITING = {
 BUSY = "the Hub asks for patience: try again later, or with a token"
 FAILED = "the Hub failed: try again later"
 GATED = "access is granted on request: accept its conditions on its page and use a token, `hf auth login`"
+ATTEMPTS = 3
+"""Attempts of a request to the Hub's API."""
 REPEATED = (408, 425, 429, 500, 502, 503, 504)
 """HTTP statuses after which a request is repeated."""
 HTTP_LIBRARIES = ("httpx", "httpx2", "requests")
@@ -51,6 +56,24 @@ def hub_errors(failed: str, meanings: Mapping[int, str] = READING, otherwise: st
         if reason is None:
             raise
         raise UsageError(f"{failed}: {reason}") from error
+
+
+def repeat_request(request: Callable[[], T]) -> T:
+    """Return the answer to a request, which is repeated while the Hub is busy or the connection breaks.
+
+    Args:
+        request: Sends it; raises what the Hub or the network answers.
+    """
+    for attempt in itertools.count(1):
+        try:
+            return request()
+        except Exception as error:
+            is_known = response_of(error) is not None or any(map(is_transport, causes_of(error)))
+            wait = wait_of(error, attempt) if is_known else None
+            if wait is None or attempt >= ATTEMPTS:
+                raise
+            time.sleep(wait)
+    raise AssertionError("unreachable")
 
 
 def hub_reason(error: BaseException, meanings: Mapping[int, str] = READING) -> str | None:

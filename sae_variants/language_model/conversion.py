@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +96,9 @@ def take_reference(folder: Path, hf_model: PreTrainedModel, tokenizer: PreTraine
 
     is_small = hf_model.num_parameters() <= SMALL
     config: Any = hf_model.config.get_text_config()
-    length = min(getattr(config, "max_position_embeddings", None) or 256, 256 if is_small else 32)
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    positions = next((size for name in names if isinstance(size := getattr(config, name, None), int)), 256)
+    length = min(positions, 256 if is_small else 32)
     usable = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
     usable = [index for index in usable if index < config.vocab_size]
     chosen_T = torch.randint(len(usable), (length,), generator=torch.Generator().manual_seed(0))
@@ -108,6 +112,25 @@ def take_reference(folder: Path, hf_model: PreTrainedModel, tokenizer: PreTraine
         raise UsageError(f"the model {folder} gives logits that are not finite in {hf_model.dtype}")
     limit = LIMITS.get(str(hf_model.dtype).removeprefix("torch."), LIMITS["bfloat16"])
     return Reference(ids_1T, logprobs_TV, limit / 10 if is_small and hf_model.dtype == torch.float32 else limit)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence warnings of weights that TransformerLens fills in, because the log-probabilities are compared anyway."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _check_hooks(model: HookedTransformer) -> None:
+    """Read all hooks at once, which fails where a module of the model takes its inputs in another shape."""
+    import torch
+
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        model.run_with_cache(torch.zeros(2, 3, dtype=torch.long, device=model.cfg.device), prepend_bos=False)
 
 
 def convert_checked(
@@ -136,8 +159,10 @@ def convert_checked(
         ("TransformerBridge", lambda: make_bridge(hf_model, tokenizer, device)),
     ):
         try:
-            model = make()
+            with _quiet():
+                model = make()
             difference = reference.difference(model)
+            _check_hooks(model)
         except Exception as error:
             reasons.append(f"{name}: {describe_error(error, 150)}")
             continue

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from contextlib import AbstractContextManager
 from fnmatch import fnmatch
 from pathlib import Path
 
 from sae_variants.common.errors import UsageError
-from sae_variants.common.hub_errors import hub_errors, is_transport
+from sae_variants.common.hub_errors import hub_errors, is_transport, repeat_request
 from sae_variants.language_model.folders import is_local_model, model_id, register_folder, register_model_folder
 from sae_variants.language_model.model_files import CONFIG, TOKENIZER, WEIGHTS, check_model_folder
 
@@ -45,6 +46,8 @@ def register_model(model: str) -> str:
         UsageError: There is no such folder or model, it cannot be downloaded, or it is no causal language model.
     """
     if Path(model).exists() or not (parts := _HUB_ID.fullmatch(model)):
+        if "@" in model and not Path(model).exists():
+            raise UsageError(f"no model {model!r}: on the Hub it is written ORG/NAME or ORG/NAME@REVISION")
         return register_model_folder(Path(model))
     repo, revision = official_name(parts["repo"]), parts["revision"]
     if repo.startswith(_OWN_FORMAT):
@@ -84,7 +87,7 @@ def find_model(name: str) -> str:
     official = official_name(name)
     if not isinstance(try_to_load_from_cache(official, "config.json"), str):
         with model_errors(f"the model {name}"):
-            HfApi().model_info(official, timeout=10)  # fails at once without a network; a download would retry first
+            repeat_request(lambda: HfApi().model_info(official, timeout=10))  # before the longer retries of a download
     return name
 
 
@@ -117,10 +120,11 @@ def _download(repo: str, revision: str | None) -> Path:
         if constants.HF_HUB_OFFLINE:
             return Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[*CONFIG]))
         try:
-            info = HfApi().model_info(repo, revision=revision, timeout=10)
+            info = repeat_request(lambda: HfApi().model_info(repo, revision=revision, timeout=10))
         except Exception as error:
             if not is_transport(error):
                 raise
+            print(f"note: the Hub cannot be reached: {what} is taken from the local cache", file=sys.stderr)
             return Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[*CONFIG]))
         names = needed_files([file.rfilename for file in info.siblings or []])
         return Path(snapshot_download(repo, revision=revision, allow_patterns=names))

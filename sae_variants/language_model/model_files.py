@@ -7,12 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sae_variants.common.errors import UsageError
+from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.hashing import hash_files
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER = ("tokenizer*", "vocab*", "merges*", "*.model", "special_tokens_map.json", "added_tokens.json")
-CONFIG = ("config.json", "adapter_config.json")
+ADAPTER = "adapter_config.json"
+CONFIG = ("config.json", ADAPTER)
 _LFS = b"version https://git-lfs.github.com/spec"
 
 
@@ -66,6 +67,11 @@ def check_model_folder(folder: Path) -> None:
             raise UsageError(f"{folder} holds no {what} ({', '.join(patterns)})")
     for path in model_files(folder):
         _refuse_pointer(path)
+    if (folder / ADAPTER).is_file():
+        raise UsageError(
+            f"{folder} holds an adapter ({ADAPTER}), which would not be applied: merge it into the model "
+            "(PeftModel.merge_and_unload) and save the whole"
+        )
     for index in _matches(folder, ("*.safetensors.index.json", "pytorch_model*.bin.index.json")):
         _check_shards(index)
     _check_causal(folder, config)
@@ -95,6 +101,7 @@ def _check_shards(index: Path) -> None:
 
 
 def _check_causal(folder: Path, config: dict[str, Any]) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
@@ -103,6 +110,7 @@ def _check_causal(folder: Path, config: dict[str, Any]) -> None:
         raise UsageError(f"{folder / 'config.json'} names no model_type, such as llama")
     if config.get("auto_map") and kind not in CAUSAL:
         raise UsageError(f"{folder} needs Python code of its repository, which is not run ({kind})")
+    check_name(f"model_type in {folder / 'config.json'}", kind, CONFIG_MAPPING_NAMES)
     encoder = kind in MASKED and not config.get("is_decoder")
     if kind not in CAUSAL or encoder or config.get("is_encoder_decoder"):
         raise UsageError(f"{folder} is no causal language model: its model_type is {kind}")
