@@ -7,6 +7,7 @@ Shapes: C contexts, T tokens in a context, N tokens, D = d_in, F features, S lat
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,9 +54,10 @@ def evaluate_on_truth(
     """
     from sae_lens.synthetic.evals import eval_sae_on_synthetic_data
 
-    batches = list(data.features(n_contexts, context_size, "evaluation", seed))
-    size = batches[0].shape[0] * context_size
-    sampler: Any = _Sampler(iter(batches))
+    batches = data.features(n_contexts, context_size, "evaluation", seed)
+    first = next(batches)
+    sampler: Any = _Sampler(itertools.chain([first], batches))
+    size = first.shape[0] * context_size
     return eval_sae_on_synthetic_data(sae, data.model.feature_dict, sampler, n_contexts * context_size, size)
 
 
@@ -115,7 +117,7 @@ def count_firing(
     """
     encode: Any = sae.encode_lower if lower else sae.encode
     counts: FeatureCounts | None = None
-    for acts_CTF in progress(list(data.features(n_contexts, context_size, "evaluation", seed)), "features"):
+    for acts_CTF in progress(data.features(n_contexts, context_size, "evaluation", seed), "features"):
         latents_CTS = encode(data.embed(acts_CTF))
         fires_NS = (latents_CTS != 0).flatten(0, 1).float()
         features_NF = (acts_CTF > 0).flatten(0, 1).float()
