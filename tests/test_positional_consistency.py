@@ -12,7 +12,7 @@ from conftest import evaluate, identity, linear_sae, tiny
 
 from eval_runners import positional_consistency as evaluator
 from eval_runners.commands import evaluate as eval_command
-from eval_runners.measures.autocorrelation import half_life, number_documents
+from eval_runners.measures.autocorrelation import LaggedCorrelation, half_life, number_documents
 from eval_runners.measures.context_statistics import ContextStatistics
 from eval_runners.measures.decoder_neighbours import NeighbourCorrelation, find_near_copies
 from eval_runners.measures.document_direction import DocumentDirection
@@ -72,6 +72,15 @@ def test_autocorrelation_is_numpy_s_correlation():
         for s in range(S):
             expected = np.corrcoef(acts[:, :-lag, s].flatten(), acts[:, lag:, s].flatten())[0, 1]
             assert found[row, s] == pytest.approx(expected, abs=1e-6)
+
+
+def test_low_precision_does_not_round_the_sums():
+    acts = torch.rand(64, 128, 3, generator=torch.Generator().manual_seed(0)).bfloat16() + 8
+    found, expected = (LaggedCorrelation((1,)) for _ in range(2))
+    documents = torch.zeros(64, 128, dtype=torch.int)
+    found.add(acts, documents)
+    expected.add(acts.double(), documents)
+    torch.testing.assert_close(found.correlation_LS(), expected.correlation_LS(), rtol=0, atol=1e-4)
 
 
 def test_token_index_below_8_has_the_information_of_that_partition():

@@ -51,8 +51,10 @@ class LaggedCorrelation:
                 continue
             is_pair_CT = (document_CT[:, lag:] == document_CT[:, :-lag]) & (document_CT[:, lag:] >= 0)
             x, y = acts_CTS[:, :-lag][is_pair_CT], acts_CTS[:, lag:][is_pair_CT]
+            if x.dtype in (torch.bfloat16, torch.float16):  # their sums round to a few digits
+                x, y = x.float(), y.float()
             pairs_S = torch.full_like(x[:1].sum(0), len(x), dtype=torch.float64)
-            sums_S = [products.sum(0).double() for products in (x, y, x * x, y * y, x * y)]
+            sums_S = [products.sum(0, dtype=torch.float64) for products in (x, y, x * x, y * y, x * y)]
             self._add_sums(lag, torch.stack([pairs_S, *sums_S]))
 
     def __add__(self, other: LaggedCorrelation) -> LaggedCorrelation:
