@@ -182,7 +182,7 @@ class TemporalTrainingSAE(BatchTopKVariant):
         if self.cfg.rescale_acts_by_decoder_norm:
             norm_S = self.W_dec.norm(dim=-1)
             W_enc, b_enc = W_enc * norm_S, b_enc * norm_S
-        pre = self.hook_sae_acts_pre(sparse_gradient_product(x_ND, W_enc, b_enc).view(*x.shape[:-1], -1))
+        pre = self.hook_sae_acts_pre(sparse_gradient_product(x_ND, W_enc, b_enc).view(*x.shape[:-1], W_enc.shape[1]))
         return self.hook_sae_acts_post(self.activation_fn(pre)), pre
 
     @override
@@ -191,7 +191,7 @@ class TemporalTrainingSAE(BatchTopKVariant):
         if self.cfg.rescale_acts_by_decoder_norm:
             rows = rows / rows.norm(dim=-1, keepdim=True)
         acts_NS = feature_acts.reshape(-1, feature_acts.shape[-1])
-        out = decode_sparse(acts_NS, rows).view(*feature_acts.shape[:-1], -1) + self.b_dec
+        out = decode_sparse(acts_NS, rows).view(*feature_acts.shape[:-1], rows.shape[1]) + self.b_dec
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(self.hook_sae_recons(out)), self.d_head)
 
     @property

@@ -98,6 +98,7 @@ SHORTHANDS = {
     "{TRAIN}": "--training-tokens 512 --batch-tokens 256 --d-sae 64 --k 4 --context-size 33 --stream-window 4 --window 4"
     " --buffer-contexts 32",
     "{PROBING}": "sparse_probing --sae {good} {MODEL}",
+    "{LONG}": "x" * 300,
     "{CORE}": "--n-eval-reconstruction-batches 1 --n-eval-sparsity-variance-batches 1 --context-size 32",
 }
 LONG_NAME = ("core --sae " + "x" * 300, "unknown SAE")
@@ -111,7 +112,7 @@ def read_table() -> list[tuple[str, str]]:
 
 
 def expand(command: str, place: dict[str, Path]) -> list[str]:
-    for name in ("{PROBING}", "{MODEL}", "{TRAIN}", "{CORE}"):
+    for name in ("{PROBING}", "{MODEL}", "{TRAIN}", "{CORE}", "{LONG}"):
         command = command.replace(name, SHORTHANDS[name])
     return [word.format(**place) for word in command.split()]
 
@@ -124,7 +125,7 @@ def run(words: list[str]) -> int:
     def command() -> int:
         if words[0] in EVALUATIONS:
             return eval_command.main(words[0], words[1:])
-        return variants_main.main(words)
+        return (runners_main if words[0] == "leaderboard" else variants_main).main(words)
 
     with pytest.raises(SystemExit) as ended:
         run_command(command)

@@ -58,6 +58,17 @@ def test_two_conditions_of_one_sae_are_two_files(tmp_path):
     assert sorted(score["model_performance_preservation"]["ce_loss_score"] for score in scores) == [0.8, 0.9]
 
 
+def test_a_long_label_is_shortened_by_its_hash(tmp_path):
+    results = [made(f"temporal[{'x' * 300} k={k}]") for k in (1, 2)]
+    (tmp_path / "results").mkdir()
+    for number, result in enumerate(results):
+        (tmp_path / "results" / f"{number}.json").write_text(json.dumps(result))
+    assert main(["export", "saebench", str(tmp_path / "to"), "--results", str(tmp_path / "results")]) == 0
+    names = [path.name for path in (tmp_path / "to" / "core").iterdir()]
+    assert len(names) == 2
+    assert all("_temporal-xxx" in name and name.endswith("_seed0_eval_results.json") for name in names)
+
+
 def test_what_cannot_be_exported_is_one_line(tmp_path, capsys):
     with pytest.raises(UsageError, match="no results of core, sparse_probing"):
         export(tmp_path, "--evals", "n2g")

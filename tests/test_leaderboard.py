@@ -455,6 +455,13 @@ def test_bad_options(argv, says):
         main(["leaderboard", *argv])
 
 
+@pytest.mark.parametrize("argv", [[], ["why", "a", "b"]])
+def test_a_missing_folder_of_results_is_named(argv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=f"no folder results in {tmp_path}: go to where it is, or give --results"):
+        main(["leaderboard", *argv])
+
+
 def test_it_says_which_results_a_new_training_replaces(tmp_path, capsys):
     for when, digest in ((1, "old"), (2, "new")):
         result = made("a", when=when)

@@ -17,7 +17,7 @@ from sae_variants.language_model.contexts import read_contexts
 from sae_variants.language_model.hooks import hook_activations
 from sae_variants.language_model.target import choose_target
 from sae_variants.ops.threshold import calibrated_threshold, running_rate
-from sae_variants.training.plan import make_plan
+from sae_variants.training.plan import hash_kind, make_plan
 from sae_variants.training.train import train_plans
 
 
@@ -26,6 +26,8 @@ def test_a_calibrated_threshold_by_hand():
     assert calibrated_threshold(batches, 1) == 2.5  # 6, 5, 4, 3 lie above
     assert calibrated_threshold(batches, 0.5) == 4.5
     assert calibrated_threshold(batches, 9) == 0.0
+    assert calibrated_threshold(batches, 0.1) == 6.0  # less than one latent in all: none lies above
+    assert calibrated_threshold(batches, 1e-9) == 6.0
 
 
 def test_a_running_mean_has_no_bias_of_its_start():
@@ -79,6 +81,24 @@ def test_the_user_keeps_the_last_word_on_the_rate(target, tmp_path):
     assert json.loads((plan.folder / "cfg.json").read_text())["metadata"]["training_architecture_details"][
         "topk_threshold_lr"
     ] == pytest.approx(0.02)
+
+
+def test_the_rate_of_the_recipe_is_another_sae_only_where_a_short_training_would_raise_it(target, tmp_path):
+    def made(**more):
+        return make_plan("stock:batchtopk", target, tiny("stock:batchtopk") | more, tmp_path)
+
+    raised, kept = made(), made(topk_threshold_lr=0.05)
+    assert raised.folder != kept.folder
+    assert raised.kind != kept.kind
+    assert kept.label == raised.label.replace(" training", " topk_threshold_lr=0.05 training")
+    train_plans([raised, kept])
+    records = [json.loads((plan.folder / "training.json").read_text()) for plan in (raised, kept)]
+    assert [record["threshold"]["topk_threshold_lr"] for record in records] == [10 / 32, 0.05]
+    assert [hash_kind(record) for record in records] == [raised.kind, kept.kind]
+    long, same_long = (made(training_tokens=256 * 200, **more) for more in ({}, {"topk_threshold_lr": 0.05}))
+    assert (long.folder, long.label) == (same_long.folder, same_long.label)
+    ours = [make_plan("temporal", target, tiny("temporal") | more) for more in ({}, {"topk_threshold_lr": 0.05})]
+    assert ours[0].folder == ours[1].folder
 
 
 @pytest.mark.parametrize("name", ["temporal", "hierarchical"])

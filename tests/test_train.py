@@ -11,11 +11,14 @@ from conftest import tiny
 from safetensors.torch import load_file
 
 import sae_variants
+from sae_variants.commands import train as train_command
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import backup_of, partial_of
+from sae_variants.language_model.target import choose_target
 from sae_variants.training import train as train_module
 from sae_variants.training.job import Job
 from sae_variants.training.plan import make_plan
+from sae_variants.training.settings import MOST_SEED
 from sae_variants.training.train import TrainingFailed, split_by_memory, train_plans
 from sae_variants.training.trainer import make_trainer
 
@@ -283,6 +286,29 @@ def test_force_trains_anew(target, tmp_path):
     train_plans([made], force=True)
     assert made.is_trained
     assert not (made.folder / "mark").exists()
+
+
+@pytest.mark.parametrize(("first", "begins_with_bos"), [(0, True), (7, False)])
+def test_whether_contexts_begin_with_bos_is_recorded(model_folder, tmp_path, first, begins_with_bos):
+    rows = [json.dumps({"input_ids": [first, *range(1 + i % 9, 40 + i % 9)]}) for i in range(80)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    target = choose_target("sandbox", str(model_folder), "blocks.1.hook_resid_post", str(tmp_path / "rows.jsonl"))
+    made = plan("hierarchical", target, tmp_path, training_tokens=1024)
+    train_plans([made], snapshots=(0.5,))
+    for folder in (made.folder, made.folder / "lower", made.snapshot(0.5)):
+        assert sae_variants.load(folder).cfg.metadata.prepend_bos is begins_with_bos
+
+
+def test_an_option_that_is_refused_is_not_first_said_to_be_ignored(capsys):
+    with pytest.raises(UsageError, match="unknown option 'window'"):
+        train_command.main(["random", "--window", "4"])
+    assert capsys.readouterr().err == ""
+
+
+def test_the_largest_seed_trains(target, tmp_path):
+    made = plan("temporal", target, tmp_path, seed=MOST_SEED, training_tokens=512)
+    train_plans([made])
+    assert made.is_trained
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])

@@ -59,6 +59,14 @@ def build(name: str):
     return sae
 
 
+def test_an_empty_batch_gives_empty_latents_and_an_empty_reconstruction(name):
+    sae = build(name)
+    for shape in ((0, D_IN), (3, 0, D_IN)):
+        acts = sae.encode(torch.zeros(shape))
+        assert acts.shape == (*shape[:-1], D_SAE)
+        assert sae.decode(acts).shape == shape
+
+
 def test_is_listed(name):
     assert name in sae_variants.names()
 

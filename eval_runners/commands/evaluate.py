@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from eval_runners.contract.contract import Evaluator, Result
 from eval_runners.contract.registry import evaluator_modules, load_evaluator
-from eval_runners.harness.options import add_scoring_options, parse_with_overrides
+from eval_runners.harness.options import TRAIN_PREFIX, add_scoring_options, parse_with_overrides
 from eval_runners.harness.score import (
     Scored,
     Scoring,
@@ -31,6 +32,9 @@ from sae_variants.common.errors import UsageError
 from sae_variants.common.files import check_file_writable, check_folder_writable, write_atomically
 from sae_variants.language_model.contexts import heldout_text_name
 from sae_variants.training.grid import grid_fields, parse_grid
+
+if TYPE_CHECKING:
+    from eval_runners.harness.find_sae import SAERequest
 
 REQUIRED = ("dataset_names", "k_values", "ks", "context_length", "context_size")
 """Settings that a baseline must hold, where the evaluator has them, beside the model."""
@@ -71,6 +75,7 @@ def main(name: str, argv: list[str]) -> int:
     all_requests = [
         resolve_requests(names, target, overrides, grid_points, args.seeds, args.trained) for target in targets
     ]
+    _check_training_options(overrides, args, all_requests)
     for scoring, requests in zip(scorings, all_requests, strict=True):
         check_supported([scoring], requests)
     check_folder_writable(output)
@@ -88,6 +93,17 @@ def main(name: str, argv: list[str]) -> int:
         write_csv(Path(args.csv), scored)
     show_summaries(scorings, [result for _, result in scored])
     return report_failures(scored, failures)
+
+
+def _check_training_options(
+    overrides: Mapping[str, Any], args: Namespace, all_requests: Sequence[Sequence[SAERequest]]
+) -> None:
+    """Raise a UsageError for options of a training where no SAE is one that this package trains."""
+    options = [f"--{TRAIN_PREFIX}{field.replace('_', '-')}" for field in overrides]
+    options += [option for option, given in (("--grid", args.grid), ("--vary", args.vary)) if given]
+    if options and not any(request.plan for requests in all_requests for request in requests):
+        names = ", ".join(dict.fromkeys(args.saes))
+        raise UsageError(f"{', '.join(options)} would do nothing: {names} is trained already, so leave it out")
 
 
 def _parser(evaluator: Evaluator, module_args: Sequence[str]) -> Parser:

@@ -28,6 +28,8 @@ from sae_variants.common.files import check_folder_writable, write_atomically
 from sae_variants.common.hashing import hash_value
 
 ENDING = "_eval_results.json"
+LONGEST = 200
+"""Bytes of a name before the ending; file systems allow 255, the ending and that of a temporary file included."""
 EVALUATIONS = ("core", "sparse_probing", "sparse_probing_sae_probes")
 """Types of the results that SAEBench's graphs read; the others are of evaluations of ours."""
 STOCK_NAMES = {"batchtopk": "batch_topk", "matryoshka_batchtopk": "matryoshka_batch_topk"}
@@ -74,9 +76,18 @@ def _files_of(row: Row, evaluations: Iterable[str]) -> Iterator[tuple[str, Resul
     for evaluation in evaluations:
         for result in row.results.get(evaluation, []):
             seed = provenance_of(result).get("seed")
-            words = [str(result.get("sae_lens_release_id")), row.label, f"seed{seed}" if seed is not None else ""]
-            name = "_".join(re.sub(r"[^\w.=-]+", "-", word).strip("-") for word in words if word)
+            name = _name(str(result.get("sae_lens_release_id")), row.label, f"seed{seed}" if seed is not None else "")
             yield f"{evaluation}/{name}{ENDING}", _as_saebench_reads(row, result)
+
+
+def _name(target: str, label: str, seed: str) -> str:
+    """Return the first part of a file's name; a long one ends in a hash of the label instead of the label's end."""
+    words = [re.sub(r"[^\w.=-]+", "-", word).strip("-") for word in (target, label, seed) if word]
+    name = "_".join(words).encode()
+    if len(name) <= LONGEST:
+        return name.decode()
+    start = name[: LONGEST - 40].decode(errors="ignore")
+    return "_".join([f"{start}-{hash_value([target, label])}", *words[2:]])
 
 
 def _as_saebench_reads(row: Row, result: Result) -> Result:

@@ -26,7 +26,7 @@ from eval_runners.leaderboard.select import (
     choose_columns,
     find_boards,
     read_folders,
-    read_requested,
+    read_some,
 )
 from eval_runners.leaderboard.terminal import print_boards, print_differences
 from eval_runners.store.read import (
@@ -153,7 +153,7 @@ def _print_why(argv: list[str]) -> int:
     parser.add_argument("one", help="An SAE as the table names it; MODEL/SAE if several language models have it.")
     parser.add_argument("other")
     args = parser.parse_args(argv)
-    boards = make_boards(read_requested(args)[0])
+    boards = make_boards(read_some(args)[0])
     rows, others = (find_rows(boards, name) for name in (args.one, args.other))
     pairs = ((a, b) for a in rows for b in others if a[0] is b[0] and a[1] is not b[1])
     here, there = next(pairs, (rows[0], others[-1]))

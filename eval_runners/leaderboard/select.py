@@ -70,7 +70,7 @@ def find_boards(args: Namespace) -> tuple[list[Board], list[str]]:
     Raises:
         UsageError: there is no such board.
     """
-    results, broken = read_requested(args)
+    results, broken = read_some(args)
     every = make_boards(results)
     if replaced := _replaced(results, every):
         print(f"trained again: newer results of the same seed replace those of {', '.join(replaced)}", file=sys.stderr)
@@ -90,7 +90,26 @@ def _replaced(results: Sequence[Result], boards: Sequence[Board]) -> list[str]:
 
 def read_requested(args: Namespace) -> tuple[list[Result], list[str]]:
     """Read every result of the folders that the options name; a line for every file that holds none."""
-    return read_folders([Path(folder) for folder in args.results] or [PUBLISHED, BASELINES, RUNS], bool(args.results))
+    return read_folders(_folders(args), bool(args.results))
+
+
+def read_some(args: Namespace) -> tuple[list[Result], list[str]]:
+    """Read results as `read_requested` does, of which there must be some.
+
+    Raises:
+        UsageError: the folders do not exist, or hold no result.
+    """
+    folders = _folders(args)
+    if not args.results and not any(folder.is_dir() for folder in folders):
+        raise UsageError(f"no folder {PUBLISHED.parent} in {Path.cwd()}: go to where it is, or give --results FOLDER")
+    results, broken = read_requested(args)
+    if not results:
+        raise UsageError(f"there are no results in {', '.join(map(str, folders))}: give another --results FOLDER")
+    return results, broken
+
+
+def _folders(args: Namespace) -> list[Path]:
+    return [Path(folder) for folder in args.results] or [PUBLISHED, BASELINES, RUNS]
 
 
 def read_folders(folders: Sequence[Path], must_exist: bool) -> tuple[list[Result], list[str]]:

@@ -12,6 +12,7 @@ from sae_variants.cli.options import (
     add_target_options,
     device_from,
     parse_extra_options,
+    parse_positive,
     parse_seeds,
     split_unknown_options,
     target_from,
@@ -19,8 +20,9 @@ from sae_variants.cli.options import (
 from sae_variants.common.console import hide_host_warnings
 from sae_variants.common.errors import UsageError
 from sae_variants.training.grid import make_plans, parse_grid
-from sae_variants.training.log import LIBRARIES, LogSettings
+from sae_variants.training.log import LOG, LogSettings
 from sae_variants.training.plan import TrainSettings, applicable_overrides
+from sae_variants.training.tracking import LIBRARIES
 from sae_variants.training.train import train_plans
 
 
@@ -44,8 +46,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument(
         "--log-heldout",
-        type=int,
-        default=0,
+        type=parse_positive,
         metavar="N",
         help="Tokens between measurements of --log on held-out text (default: a tenth of the training).",
     )
@@ -68,24 +69,28 @@ def main(argv: list[str]) -> int:
     log = log_settings(args.log, args.log_heldout)
     target, device = target_from(args), device_from(args)
     seeds = args.seeds if args.seeds is not None else [overrides.pop("seed", 0)]
+    grid_points = parse_grid(args.grid, args.vary)
+    plans = make_plans(args.names, target, overrides, grid_points, seeds, args.output or args.trained)
     for name in args.names:
         for field in overrides.keys() - applicable_overrides(name, overrides).keys():
             print(f"{name} has no {field}; it is trained without", file=sys.stderr)
-    grid_points = parse_grid(args.grid, args.vary)
-    plans = make_plans(args.names, target, overrides, grid_points, seeds, args.output or args.trained)
     trained_before = {plan.folder for plan in plans if plan.is_trained and not args.force}
     train_plans(plans, device, args.force, log=log)
     for plan in plans:
-        was = " (was trained)" if plan.folder in trained_before else ""
+        lacks_log = log is not None and not (plan.folder / LOG).exists()
+        how = " without a log: --force trains it again with one" if lacks_log else ""
+        was = f" (was trained{how})" if plan.folder in trained_before else ""
         print(f"{plan.label} seed {plan.settings.seed}: {plan.folder}{was}")
     return 0
 
 
-def log_settings(destination: str | None, heldout_every: int) -> LogSettings | None:
+def log_settings(destination: str | None, heldout_every: int | None) -> LogSettings | None:
     """Return what --log and --log-heldout choose; None without --log."""
     if destination is None:
+        if heldout_every is not None:
+            raise UsageError("--log-heldout belongs to --log: give --log too")
         return None
-    return LogSettings(destination.removeprefix("file"), max(0, heldout_every))
+    return LogSettings(destination.removeprefix("file"), heldout_every or 0)
 
 
 def _refuse_synonyms(args: argparse.Namespace, overrides: dict[str, object]) -> None:

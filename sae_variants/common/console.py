@@ -32,8 +32,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         print("interrupted; the same command continues from what is finished", file=sys.stderr)
         code = 130
     except OSError as error:
-        is_refusal = isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError)
-        if not is_refusal and error.errno not in (ENOSPC, EROFS):
+        if error.errno is None or (error.filename is None and error.errno not in (ENOSPC, EROFS)):
             raise
         print(f"error: cannot use {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         code = 2

@@ -23,6 +23,8 @@ MARGIN = 4
 def calibrated_threshold(pre_activations: Iterable[Tensor], k: float) -> float:
     """Return the threshold above which k latents per token lie, averaged over all tokens; 0 if there are fewer.
 
+    Where that is less than one latent in all, it is the largest pre-activation, above which none lies.
+
     Args:
         pre_activations: Batches [N, S] of pre-activations.
         k: Latents per token.
@@ -30,10 +32,10 @@ def calibrated_threshold(pre_activations: Iterable[Tensor], k: float) -> float:
     kept, tokens = [], 0
     for pre_NS in pre_activations:
         values = pre_NS.relu().flatten()
-        kept.append(values[top_k_mask(values, min(int(MARGIN * k * len(pre_NS)), len(values)))])
+        kept.append(values[top_k_mask(values, min(max(1, int(MARGIN * k * len(pre_NS))), len(values)))])
         tokens += len(pre_NS)
     largest, rank = torch.cat(kept).double(), int(k * tokens)
-    if not 0 < rank < len(largest):
+    if rank >= len(largest):
         return 0.0
     return largest.topk(rank + 1).values[-2:].mean().item()
 

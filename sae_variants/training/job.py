@@ -20,6 +20,7 @@ from sae_variants.language_model.hub_text import dataset_commit
 from sae_variants.registry.build import load
 from sae_variants.registry.contract import hooks_of
 from sae_variants.registry.variants import find_variant
+from sae_variants.training.log import STEPS_BETWEEN_REPORTS
 from sae_variants.training.plan import RECORD, TRACE, Plan
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from sae_variants.training.log import TrainingLog
     from sae_variants.training.windows import Batch
 
-STEPS_BETWEEN_REPORTS = 10
 CALIBRATED_TOKENS = 32_768
 """Tokens, the last ones of the training, on which thresholds are calibrated."""
 
@@ -206,8 +206,10 @@ class Job:
                 record_of_part = {**record, "part": part} if part else record
                 (folder / part / RECORD).write_text(json.dumps(record_of_part, indent=2) + "\n")
             if self.log is not None:
-                self.log.finish(folder)
+                self.log.copy_to(folder)
         remove_folder(plan.checkpoint)
+        if self.log is not None:
+            self.log.finish()
 
     def _threshold_rule(self) -> dict[str, Any]:
         """Return how the saved threshold was set; empty for an SAE without one."""

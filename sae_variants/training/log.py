@@ -3,15 +3,18 @@
     <hash>.log.jsonl      beside the checkpoint, during training; lines after the checkpoint are dropped on resuming
     <hash>/log.jsonl      beside the weights, at the end
 
+A log that was begun goes on when its training is resumed, whether or not the log is requested again.
+
 Shapes: C contexts, T tokens in a context, D = d_in.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import math
+import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -19,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_variants.common.errors import UsageError
+from sae_variants.common.errors import UsageError, describe_error
 from sae_variants.common.values import finite_or_none
 from sae_variants.language_model.contexts import read_contexts
 from sae_variants.training.plan import Plan
+from sae_variants.training.tracking import check_library, connect
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -33,12 +37,12 @@ if TYPE_CHECKING:
 
 LOG = "log.jsonl"
 """Name of the log beside the weights."""
-LIBRARIES = ("trackio", "wandb", "tensorboard")
 HELDOUT_CONTEXTS = 16
 """Contexts of held-out text, always the same, on which the SAE is measured during training."""
+STEPS_BETWEEN_REPORTS = 10
+"""Training steps between two lines of a log."""
 MEASUREMENTS = 10
 """Measurements on held-out text in a training, unless their distance is given."""
-PROJECT = "sae-variants"
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,18 @@ class LogSettings:
     """Tokens between measurements on held-out text; 0 is a tenth of the training."""
 
     def __post_init__(self) -> None:
-        if self.library and self.library not in LIBRARIES:
-            raise UsageError(f"--log must be file, {', '.join(LIBRARIES)}, not {self.library!r}")
-        if self.library and importlib.util.find_spec(self.library) is None:
-            raise UsageError(
-                f"--log {self.library} needs a package that is not installed: "
-                f"pip install 'sae-variants[{self.library}]', or give --log alone for a file"
-            )
+        if self.library:
+            check_library(self.library)
+
+
+def log_path(plan: Plan) -> Path:
+    """Return where the log of a plan is during its training."""
+    return plan.folder.with_name(f"{plan.folder.name}.{LOG}")
+
+
+def is_begun(plan: Plan) -> bool:
+    """Return whether an earlier command logs, or has logged, the training of a plan."""
+    return log_path(plan).exists() or (plan.folder / LOG).exists()
 
 
 class TrainingLog:
@@ -65,20 +74,33 @@ class TrainingLog:
 
     def __init__(self, plan: Plan, settings: LogSettings, measure: Callable[[SAE[Any]], dict[str, float | None]]):
         self.plan, self.measure = plan, measure
-        self.path = plan.folder.with_name(f"{plan.folder.name}.{LOG}")
+        self.path = log_path(plan)
         steps = max(1, settings.heldout_every // plan.settings.batch_tokens)
         self.heldout_steps = steps if settings.heldout_every else max(1, plan.settings.steps // MEASUREMENTS)
         self._library, self._send = settings.library, None
         self._last = (0, time.time())
 
     def resume(self, step: int) -> None:
-        """Drop the lines after a step, which are written again, and connect to the tracking library."""
+        """Connect to the tracking library, and drop the lines after a step, which are written again.
+
+        Raises:
+            UsageError: The library cannot be used.
+        """
+        if self._library:
+            try:
+                self._send = connect(self._library, self.plan)
+            except Exception as error:
+                reason = f"--log {self._library} cannot be used: {describe_error(error)}"
+                raise UsageError(f"{reason}; give --log alone for a file") from error
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        self.path.write_text("".join(f"{line}\n" for line in kept))
+        if lines:
+            self.path.write_text("".join(f"{line}\n" for line in kept))
+        logged = json.loads(kept[-1])["step"] if kept else 0
+        if step and logged < step - (step - 1) % STEPS_BETWEEN_REPORTS:
+            gap = f"the log of {self.plan.label} lacks steps {logged + 1} to {step}, which were trained without --log"
+            print(f"{gap}; --force trains it anew with a whole log", file=sys.stderr)
         self._last = (step, time.time())
-        if self._library:
-            self._send = connect(self._library, self.plan)
 
     def is_heldout_due(self, previous: int, step: int) -> bool:
         """Whether the SAE is measured on held-out text at a report, given the step of the report before it."""
@@ -101,49 +123,32 @@ class TrainingLog:
                 line |= {f"heldout_{name}": value for name, value in self.measure(build_sae(Path(folder))).items()}
         with self.path.open("a") as file:
             file.write(json.dumps(finite_or_none(line)) + "\n")
-        if self._send is not None:
-            self._send({name: value for name, value in line.items() if isinstance(value, int | float)}, step)
+        self._to_library({name: value for name, value in line.items() if isinstance(value, int | float)}, step)
         self._last = (step, time.time())
 
-    def finish(self, folder: Path) -> None:
-        """Move the log into the folder of the trained SAE, and disconnect."""
-        if self.path.exists():
-            self.path.replace(folder / LOG)
-        if self._send is not None:
-            self._send(None, self.plan.settings.steps)
+    def copy_to(self, folder: Path) -> None:
+        """Copy the log into a folder, which becomes that of the trained SAE."""
+        shutil.copyfile(self.path, folder / LOG)
 
+    def finish(self) -> None:
+        """Remove the file beside the checkpoint, as its copy is in the folder of the trained SAE, and disconnect."""
+        self.path.unlink()
+        self.disconnect()
 
-def connect(library: str, plan: Plan) -> Callable[[dict[str, float] | None, int], None]:
-    """Return a function that sends the numbers of a step to a tracking library; None ends the run."""
-    name = f"{plan.label} seed {plan.settings.seed}"
-    if library == "tensorboard":
-        from torch.utils.tensorboard import SummaryWriter
+    def disconnect(self) -> None:
+        """End the run of the tracking library."""
+        self._to_library(None, self.plan.settings.steps)
 
-        writer = SummaryWriter(str(plan.folder.with_name(f"{plan.folder.name}.tensorboard")))
-
-        def write(numbers: dict[str, float] | None, step: int) -> None:
-            for key, value in (numbers or {}).items():
-                writer.add_scalar(key, value, step)
-            if numbers is None:
-                writer.close()
-
-        return write
-    if library == "wandb":
-        import wandb
-
-        options: dict[str, Any] = {"id": plan.folder.name, "resume": "allow", "reinit": "create_new"}
-        run: Any = wandb.init(project=PROJECT, name=name, config=plan.key, **options)
-    else:
-        trackio: Any = importlib.import_module("trackio")
-        run = trackio.init(project=PROJECT, name=name, config=plan.key, resume="allow")
-
-    def send(numbers: dict[str, float] | None, step: int) -> None:
-        if numbers is None:
-            run.finish()
-        else:
-            run.log(numbers, step=step)
-
-    return send
+    def _to_library(self, numbers: dict[str, float] | None, step: int) -> None:
+        """Send numbers to the library; after an error the training goes on, and is logged in the file alone."""
+        if self._send is None:
+            return
+        try:
+            self._send(numbers, step)
+        except Exception as error:
+            self._send = None
+            where = f"the log of {self.plan.label} is complete in its file"
+            print(f"--log {self._library} failed at step {step}, {where}: {describe_error(error)}", file=sys.stderr)
 
 
 def heldout_measure(plan: Plan, model: HookedTransformer) -> Callable[[SAE[Any]], dict[str, float | None]]:

@@ -22,7 +22,7 @@ from sae_variants.common.values import check_type
 from sae_variants.language_model.folders import model_id
 from sae_variants.language_model.target import Target
 from sae_variants.registry.build import make_config
-from sae_variants.registry.variants import find_variant, split_part
+from sae_variants.registry.variants import STOCK_PREFIX, find_variant, split_part
 from sae_variants.training.settings import SETTING_NAMES, SETTING_TYPES, TrainSettings
 
 CHECKPOINT_SUFFIX = ".checkpoint"
@@ -33,6 +33,11 @@ TRACE = "trace.npz"
 """Name of the file, beside the weights or the checkpoint, with a variant's trace over the training steps."""
 KEY = ("name", "model", "hook_name", "text", "text_version", "dtype", "fields")
 """Entries of a training record, beside the settings, that determine the weights."""
+FIXED = "fixed"
+"""Entry of the key with the field that the user keeps at its value, although a short training would change it."""
+RATE = "topk_threshold_lr"
+TIME_CONSTANTS = 10
+"""Time constants of the running mean of a stock SAE's threshold in a training, at least."""
 
 
 def trained_root(root: str | Path | None = None) -> Path:
@@ -67,10 +72,17 @@ class Plan:
     @cached_property
     def label(self) -> str:
         """The name and all differences from the target's recipe except the seed: `temporal[k=16 window=4]`."""
-        recipe = make_plan(self.name, self.target).values
+        recipe = self._recipe
         changed = {f: self.values[f] for f in sorted(self.given) if f != "seed" and self.values[f] != recipe[f]}
+        if self._keeps_rate:
+            changed = dict(sorted({**changed, RATE: self.values[RATE]}.items()))
         shown = " ".join(f"{f}={v:g}" if isinstance(v, float) else f"{f}={v}" for f, v in changed.items())
         return f"{self.full_name}[{shown}]" if changed else self.full_name
+
+    @cached_property
+    def _recipe(self) -> dict[str, Any]:
+        """Every setting and config field by name, as the target's recipe has it."""
+        return make_plan(self.name, self.target).values
 
     @cached_property
     def values(self) -> dict[str, Any]:
@@ -89,7 +101,27 @@ class Plan:
             "settings": asdict(self.settings),
             "dtype": self.target.dtype,
             "fields": self.resolved,
+            **({FIXED: RATE} if self._keeps_rate else {}),
         }
+
+    @property
+    def raised_rate(self) -> float | None:
+        """The rate of a stock SAE's threshold where it is above that of the recipe; None for any other SAE.
+
+        A slow running mean from 0 has not arrived at the end of a short training. The rate is not part of the key; in
+        trainings that are long enough for the rate of the recipe, it is that rate.
+        """
+        rate = self.resolved.get(RATE)
+        if rate is None or not self.name.startswith(STOCK_PREFIX):
+            return None
+        raised = min(1.0, TIME_CONSTANTS / self.settings.steps)
+        return raised if raised > rate else None
+
+    @cached_property
+    def _keeps_rate(self) -> bool:
+        """Whether the user gives the recipe's rate of a threshold, which would be raised otherwise."""
+        given = RATE in self.given and self.raised_rate is not None
+        return given and self.values[RATE] == self._recipe[RATE]
 
     @cached_property
     def kind(self) -> str:
@@ -144,7 +176,8 @@ class Plan:
 def hash_kind(key: dict[str, Any]) -> str:
     """Return the hash of a plan's key, or of a training record, without its seed."""
     settings = {name: value for name, value in key["settings"].items() if name != "seed"}
-    return hash_value({**{name: key[name] for name in KEY}, "settings": settings})
+    fixed = {FIXED: key[FIXED]} if FIXED in key else {}
+    return hash_value({**{name: key[name] for name in KEY}, **fixed, "settings": settings})
 
 
 def make_plan(

@@ -8,6 +8,8 @@ from typing import Any, get_type_hints
 from sae_variants.common.errors import UsageError
 
 DTYPES = ("float32", "bfloat16", "float64")
+MOST_SEED = 10**13
+"""Largest seed: torch takes seeds of 64 bits, and that of a buffer is a million times larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,8 @@ class TrainSettings:
         return self.training_tokens // self.batch_tokens
 
     def __post_init__(self) -> None:
-        for name in ("d_sae", "training_tokens", "batch_tokens", "context_size", "stream_window", "buffer_contexts"):
+        sizes = ("d_sae", "training_tokens", "batch_tokens", "context_size", "stream_window", "buffer_contexts")
+        for name in (*sizes, "dead_after_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.steps < 1:
@@ -58,8 +61,8 @@ class TrainSettings:
             )
         if self.learning_rate <= 0:
             raise UsageError(f"learning_rate must be positive, not {self.learning_rate}")
-        if self.seed < 0 or self.dead_after_tokens < 1:
-            raise UsageError("seed must not be negative, and dead_after_tokens must be at least 1")
+        if not 0 <= self.seed <= MOST_SEED:
+            raise UsageError(f"seed must not be negative, nor above {MOST_SEED}; it is {self.seed}")
         if min(self.warm_up_share, self.decay_share) < 0 or self.warm_up_share + self.decay_share > 1:
             raise UsageError("warm_up_share and decay_share must not be negative, nor more than 1 together")
         if self.dtype == "float16":

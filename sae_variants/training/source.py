@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from sae_variants.training.plan import Plan
 
 if TYPE_CHECKING:
     from sae_lens import SAE
+    from torch import Tensor
 
     from sae_variants.training.windows import WindowStream
 
@@ -32,6 +33,8 @@ class Source:
     """Their stream."""
     measure: Callable[[], Measure]
     """Returns the function that measures an SAE for the log of its training."""
+    begins_with_bos: Callable[[], bool] = lambda: True
+    """Whether the first context begins with BOS, which rows that are tokenised already may lack; read with a batch."""
 
 
 def open_source(plan: Plan, device: str) -> Source:
@@ -60,13 +63,23 @@ def _open_language_model(plan: Plan, device: str) -> Source:
     d_in = hook_width(model, target.hook_name)
     if settings.context_size > model.cfg.n_ctx:
         raise UsageError(f"context_size = {settings.context_size} exceeds the model's {model.cfg.n_ctx} positions")
+    first_ids: list[int] = []
+
+    def contexts() -> Iterator[Tensor]:
+        for context in read_contexts(target, model, settings.context_size):
+            if not first_ids:
+                first_ids.append(int(context[0]))
+            yield context
+
     stream = WindowStream(
-        contexts=lambda: read_contexts(target, model, settings.context_size),
+        contexts=contexts,
         activations=hook_activations(model, target.hook_name, settings.dtype),
         special_ids=tuple(get_special_token_ids(model.tokenizer)),  # type: ignore[arg-type]
         **_of_stream(plan),
     )
-    return Source(target.hook_name, d_in, stream, partial(heldout_measure, plan, model))
+    bos_id: Any = model.tokenizer.bos_token_id  # type: ignore[union-attr]
+    measure = partial(heldout_measure, plan, model)
+    return Source(target.hook_name, d_in, stream, measure, lambda: first_ids in ([], [bos_id]))
 
 
 def _open_synthetic(plan: Plan, device: str) -> Source:

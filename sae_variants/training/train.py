@@ -16,8 +16,8 @@ from sae_variants.common.errors import UsageError
 from sae_variants.common.files import locked, remove_folder
 from sae_variants.common.memory import free_memory
 from sae_variants.registry.build import make_config
-from sae_variants.training.job import STEPS_BETWEEN_REPORTS, Job
-from sae_variants.training.log import LogSettings, TrainingLog
+from sae_variants.training.job import Job
+from sae_variants.training.log import STEPS_BETWEEN_REPORTS, LogSettings, TrainingLog, is_begun, log_path
 from sae_variants.training.plan import Plan
 from sae_variants.training.source import Source, open_source
 from sae_variants.training.trainer import make_trainer
@@ -59,7 +59,7 @@ def train_plans(
         force: Whether finished SAEs are trained again; each is kept until the new one replaces it.
         checkpoint_steps: Steps between checkpoints.
         snapshots: Shares of the training after which the SAE is saved in inference form.
-        log: What is logged beside the checkpoints; None for nothing.
+        log: What is logged beside the checkpoints; None for nothing, unless a log was begun.
 
     Raises:
         UsageError: The target cannot be loaded, or a setting does not fit it.
@@ -68,6 +68,7 @@ def train_plans(
     if force:
         for plan in plans:
             remove_folder(plan.checkpoint)
+            log_path(plan).unlink(missing_ok=True)
     distinct = {plan.folder: plan for plan in plans}.values()
     missing = [plan for plan in distinct if force or not plan.is_trained or plan.lacks(snapshots)]
     groups: dict[tuple[Any, ...], list[Plan]] = {}
@@ -149,8 +150,9 @@ def _train_together(
     last_batches: deque[Tensor] = deque(maxlen=max(job.calibration_batches for job in jobs))
     for job in jobs:
         job.last_batches = last_batches
-        if log is not None:
-            job.log = TrainingLog(job.plan, log, source.measure())
+        job.trainer.sae.cfg.metadata.prepend_bos = source.begins_with_bos()
+        if log is not None or is_begun(job.plan):
+            job.log = TrainingLog(job.plan, log or LogSettings(), source.measure())
             job.log.resume(job.at)
     bar = tqdm(total=last * settings.batch_tokens, initial=start * settings.batch_tokens, unit="tok", unit_scale=True)
     names = dict.fromkeys(plan.name for plan in plans)
@@ -171,6 +173,10 @@ def _train_together(
                         job.save_checkpoint()
             if not any(job.runs for job in jobs):
                 break
+    for job in jobs:
+        if job.failure and job.log is not None:
+            job.log.disconnect()
+            job.failure += f"; its log until then is {job.log.path}" if job.log.path.exists() else ""
     return failures | {job.plan.folder: job.failure for job in jobs if job.failure}
 
 

@@ -6,15 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from sae_variants.registry.build import build
 from sae_variants.registry.contract import hooks_of
-from sae_variants.registry.variants import STOCK_PREFIX, find_variant
-from sae_variants.training.plan import Plan
+from sae_variants.registry.variants import find_variant
+from sae_variants.training.plan import RATE, Plan
 
 if TYPE_CHECKING:
     from sae_lens.training.sae_trainer import SAETrainer
     from torch.optim import Optimizer
-
-TIME_CONSTANTS = 10
-"""Time constants of the running mean of a stock SAE's threshold in a training, at least."""
 
 
 def make_trainer(plan: Plan, d_in: int, device: str) -> SAETrainer[Any, Any]:
@@ -29,6 +26,7 @@ def make_trainer(plan: Plan, d_in: int, device: str) -> SAETrainer[Any, Any]:
     from sae_lens.training.sae_trainer import SAETrainer
 
     settings = plan.settings
+    raised: dict[str, Any] = {} if plan.raised_rate is None or RATE in plan.given else {RATE: plan.raised_rate}
     dead_after_steps = max(1, settings.dead_after_tokens // settings.batch_tokens)
     from_settings = {
         "total_steps": settings.steps,
@@ -43,13 +41,12 @@ def make_trainer(plan: Plan, d_in: int, device: str) -> SAETrainer[Any, Any]:
         dtype=settings.dtype,
         normalize_activations=settings.normalize_activations,
         **{name: from_settings[name] for name in find_variant(plan.name).from_settings},
-        **{**plan.sized, **_threshold_rate(plan)},
+        **(plan.sized | raised),
     )
     hooks_of(sae).is_ours = True
     sae.cfg.metadata.model_name = plan.target.model_name
     sae.cfg.metadata.hook_name = plan.target.hook_name
     sae.cfg.metadata.context_size = settings.context_size
-    sae.cfg.metadata.prepend_bos = True
     sae.cfg.metadata.model_from_pretrained_kwargs = {}  # SAELens' `multiple_evals` unpacks it
     sae.cfg.metadata.dataset_path = plan.key["text"]
     sae.cfg.metadata.training_tokens = settings.steps * settings.batch_tokens if sae.cfg.learns else 0
@@ -73,18 +70,6 @@ def make_trainer(plan: Plan, d_in: int, device: str) -> SAETrainer[Any, Any]:
     _optimize_transposed(trainer.optimizer)
     _scale_learning_rate(trainer)
     return trainer
-
-
-def _threshold_rate(plan: Plan) -> dict[str, float]:
-    """Return the rate of a stock SAE's threshold, unless the user sets it.
-
-    A slow running mean from 0 has not arrived at the end of a short training. The rate is not part of the hash; in
-    trainings that are long enough for the rate of the recipe, it is that rate.
-    """
-    rate = plan.resolved.get("topk_threshold_lr")
-    if rate is None or "topk_threshold_lr" in plan.given or not plan.name.startswith(STOCK_PREFIX):
-        return {}
-    return {"topk_threshold_lr": min(1.0, max(rate, TIME_CONSTANTS / plan.settings.steps))}
 
 
 def _optimize_transposed(optimizer: Optimizer) -> None:

@@ -120,7 +120,7 @@ class TwoLevels(TrainingSAE[Any]):
         # Norms and the input bias are folded into the weights, which are far smaller than the latents of a batch.
         sae_in_ND = sae_in.reshape(-1, sae_in.shape[-1])
         pre_NL = sparse_gradient_product(sae_in_ND, self.W_enc_lower * norm_L, self.lower_bias_L() * norm_L)
-        pre = pre_NL.view(*sae_in.shape[:-1], -1)
+        pre = pre_NL.view(*sae_in.shape[:-1], self.cfg.d_lower)
         return Level(self.lower_activation(pre), pre, self.W_dec_lower / norm_L[:, None], self.b_dec)
 
     def lower_bias_L(self) -> Tensor:
