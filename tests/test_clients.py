@@ -119,7 +119,7 @@ def test_latents_are_selected_by_columns_of_the_encoder(tmp_path):
     torch.testing.assert_close(sae.encode(x), whole[:, selected])
     sae.W_enc, sae.W_dec, sae.b_enc = torch.nn.Parameter(W_enc), W_dec, b_enc
     torch.testing.assert_close(sae.encode(x), whole)
-    with pytest.raises(ValueError, match="some of its columns only"):
+    with pytest.raises(ValueError, match="no other values can replace it; it can be set to some of its own columns"):
         sae.W_enc = torch.zeros_like(W_enc)
     assert torch.equal(sae.encode(x), whole)
 

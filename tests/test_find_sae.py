@@ -65,6 +65,13 @@ def test_the_root_of_a_repository(hub, tmp_path):
     assert locate_name("me/saes:.").load("cpu").cfg.d_sae == S
 
 
+@pytest.mark.parametrize("name", ["me/saes:a", "me/saes:a/", "me/saes:/a", "me/saes:./a"])
+def test_one_sae_has_one_label(hub, tmp_path, name):
+    layouts.saelens(tmp_path / "s", V6)
+    add(hub, "me/saes", "a", tmp_path / "s")
+    assert locate_name(name).label == "me/saes:a"
+
+
 def test_a_revision_is_another_sae(hub, tmp_path):
     layouts.saelens(tmp_path / "new", {**V6, "architecture": "topk", "k": 8})
     layouts.saelens(tmp_path / "old", {**V6, "architecture": "topk", "k": 4})
@@ -206,11 +213,25 @@ def test_names_are_checked_before_anything_is_downloaded_or_trained(target, caps
         "gemma-scope-2b-pt-transcoders": "holds transcoders",
         "me/saes": "an SAE on the Hub is written user/repo:path",
         "temporl": "did you mean 'temporal'",
+        "temp": "unknown SAE 'temp': did you mean 'temporal'",
+        "gemma-scope": "unknown release 'gemma-scope': did you mean gemma-scope-2-.*, or one of [0-9]+ more",
+        "pythia-70m:x": "did you mean pythia-70m-deduped-att-sm or pythia-70m-deduped-mlp-sm or pythia-70m-deduped-res-sm",
+        "me/x:../../y": "leads out of the repository",
+        "me/x:a/../b": "leads out of the repository",
+        r"me/x:a\\..\\b": "leads out of the repository",
+        "me/x:C:/a": "leads out of the repository",
+        "me/x@../v1:a": "leads out of the repository",
     }
     for name, line in says.items():
         with pytest.raises(UsageError, match=line):
             resolve_requests([name], target)
     assert "blocks.0.hook_resid_pre" in capsys.readouterr().out
+
+
+def test_a_seed_that_is_no_number_is_no_seed(tmp_path):
+    layouts.saelens(tmp_path / "x", {**V6, "metadata": {**V6["metadata"], "seed": [1], "training_tokens": "500M"}})
+    located = locate_name(str(tmp_path / "x"))
+    assert (located.seed, located.training_tokens) == (None, None)
 
 
 NO_AUTOENCODERS = [

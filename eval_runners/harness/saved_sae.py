@@ -7,11 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from eval_runners.contract.located import LocatedSAE
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.formats.hub import parse_hub_id
-from sae_variants.formats.releases import check_release, list_release, near_releases, split_release
+from sae_variants.formats.releases import check_known, check_release, list_release, split_release
 from sae_variants.formats.source import is_folder, open_source
 from sae_variants.registry.contract import config_hooks
 from sae_variants.registry.saved_config import read_config
@@ -35,9 +36,8 @@ def check_source(name: str, variants: Sequence[str]) -> None:
         if not parts[1]:
             print("\n".join(list_release(parts[0])))
         check_release(*parts)
-    elif near := near_releases(name):
-        raise UsageError(f"unknown release {name.partition(':')[0]!r}: did you mean {' or '.join(near)}?")
     else:
+        check_known(name, variants)
         check_name("SAE", name, variants)
 
 
@@ -59,12 +59,17 @@ def locate_name(name: str) -> LocatedSAE:
     _, config_class = SAE_TRAINING_CLASS_REGISTRY.get(metadata.get("training_architecture"), (None, None))
     return replace(
         located,
-        label=_folder_label(Path(name), source.digest) if is_folder(name) else name,
-        seed=metadata.get("seed"),
-        training_tokens=metadata.get("training_tokens"),
+        label=_folder_label(Path(name), source.digest) if is_folder(name) else str(parse_hub_id(name) or name),
+        seed=_whole(metadata.get("seed")),
+        training_tokens=_whole(metadata.get("training_tokens")),
         kind=_recorded_kind(source.folder),
         learns=config_class is None or config_hooks(config_class).learns,
     )
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number of an SAE's metadata, where anybody may have written anything; None for anything else."""
+    return value if type(value) is int else None
 
 
 def _folder_label(folder: Path, digest: str) -> str:

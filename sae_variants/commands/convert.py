@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 INPUTS = 256
 """Random inputs on which the reconstructions are compared."""
+HOOK = re.compile(r"([a-z0-9_]+\.)*hook_[a-z0-9_]+")
+"""Names of TransformerLens' hooks."""
 ASKED = {
     "model_name": ("the language model", "--model-name"),
     "hook_name": ("the hook", "--hook-name"),
@@ -64,10 +67,13 @@ def main(argv: list[str]) -> int:
     folder = Path(args.folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not empty: give another FOLDER")
+    if args.hook_name is not None and not HOOK.fullmatch(args.hook_name):
+        raise UsageError(f"--hook-name must be a hook's name, such as blocks.8.hook_resid_post, not {args.hook_name!r}")
     sae = load_unfolded(args.source, args.norm_scaling_factor)
     _complete(sae, args)
     inputs_ND = _random_inputs(sae)
     before_ND = _reconstruct(sae, inputs_ND)
+    _check_finite(sae, before_ND, args.source)
     if args.fold_norms:
         try:
             sae.fold_W_dec_norm()
@@ -77,6 +83,7 @@ def main(argv: list[str]) -> int:
         import torch
 
         sae = sae.to(dtype=getattr(torch, args.dtype))
+    _check_finite(sae, _reconstruct(sae, inputs_ND), f"{args.source} with these options")
     with new_folder(folder, "FOLDER") as partial:
         save(sae, partial)
     difference = (_reconstruct(load(folder), inputs_ND) - before_ND).abs().max().item()
@@ -104,6 +111,21 @@ def _complete(sae: SAE[Any], args: argparse.Namespace) -> None:
     if missing := [ASKED[name] for name in ASKED if metadata[name] is None]:
         what = ", ".join(what for what, _ in missing)
         raise UsageError(f"{args.source} does not state {what}: give {', '.join(option for _, option in missing)}")
+
+
+def _check_finite(sae: SAE[Any], outputs_ND: Tensor, what: str) -> None:
+    """Check the reconstruction of random inputs.
+
+    Raises:
+        UsageError: It holds NaN or infinite values; the message names the tensors that do.
+    """
+    if outputs_ND.isfinite().all():
+        return
+    why = [f"{name} holds such values" for name, values in sae.named_parameters() if not values.isfinite().all()]
+    if n_zero := int((sae.W_dec == 0).all(-1).sum()):
+        why.append(f"{n_zero} rows of W_dec are zero")
+    because = f": {', '.join(why)}" if why else ""
+    raise UsageError(f"{what} reconstructs random inputs as NaN or infinite values{because}")
 
 
 def _random_inputs(sae: SAE[Any]) -> Tensor:

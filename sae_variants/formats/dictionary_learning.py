@@ -5,7 +5,6 @@ Source: https://github.com/saprmarks/dictionary_learning, `dictionary.py` and th
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_variants.common.errors import UsageError, check_name
-from sae_variants.formats.saved import make_saved_config
+from sae_variants.common.json_files import read_object
+from sae_variants.formats.saved import check_agrees, make_saved_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,16 +61,17 @@ def read_folder(
         cfg_overrides: Config fields that replace those of the folder.
 
     Raises:
-        UsageError: The class is unknown, or a field or a tensor is missing.
+        UsageError: The class is unknown, a field or a tensor is missing, or the two files contradict each other.
     """
-    import torch
-
     folder = Path(path)
-    trainer = read_trainer(folder)
+    config = read_object(folder / CONFIG)
+    trainer = config.get("trainer")
+    if not isinstance(trainer, dict):
+        raise UsageError(f"{folder / CONFIG} has no section trainer, so it is not dictionary_learning's")
     name = str(trainer.get("dict_class"))
     check_name("dict_class", name, CLASSES)
     kind = CLASSES[name]
-    saved: dict[str, Tensor] = torch.load(folder / WEIGHTS, map_location=device, weights_only=True)
+    saved = read_tensors(folder / WEIGHTS, device)
     if missing := [there for there in kind.tensors.values() if there not in saved]:
         raise UsageError(f"{folder / WEIGHTS} of a {name} has no {', '.join(missing)}, only {', '.join(saved)}")
     weights = {ours: saved[there].float() for ours, there in kind.tensors.items()}
@@ -78,40 +79,58 @@ def read_folder(
         if kind.tensors[ours].endswith(".weight"):  # a torch Linear keeps [out, in]
             weights[ours] = weights[ours].T.contiguous()
     d_in, d_sae = weights["W_enc"].shape
+    found = {"activation_dim": d_in, "dict_size": d_sae}
+    if "k" in saved:
+        found["k"] = int(saved["k"])
+    check_agrees(folder / CONFIG, trainer, folder / WEIGHTS, found)
     fields: dict[str, Any] = {}
     if "threshold" in weights:
         weights["threshold"] = weights["threshold"].expand(d_sae).contiguous()
     if kind.architecture == "topk":
-        k = trainer.get("k", saved.get("k"))
+        k = found.get("k", trainer.get("k"))
         if k is None:
             raise UsageError(f"{folder / CONFIG} of an AutoEncoderTopK has no k")
-        fields["k"] = int(k)
+        fields["k"] = k
     cfg = make_saved_config(
         kind.architecture,
         d_in,
         d_sae,
         device,
         {"apply_b_dec_to_input": kind.apply_b_dec_to_input, **fields, **(cfg_overrides or {})},
-        metadata_of(folder, trainer),
+        metadata_of(config),
     )
     return cfg, weights
 
 
-def read_trainer(folder: Path) -> dict[str, Any]:
-    """Return the section `trainer` of `config.json`."""
-    trainer = json.loads((folder / CONFIG).read_text()).get("trainer")
-    if not isinstance(trainer, dict):
-        raise UsageError(f"{folder / CONFIG} has no section trainer, so it is not dictionary_learning's")
-    return trainer
+def read_tensors(file: Path, device: str) -> dict[str, Tensor]:
+    """Return the tensors of `ae.pt` by name; nothing else in it is read, because a pickle can run any code.
+
+    Raises:
+        UsageError: The file is cut short or no file of torch, or it holds other things than tensors.
+    """
+    import torch
+
+    try:
+        saved = torch.load(file, map_location=device, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises errors of a zip file, a pickle, or its own
+        raise UsageError(
+            f"{file} cannot be read: it is incomplete, or holds Python objects beside tensors, which may run any code"
+            " and are never loaded; download it again, or ask its author for a file of tensors"
+        ) from error
+    if not isinstance(saved, dict):
+        raise UsageError(f"{file} holds no tensors by name, as torch.save(sae.state_dict()) writes them")
+    return saved
 
 
-def metadata_of(folder: Path, trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the model, hook, context size and seed that `config.json` states."""
-    buffer = json.loads((folder / CONFIG).read_text()).get("buffer") or {}
+def metadata_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model, hook and context size that `config.json` states."""
+    trainer, buffer = config["trainer"], config.get("buffer") or {}
     layer, submodule = trainer.get("layer"), str(trainer.get("submodule_name") or "resid_post")
     end = HOOKS.get(re.sub(r"_layer_?\d+$", "", submodule))
     return {
         "model_name": trainer.get("lm_name"),
         "hook_name": f"blocks.{layer}.{end}" if end and layer is not None else None,
-        "context_size": buffer.get("ctx_len"),
+        "context_size": buffer.get("ctx_len") if isinstance(buffer, dict) else None,
     }

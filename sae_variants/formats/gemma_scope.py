@@ -5,6 +5,7 @@ Source: https://arxiv.org/abs/2408.05147; https://huggingface.co/google/gemma-sc
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,14 @@ def read_folder(
     import torch
 
     file = Path(path) / WEIGHTS
+    if not zipfile.is_zipfile(file):
+        raise UsageError(f"{file} is no archive of NumPy arrays, or it is incomplete: download it again")
     with np.load(file, allow_pickle=False) as saved:
-        # Early files write w_enc and w_dec.
-        arrays = {"W_" + name[2:] if name.startswith("w_") else name: saved[name] for name in saved.files}
+        try:
+            # Early files write w_enc and w_dec.
+            arrays = {"W_" + name[2:] if name.startswith("w_") else name: saved[name] for name in saved.files}
+        except ValueError as error:
+            raise UsageError(f"{file} holds Python objects, which may run any code and are never loaded") from error
     if missing := [name for name in TENSORS if name not in arrays]:
         raise UsageError(f"{file} has no {', '.join(missing)}, only {', '.join(arrays)}")
     if extra := arrays.keys() - set(TENSORS):

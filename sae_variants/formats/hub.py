@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from sae_variants.common.errors import UsageError
 from sae_variants.common.hub_errors import hub_errors
@@ -37,11 +37,19 @@ class HubId:
 
 
 def parse_hub_id(name: str) -> HubId | None:
-    """Return the parts of `user/repo:path` or `user/repo@revision:path`; None if the name has another form."""
+    """Return the parts of `user/repo:path` or `user/repo@revision:path`; None if the name has another form.
+
+    Raises:
+        UsageError: The path or the revision leads out of the repository.
+    """
     match = HUB_ID.fullmatch(name)
     if not match or name.startswith((".", "/")):
         return None
-    return HubId(match["repo"], match["path"].strip("/") or ".", match["revision"])
+    path = PurePosixPath(match["path"].strip("/"))
+    for part in map(PureWindowsPath, [*path.parts, match["revision"] or ""]):
+        if part.anchor or ".." in part.parts:
+            raise UsageError(f"{name!r} leads out of the repository; write user/repo:path/of/the/folder")
+    return HubId(match["repo"], str(path), match["revision"])
 
 
 def download_sae(hub_id: HubId, beside: Collection[str] = ()) -> tuple[Path, Layout]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_variants.common.errors import UsageError
 from sae_variants.common.hashing import hash_files
+from sae_variants.common.json_files import refuse_pointer
 from sae_variants.formats import dictionary_learning, gemma_scope, sparsify
 from sae_variants.registry.build import load as load_saelens
 from sae_variants.registry.saved_config import CONFIG, WEIGHTS
@@ -61,10 +62,13 @@ def layout_of(folder: Path) -> Layout:
     """Return the layout of a folder.
 
     Raises:
-        UsageError: The folder has not all files of any layout; the message names the missing one.
+        UsageError: The folder has not all files of any layout, or one of them is a Git LFS pointer; the message names
+            the file.
     """
     names = {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
     if layout := find_layout(names):
+        for name in layout.files:
+            refuse_pointer(folder / name)
         return layout
     raise UsageError(f"{folder} is not a saved SAE: {describe_missing(names)}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from sae_variants.common.errors import UsageError, describe_error
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from sae_lens import SAE
     from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup
 
-SCREENFUL = 40
-"""Most ids in a listing."""
+MOST_NEAR = 5
+"""An error proposes at most so many releases."""
 
 
 def releases() -> dict[str, PretrainedSAELookup]:
@@ -30,9 +31,23 @@ def split_release(name: str) -> tuple[str, str] | None:
     return (release, sae_id) if release and release in releases() else None
 
 
-def near_releases(name: str) -> list[str]:
-    """Return the releases whose names are nearest to that of `RELEASE:SAE_ID`."""
-    return difflib.get_close_matches(name.partition(":")[0], list(releases()), n=3, cutoff=0.75)
+def check_known(name: str, others: Collection[str]) -> None:
+    """Check that a name that is no release resembles none, either by a few letters or as a part of its name.
+
+    Args:
+        name: `RELEASE:SAE_ID` or `RELEASE`.
+        others: Names that are no releases; what resembles one of them is not taken for a part of a release's name.
+
+    Raises:
+        UsageError: It does; the message names the nearest releases.
+    """
+    release, known = name.partition(":")[0], list(releases())
+    near = difflib.get_close_matches(release, known, n=3, cutoff=0.75)
+    if release and not near and not difflib.get_close_matches(name, others, cutoff=0.5):
+        near = sorted(each for each in known if release in each)
+    if near:
+        more = f", or one of {len(near) - MOST_NEAR} more" if len(near) > MOST_NEAR else ""
+        raise UsageError(f"unknown release {release!r}: did you mean {' or '.join(near[:MOST_NEAR])}{more}?")
 
 
 def check_release(release: str, sae_id: str) -> None:
@@ -53,17 +68,15 @@ def check_release(release: str, sae_id: str) -> None:
 
 
 def list_release(release: str) -> list[str]:
-    """Return lines with the ids of a release, their L0 and hook where known, at most `SCREENFUL` of them."""
+    """Return lines with the ids of a release, their L0 and hook where known."""
     lookup = releases()[release]
     ids = list(lookup.saes_map)
-    width = max(len(sae_id) for sae_id in ids[:SCREENFUL])
+    width = max(len(sae_id) for sae_id in ids)
     lines = [f"{release}: {len(ids)} SAEs of {lookup.model}, from {lookup.repo_id}"]
-    for sae_id in ids[:SCREENFUL]:
+    for sae_id in ids:
         l0, hook = lookup.expected_l0.get(sae_id), hook_of(lookup, sae_id)
         facts = [f"L0 {l0:g}" if l0 else "", hook or ""]
         lines.append(f"  {sae_id:{width}}  {'  '.join(filter(None, facts))}".rstrip())
-    if len(ids) > SCREENFUL:
-        lines.append(f"  and {len(ids) - SCREENFUL} more")
     return lines
 
 

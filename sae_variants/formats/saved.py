@@ -4,7 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+from sae_variants.common.errors import UsageError
+
+
+def check_agrees(config: Path, stated: Mapping[str, Any], weights: Path, found: Mapping[str, int]) -> None:
+    """Check that a config states what the weights beside it show, as the library that wrote them does.
+
+    Args:
+        config: File of the config.
+        stated: Its fields; one that is absent, None or 0 states nothing.
+        weights: File of the weights.
+        found: Field -> its value in the weights.
+
+    Raises:
+        UsageError: A field differs.
+    """
+    for name, value in found.items():
+        if stated.get(name) and stated[name] != value:
+            raise UsageError(
+                f"{config} has {name} = {stated[name]!r}, but {weights.name} has {value}: one of the files belongs to"
+                " another SAE"
+            )
 
 
 def make_saved_config(

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_variants.common.errors import UsageError
-from sae_variants.common.files import new_folder
+from sae_variants.common.files import check_folder_writable, locked, new_folder
 from sae_variants.common.hashing import hash_value
 from sae_variants.formats.hub import HubId, download_sae, parse_hub_id, repository_errors
 from sae_variants.formats.layouts import SAELENS, Layout, layout_of, load
 from sae_variants.formats.releases import check_release, load_release, releases, split_release
+from sae_variants.formats.sparsify import model_beside
 from sae_variants.registry.build import load as load_saelens
 from sae_variants.registry.saved_config import CONFIG, SCALED, WEIGHTS, why_no_autoencoder
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 ROOT = "SAE_VARIANTS_CONVERTED"
+READERS = 2
+"""Raised whenever a reader makes something else of the same files, so that no earlier conversion is used."""
 
 
 @dataclass(frozen=True)
@@ -144,17 +147,25 @@ def _as_saelens(folder: Path, layout: Layout) -> Source:
     digest = layout.hash_folder(folder)
     if layout is SAELENS:
         return Source(folder, digest)
-    key = [layout.name, digest, folder.name]
+    # What a reader takes from beside the files: the hook from the folder's name, and sparsify's model.
+    key = [READERS, layout.name, digest, folder.resolve().name, model_beside(folder)]
     return Source(_converted(key, lambda: load(folder)).folder, digest)
 
 
 def _converted(key: list[Any], make: Callable[[], SAE[Any]]) -> Source:
     root = Path(os.environ.get(ROOT) or Path.home() / ".cache" / "sae_variants" / "converted")
     folder = root / hash_value(key, size=10)
-    if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
-        sae = make()
-        with new_folder(folder, ROOT) as partial:
-            save(sae, partial)
+
+    def is_there() -> bool:
+        return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
+
+    if not is_there():
+        check_folder_writable(root, ROOT)
+        with locked(folder):
+            if not is_there():  # another process may have converted it meanwhile
+                sae = make()
+                with new_folder(folder, ROOT) as partial:
+                    save(sae, partial)
     return Source(folder, SAELENS.hash_folder(folder))
 
 

@@ -8,13 +8,13 @@ Source: https://github.com/EleutherAI/sparsify, `sparse_coder.py` and `fused_enc
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_variants.common.errors import UsageError
-from sae_variants.formats.saved import make_saved_config
+from sae_variants.common.json_files import read_object
+from sae_variants.formats.saved import check_agrees, make_saved_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ def read_folder(
     from safetensors.torch import load_file
 
     folder = Path(path)
-    settings = json.loads((folder / CONFIG).read_text())
+    settings = read_object(folder / CONFIG)
     saved = load_file(folder / WEIGHTS, device=device)
     if settings.get("transcode") or settings.get("skip_connection") or "W_skip" in saved:
         raise UsageError(f"{folder} holds a transcoder of sparsify, not an SAE")
@@ -51,6 +51,7 @@ def read_folder(
     weights = {ours: saved[there].float() for ours, there in names.items()}
     weights["W_enc"] = weights["W_enc"].T.contiguous()
     d_in, d_sae = weights["W_enc"].shape
+    check_agrees(folder / CONFIG, settings, folder / WEIGHTS, {"d_in": d_in, "num_latents": d_sae})
     if "k" not in settings:
         raise UsageError(f"{folder / CONFIG} has no k")
     cfg = make_saved_config(
@@ -59,8 +60,8 @@ def read_folder(
         d_in,
         d_sae,
         device,
-        {"k": int(settings["k"]), "rescale_acts_by_decoder_norm": False, **(cfg_overrides or {})},
-        {"hook_name": hook_of(folder.name), "model_name": model_beside(folder)},
+        {"k": settings["k"], "rescale_acts_by_decoder_norm": False, **(cfg_overrides or {})},
+        {"hook_name": hook_of(folder.resolve().name), "model_name": model_beside(folder)},
     )
     return cfg, weights
 
@@ -75,7 +76,7 @@ def hook_of(folder_name: str) -> str | None:
 def model_beside(folder: Path) -> str | None:
     """Return the model that the training's `config.json`, in the folder above, names."""
     try:
-        model = json.loads((folder.parent / "config.json").read_text()).get("model")
-    except (OSError, ValueError, AttributeError):
+        model = read_object(folder.resolve().parent / "config.json").get("model")
+    except UsageError:
         return None
     return model if isinstance(model, str) else None

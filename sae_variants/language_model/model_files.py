@@ -9,12 +9,12 @@ from typing import Any
 
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.hashing import hash_files
+from sae_variants.common.json_files import refuse_pointer
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER = ("tokenizer*", "vocab*", "merges*", "*.model", "special_tokens_map.json", "added_tokens.json")
 ADAPTER = "adapter_config.json"
 CONFIG = ("config.json", ADAPTER)
-_LFS = b"version https://git-lfs.github.com/spec"
 
 
 def _matches(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
@@ -46,7 +46,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UsageError(f"{folder} is not a Hugging Face model folder: it has no config.json")
-    _refuse_pointer(path)
+    refuse_pointer(path)
     config = _read_json(path)
     if not isinstance(config, dict):
         raise UsageError(f"{path} is not a JSON object")
@@ -66,7 +66,7 @@ def check_model_folder(folder: Path) -> None:
         if not _matches(folder, patterns):
             raise UsageError(f"{folder} holds no {what} ({', '.join(patterns)})")
     for path in model_files(folder):
-        _refuse_pointer(path)
+        refuse_pointer(path)
     if (folder / ADAPTER).is_file():
         raise UsageError(
             f"{folder} holds an adapter ({ADAPTER}), which would not be applied: merge it into the model "
@@ -82,12 +82,6 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from error
-
-
-def _refuse_pointer(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(len(_LFS)) == _LFS:
-            raise UsageError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in {path.parent}")
 
 
 def _check_shards(index: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from sae_variants.common.errors import UsageError, check_name, describe_error
+from sae_variants.common.json_files import refuse_pointer
 from sae_variants.common.values import check_type
 from sae_variants.registry.contract import VariantConfig, config_hooks
 from sae_variants.registry.saved_config import CONFIG, WEIGHTS, check_config, read_config
@@ -15,6 +16,7 @@ from sae_variants.registry.variants import find_variant, import_variants
 if TYPE_CHECKING:
     from sae_lens.loading.pretrained_sae_loaders import PretrainedSaeDiskLoader
     from sae_lens.saes.sae import SAE, TrainingSAE
+    from torch import Tensor
 
 
 def matryoshka_widths(d_sae: int) -> list[int]:
@@ -105,7 +107,6 @@ def load(
         UsageError: The folder does not exist, holds no config, or its config or weights cannot be used.
     """
     from sae_lens import SAE
-    from sae_lens.loading.pretrained_sae_loaders import sae_lens_disk_loader
 
     import_variants()
     folder = Path(path)
@@ -114,11 +115,18 @@ def load(
     for file in (CONFIG, WEIGHTS) if converter is None else ():
         if not (folder / file).is_file():
             raise UsageError(f"{folder} is not a saved SAE: it has no {file}")
+        refuse_pointer(folder / file)
+
+    def read(path: str | Path, device: str, cfg_overrides: Any = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        if converter is None:
+            return _read_saelens(folder, device, ignored)
+        cfg, weights = converter(path, device, cfg_overrides)
+        check_config(cfg, ignored)
+        return cfg, weights
+
     failed = f"cannot load the SAE in {folder}"
     try:
-        if converter is None:
-            check_config(read_config(folder), ignored)
-        sae = SAE.load_from_disk(folder, device=device, converter=converter or sae_lens_disk_loader)
+        sae = SAE.load_from_disk(folder, device=device, converter=read)
     except UsageError as error:
         raise error if str(folder) in str(error) else UsageError(f"{failed}: {error}") from error
     except Exception as error:  # the weights may be anybody's, and each reader has errors of its own
@@ -126,6 +134,19 @@ def load(
     if sae.cfg.reshape_activations == "hook_z":
         sae.turn_off_forward_pass_hook_z_reshaping()  # heads come flattened: [..., n_heads * d_head]
     return sae
+
+
+def _read_saelens(folder: Path, device: str, ignored: Collection[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the checked config and the weights of a folder in SAELens' layout."""
+    from sae_lens.loading.pretrained_sae_loaders import read_sae_components_from_disk
+    from safetensors import safe_open
+
+    cfg = read_config(folder)
+    check_config(cfg, ignored)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        if cfg.get("finetuning_scaling_factor") and "scaling_factor" not in file.keys():  # noqa: SIM118
+            raise UsageError(f"finetuning_scaling_factor is true, but {WEIGHTS} has no tensor scaling_factor")
+    return read_sae_components_from_disk({**cfg, "device": device}, folder / WEIGHTS, device)
 
 
 def latent_groups(sae: SAE[Any]) -> dict[str, slice]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from sae_variants.common.errors import UsageError, check_name
+from sae_variants.common.json_files import read_object
+from sae_variants.common.values import check_type
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -18,6 +18,22 @@ SCALED = "expected_average_only_in"
 UNFOLDED = {SCALED: "--norm-scaling-factor", "covariance_whitening": ""}
 """Normalisations that SAELens folds into the weights when it saves -> option of `convert` that folds them."""
 
+CHECKED = {"k", "metadata", "device", "normalize_activations", "reshape_activations"}
+"""Fields whose values are not checked against SAELens' annotation: they are checked, or set, elsewhere."""
+METADATA: dict[str, Any] = {
+    "model_name": str | None,
+    "hook_name": str | None,
+    "hook_name_out": str | None,
+    "hook_head_index": int | None,
+    "prepend_bos": bool | None,
+    "seqpos_slice": list[int | None] | None,
+    "model_from_pretrained_kwargs": dict | None,
+    "training_architecture": str | None,
+    "training_architecture_details": dict | None,
+    "finetuning_scaling_factor": bool | None,
+}
+"""Types of the fields beside those of SAELens' config classes that decide how an SAE is used."""
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the `cfg.json` of a folder.
@@ -25,12 +41,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UsageError: It is not a JSON object, or its metadata is not.
     """
-    try:
-        cfg = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"cannot load the SAE in {folder}: {CONFIG} is not JSON: {error}") from error
-    if not isinstance(cfg, dict):
-        raise UsageError(f"cannot load the SAE in {folder}: {CONFIG} holds {type(cfg).__name__}, not fields")
+    cfg = read_object(folder / CONFIG)
     if not isinstance(cfg.get("metadata", {}), dict):
         raise UsageError(f"cannot load the SAE in {folder}: metadata in {CONFIG} is {cfg['metadata']}, not fields")
     return cfg
@@ -54,10 +65,11 @@ def check_config(cfg: dict[str, Any], ignored: Collection[str] = ()) -> None:
         if cfg.get(name) is None:
             raise UsageError(f"{CONFIG} has no {name}")
     for name in ("d_in", "d_sae"):
-        if not isinstance(cfg[name], int) or cfg[name] < 1:
+        if type(cfg[name]) is not int or cfg[name] < 1:
             raise UsageError(f"{name} must be a whole number of at least 1, not {cfg[name]!r}")
-    if not isinstance(cfg.get("apply_b_dec_to_input", True), bool):
-        raise UsageError(f"apply_b_dec_to_input must be true or false, not {cfg['apply_b_dec_to_input']!r}")
+    for place in (cfg, cfg.get("metadata", {})):  # SAELens 3 to 5 kept the metadata among the other fields
+        for name, hint in METADATA.items():
+            check_type(name, place.get(name), hint)
     try:
         converted = handle_config_defaulting(dict(cfg))
     except KeyError as error:
@@ -65,12 +77,16 @@ def check_config(cfg: dict[str, Any], ignored: Collection[str] = ()) -> None:
     if "architecture" not in converted:
         raise UsageError(f"{CONFIG} has no architecture")
     _check_activation(cfg, converted["architecture"])
-    takes_k = "k" in {field.name for field in fields(SAE_CLASS_REGISTRY[converted["architecture"]][1])}
+    hints = get_type_hints(SAE_CLASS_REGISTRY[converted["architecture"]][1])
+    for name in sorted((converted.keys() & hints.keys()) - CHECKED):
+        check_type(name, converted[name], hints[name])
+    takes_k = "k" in hints
     if cfg.get("k") is not None and not takes_k:
         raise UsageError(f"k = {cfg['k']} would be ignored: the architecture {converted['architecture']} has no k")
     k = converted.get("k")
-    if takes_k and (not isinstance(k, int | float) or not 0 < k <= cfg["d_sae"]):
-        raise UsageError(f"k must be above 0 and at most d_sae = {cfg['d_sae']}, not {k!r}")
+    if takes_k and (k is None or type(k) not in (int, hints["k"]) or not 0 < k <= cfg["d_sae"]):
+        whole = ", a whole number" if hints["k"] is int else ""
+        raise UsageError(f"k must be above 0 and at most d_sae = {cfg['d_sae']}{whole}, not {k!r}")
     normalisation = converted.get("normalize_activations", "none")
     if normalisation in UNFOLDED and normalisation not in ignored:
         option = UNFOLDED[normalisation]

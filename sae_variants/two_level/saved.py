@@ -106,7 +106,10 @@ class TwoLevelSAE(SAE[TwoLevelSAEConfig]):
         for column_D in W_enc_Dm.T:
             matches = ((W_enc_DU == column_D[:, None]).all(0) & is_free_U).nonzero()
             if not len(matches):
-                raise ValueError("W_enc of two layers can be set to some of its columns only")
+                raise ValueError(
+                    "W_enc of two levels is the product W_enc_lower @ W_enc_upper, so no other values can replace it;"
+                    " it can be set to some of its own columns, which selects these latents"
+                )
             selected.append(int(matches[0]))
             is_free_U[matches[0]] = False
         self._selected = selected if len(selected) < self.cfg.d_sae else None
