@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import sys
 
 import huggingface_hub
 import pytest
@@ -167,6 +168,7 @@ def test_core_scores_on_hub_text(hub, model_folder, model):
 
 
 def test_code_of_a_dataset_is_never_run(hub, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [*sys.path])  # datasets adds the folder for such code, and an empty module
     monkeypatch.setattr("builtins.input", lambda *asked: pytest.fail("asks whether to run code"))
     hub.datasets["me/script"] = {
         "script.py": b"raise SystemExit('code of the dataset runs')\n",
@@ -177,6 +179,8 @@ def test_code_of_a_dataset_is_never_run(hub, monkeypatch, capsys):
     ):
         read(pin_dataset("me/script"))
     assert capsys.readouterr().out == ""
+    for module in [name for name in sys.modules if name.startswith("datasets_modules")]:
+        del sys.modules[module]
 
 
 def test_a_config_is_asked_for_as_it_is_written(hub):
@@ -195,3 +199,8 @@ def test_a_dataset_without_rows_is_named(hub, model_folder):
         target = choose_target("sandbox", str(model_folder), HOOK, f"me/{name}")
         with pytest.raises(UsageError, match=f"the dataset me/{name}@.* {says}"):
             [list(target_documents(target, part)) for part in ("train", "heldout")]
+
+
+def test_the_dataset_held_out_is_not_trained_on(hub, model_folder):
+    with pytest.raises(UsageError, match=r"me/texts@.* would be trained on and held out"):
+        choose_target("sandbox", str(model_folder), HOOK, "me/texts", TextOptions(train_dataset="me/texts@main"))
