@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import sys
 
 import huggingface_hub
 import pytest
@@ -164,3 +165,42 @@ def test_core_scores_on_hub_text(hub, model_folder, model):
     small = {"n_eval_reconstruction_batches": 1, "n_eval_sparsity_variance_batches": 1, "batch_size_prompts": 2}
     scored = evaluate("core", identity(target), target, model, context_size=32, **small)
     assert scored.metrics["reconstruction_quality"]["mse"] == pytest.approx(0, abs=1e-6)
+
+
+def test_code_of_a_dataset_is_never_run(hub, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [*sys.path])  # datasets adds the folder for such code, and an empty module
+    monkeypatch.setattr("builtins.input", lambda *asked: pytest.fail("asks whether to run code"))
+    hub.datasets["me/script"] = {
+        "script.py": b"raise SystemExit('code of the dataset runs')\n",
+        "data.jsonl": jsonl(TEXTS),
+    }
+    with pytest.raises(
+        UsageError, match=r"me/script.* is loaded by code of its repository, which is not run: .*refs/convert/parquet"
+    ):
+        read(pin_dataset("me/script"))
+    assert capsys.readouterr().out == ""
+    for module in [name for name in sys.modules if name.startswith("datasets_modules")]:
+        del sys.modules[module]
+
+
+def test_a_config_is_asked_for_as_it_is_written(hub):
+    card = "---\nconfigs:\n- config_name: a\n  data_files: a.jsonl\n- config_name: b\n  data_files: b.jsonl\n---\n"
+    hub.datasets["me/cfgs"] = {"README.md": card.encode(), "a.jsonl": jsonl(["x"]), "b.jsonl": jsonl(["y"])}
+    with pytest.raises(UsageError, match=r"has several configs: write me/cfgs:a; known: a, b$"):
+        read(pin_dataset("me/cfgs"))
+    assert read(pin_dataset("me/cfgs:b")) == ["y"]
+
+
+def test_a_dataset_without_rows_is_named(hub, model_folder):
+    hub.datasets["me/empty"] = {"a.jsonl": b"", "README.md": b""}
+    hub.datasets["me/blank"] = {"a.jsonl": jsonl(["", " "])}
+    hub.datasets["me/one"] = {"a.jsonl": jsonl(["x"])}
+    for name, says in (("empty", "holds no text"), ("blank", "holds no text"), ("one", "none of which falls into the")):
+        target = choose_target("sandbox", str(model_folder), HOOK, f"me/{name}")
+        with pytest.raises(UsageError, match=f"the dataset me/{name}@.* {says}"):
+            [list(target_documents(target, part)) for part in ("train", "heldout")]
+
+
+def test_the_dataset_held_out_is_not_trained_on(hub, model_folder):
+    with pytest.raises(UsageError, match=r"me/texts@.* would be trained on and held out"):
+        choose_target("sandbox", str(model_folder), HOOK, "me/texts", TextOptions(train_dataset="me/texts@main"))

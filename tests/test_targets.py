@@ -17,7 +17,7 @@ from sae_variants.common.errors import UsageError
 from sae_variants.language_model import target_files
 from sae_variants.language_model.target import TextOptions, choose_target, load_target, target_names
 from sae_variants.training.plan import SETTING_NAMES, TrainSettings
-from sae_variants.training.recipe import check_recipe
+from sae_variants.training.recipe import check_plans, check_recipe
 
 HOOK = "blocks.1.hook_resid_post"
 BASE = 'model_name = "tiny"\nhook_name = "blocks.1.hook_resid_post"\ndataset = "text.txt"\n'
@@ -42,6 +42,7 @@ def test_every_target_file_is_a_target_that_trains():
         assert TrainSettings(**settings).steps > 0
         assert target.title
         check_recipe(target)
+        check_plans(target)
 
 
 def test_texts_of_the_package_s_targets_keep_their_names():
@@ -88,6 +89,15 @@ def test_check_prints_what_it_found(folder, capsys):
         (BASE + "[variants.temporal]\nwindov = 1\n", r"\[variants.temporal\] of my-own 'windov': did you mean 'window'"),
         (BASE + '[l0."stock:standard".l1_coeff]\n30 = 1\n', r"did you mean 'l1_coefficient'"),
         (BASE + "[train]\ncontext_size = 500\n", "context_size = 500 in .* exceeds the model's 128 positions"),
+        (BASE + "[train]\ncontext_size = 0\n", r"\[train\] of my-own: context_size must be at least 1, not 0"),
+        (BASE + "[train]\ncontext_size = -5\n", r"\[train\] of my-own: context_size must be at least 1, not -5"),
+        (BASE + '[train]\nk = "four"\n', r"k in \[train\] of my-own must be .*, not 'four'"),
+        (BASE + "[train]\nk = -3\n", r"\[train\] of my-own: k must be above 0 and at most d_sae = 16384, not -3"),
+        (BASE + "[variants.temporal]\nwindow = 3.5\n", r"window in \[variants.temporal\] of my-own must be int, not 3.5"),
+        (BASE + "[variants.temporal]\nwindow = 1\n", r"\[variants.temporal\] of my-own: .*window must be at least 2"),
+        (BASE + 'dataset_split = "tset"\n', "no split 'tset' can be chosen .*text.txt has no splits"),
+        (BASE + 'text_column = "body"\n', "no column 'body' can be chosen .*text.txt has no columns"),
+        (BASE + 'train_dataset = "text.txt"\n', "text.txt would be trained on and held out"),
         (BASE.replace("resid_post", "resid_pots"), "blocks.1.hook_resid_post"),
     ],
 )  # fmt: skip
@@ -103,9 +113,17 @@ def test_a_file_is_not_named_like_a_target_of_the_package(folder):
         load_target(str(folder / "gone.toml"))
 
 
-def test_settings_of_evaluations_are_checked(folder):
-    file = target_file(folder, BASE + "[evaluations.core]\ncontext_siz = 3\n")
-    with pytest.raises(UsageError, match=r"\[evaluations.core\] of my-own 'context_siz': did you mean 'context_size'"):
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ("core]\ncontext_siz = 3", r"\[evaluations.core\] of my-own 'context_siz': did you mean 'context_size'"),
+        ("coer]\ncontext_size = 3", r"unknown evaluation in \[evaluations\] of my-own 'coer': did you mean 'core'"),
+        ('core]\ncontext_size = "many"', r"context_size in \[evaluations.core\] of my-own must be int, not 'many'"),
+    ],
+)
+def test_settings_of_evaluations_are_checked(table, says, folder):
+    file = target_file(folder, f"{BASE}[evaluations.{table}\n")
+    with pytest.raises(UsageError, match=says):
         eval_command.main("core", ["--sae", "random", "--target", file, "--output", str(folder / "out")])
 
 

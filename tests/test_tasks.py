@@ -95,7 +95,7 @@ def test_every_kind_of_file_says_the_same(tmp_path, suffix):
         ".tsv": lambda: frame.to_csv(path, index=False, sep="\t"),
         ".parquet": lambda: frame.to_parquet(path),
         ".arrow": lambda: frame.to_feather(path),
-    }.get(suffix, lambda: frame.to_json(path, orient="records", lines=suffix == ".jsonl"))()
+    }.get(suffix, lambda: frame.to_json(path, orient="records", lines=suffix in (".jsonl", ".ndjson")))()
     assert read_task_file(path) == classes
 
 
@@ -122,10 +122,12 @@ def test_no_word_becomes_a_number(tmp_path, suffix):
         ("t.csv", "text,label\na,b,x\nc,d,y\n", "row 1 has more fields than the header"),
         ("t.csv", "text,label\na,x\nc\n", "row 2 has an empty or missing label"),
         ("t.csv", "text,label\n", "has no rows"),
-        ("t.jsonl", '{"text": ["a"], "label": 1}\n', "row 1 must have a string as text, not ['a']"),
-        ("t.jsonl", '{"text": "a", "label": [1]}\n', "must have a single label, not [1]"),
+        ("t.jsonl", '{"text": ["a"], "label": 1}\n', "row 1 must have a string as text, not a list: ['a']"),
+        ("t.jsonl", '{"text": "a", "label": [1]}\n', "must have a single label, not a list: [1]"),
         ("t.jsonl", '{"text": "a"}\n', "no column 'label' in row 1, only text"),
         ("t.jsonl", "[1]\n", "line 1 is not an object"),
+        ("t.csv", "text,text,label\na,b,x\n", "has several columns 'text': rename all but one"),
+        ("t.csv", f"text,{','.join(f'c{i}' for i in range(999))}\n" + "a" + ",b" * 999, "c38, and 960 more"),
     ],
 )
 def test_rows_that_do_not_fit_are_named(tmp_path, name, content, says):

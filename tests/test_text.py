@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+from array import array
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -16,7 +18,7 @@ import zstandard
 from conftest import make_text
 
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model import pretokenized
+from sae_variants.language_model import contexts, pretokenized
 from sae_variants.language_model.contexts import cut_contexts, read_contexts, target_documents, text_dataset
 from sae_variants.language_model.documents import Chat, TokenIds
 from sae_variants.language_model.load import load_model
@@ -40,6 +42,7 @@ def write(path, kind: str):
         ".txt": lambda: path.write_text("\n\n".join(TEXTS), "utf-8"),
         ".txt.gz": lambda: path.write_bytes(gzip.compress("\n\n".join(TEXTS).encode())),
         ".jsonl": lambda: path.write_text(jsonl(), "utf-8"),
+        ".ndjson": lambda: path.write_text(jsonl(), "utf-8"),
         ".JSONL": lambda: path.write_text(jsonl(), "utf-8"),
         ".jsonl.gz": lambda: path.write_bytes(gzip.compress(jsonl().encode())),
         ".jsonl.zst": lambda: path.write_bytes(
@@ -63,7 +66,7 @@ def write(path, kind: str):
 
 
 KINDS = [
-    ".txt", ".txt.gz", ".jsonl", ".JSONL", ".jsonl.gz", ".jsonl.zst", ".rows.json", ".lines.json", ".columns.json",
+    ".txt", ".txt.gz", ".jsonl", ".ndjson", ".JSONL", ".jsonl.gz", ".jsonl.zst", ".rows.json", ".lines.json", ".columns.json",
     ".data.json", ".csv", ".tsv", ".parquet", ".arrow", "-saved", "-splits",
 ]  # fmt: skip
 
@@ -94,7 +97,12 @@ def test_a_folder_of_texts_is_read_whole(tmp_path):
         (tmp_path / f"{number}.txt").write_text("\n\n".join(make_text(20 * (number + 1))))
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.csv").write_text("text\nin a folder\n")
+    for hidden in (".git", ".cache/deep"):
+        (tmp_path / hidden).mkdir(parents=True)
+        (tmp_path / hidden / "x.txt").write_text("hidden")
+    (tmp_path / ".hidden.txt").write_text("hidden")
     assert len(read_dataset(str(tmp_path))) == 61
+    assert read_dataset(str(tmp_path / ".git")) == ("hidden",)
 
 
 @pytest.mark.parametrize("kind", [".txt", ".jsonl", ".csv"])
@@ -102,6 +110,7 @@ def test_a_folder_of_texts_is_read_whole(tmp_path):
     ("encoding", "note"),
     [
         ("utf-8-sig", ""), ("utf-16", ""), ("utf-32", ""), ("utf-16-le", "UTF-16"), ("utf-16-be", "UTF-16"),
+        ("utf-32-le", "UTF-32"), ("utf-32-be", "UTF-32"),
         ("cp1252", "is read as cp1252"), ("latin-1", "not UTF-8"),
     ],
 )  # fmt: skip
@@ -114,6 +123,50 @@ def test_encodings_are_detected(kind, encoding, note, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == (1 if note else 0)
     assert note in error
+
+
+RUSSIAN = "Привет, как дела? Сегодня хорошая погода, и мы пойдём гулять в парк. "
+JAPANESE = "今日は天気がいいので、公園を散歩しましょう。これはテストのためのファイルです。"
+CHINESE = "今天天气很好，我们去公园散步。你好世界，这是一个测试文件，用于检查编码。"
+FRENCH = "Le cœur a ses raisons. L’été dernier, nous étions allés à la plage près de l'île. "
+SPANISH = "El señor Martínez vivió muchos años en Málaga, según él mismo decía. También trabajó en Perú. "
+POLISH = "W Szczebrzeszynie chrząszcz brzmi w trzcinie, a żółta łąka pachnie jaśminem. "
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (RUSSIAN, "cp1251"), (RUSSIAN, "koi8-r"), (RUSSIAN, "cp866"), (RUSSIAN, "utf-16-le"), (CHINESE, "gbk"),
+        (CHINESE, "big5"), (CHINESE, "utf-16-be"), (JAPANESE, "shift-jis"), (JAPANESE, "euc-jp"),
+        (JAPANESE, "utf-16-le"), (FRENCH, "mac-roman"), (FRENCH, "cp850"), (SPANISH, "mac-roman"),
+        (POLISH, "cp1250"), (POLISH, "iso8859-2"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("times", [1, 30])
+def test_other_encodings_and_what_is_no_text_are_refused(text, encoding, times, tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_bytes(f"{text * times}\n\n{text}".encode(encoding, "replace"))
+    with pytest.raises(UsageError, match=r"cannot read .*t.txt: it is .*: convert it by `iconv -f ENCODING -t UTF-8`"):
+        read_dataset(str(path))
+
+
+def test_western_text_is_read_whatever_its_language(tmp_path, capsys):
+    texts = [
+        FRENCH,
+        "«\xa0Il a été là…\xa0»",
+        SPANISH,
+        "Það er gaman að læra íslensku þó að hún sé erfið.",
+        "MÁLAGA",
+        "Räksmörgås…",
+    ]
+    (tmp_path / "t.txt").write_bytes("\n\n".join(texts).encode("cp1252"))
+    assert list(read_dataset(str(tmp_path / "t.txt"))) == texts
+    assert "is read as cp1252, which is right for Western European text; otherwise" in capsys.readouterr().err
+
+
+def test_a_line_of_white_space_is_a_blank_line(tmp_path):
+    (tmp_path / "t.txt").write_text("a\n \nb\n\t \nc\r\n\r\nd\n\n\ne\nf")
+    assert read_dataset(str(tmp_path / "t.txt")) == ("a", "b", "c", "d", "\ne\nf")
 
 
 def test_the_locale_does_not_matter(tmp_path):
@@ -167,7 +220,16 @@ def test_nul_bytes_long_rows_single_rows_and_broken_surrogates(tmp_path):
         ("t.jsonl", '"a"\n', "line 1 is not an object with columns, but str: 'a'"),
         ("t.jsonl", '{"text": "a"}\n{"text": \n', "cannot read .*t.jsonl: line 2: "),
         ("t.json", "[1]", "row 1 is not an object with columns, but a number: 1"),
-        ("t.json", '{"text": ["a", "b"], "input_ids": [[1]]}', "cannot read"),
+        ("t.json", '{"text": ["a", "b"], "input_ids": [[1]]}', "columns differ in the number of rows: text has 2, input_ids has 1"),
+        ("t.json", '{"text": []}', "t.json holds no text"),
+        ("t.csv", "text,text\na,b\n", "has several columns 'text': rename all but one"),
+        ("t.csv", ",".join(f"column {i}" for i in range(20_000)) + "\na\n", "only column 0, .*, column 39, and 19960 more: choose"),
+        ("t.csv", '"a\nb",c\nx,y\n', "only a b, c: choose"),
+        ("t.jsonl", json.dumps({"messages": '[{"role": "user"}]'}), "messages must hold a list of turns, not str: .*; --text-column messages"),
+        ("t.jsonl", '{"tokens": "a b"}', "tokens must hold a list of token ids, not str"),
+        ("t.txt", "%PDF-1.4\n1 0 obj", "it is no text"),
+        ("t.txt", os.urandom(5000), "cannot read"),
+        ("t.txt", bytes(5000), "it is no text"),
         ("t.json", "[{", "cannot read"),
         ("t.csv", "text,n\na,1,2\n", "row 1 has more fields than the header"),
         ("t.csv", 'text\n"never closed\n', "cannot read .*unexpected end of data"),
@@ -191,6 +253,7 @@ def test_what_is_no_text_is_refused_with_its_row(name, content, says, tmp_path):
     with pytest.raises(UsageError, match=says) as caught:
         read_dataset(str(tmp_path if name == "state.json" else tmp_path / name))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 def with_text(tmp_path, model_folder, lines: list[dict], **options):
@@ -222,10 +285,12 @@ def test_tokenised_rows_are_used_as_they_are(tmp_path, model_folder, model):
     generator = torch.Generator().manual_seed(0)
     rows = [[0, *torch.randint(1, 300, (39,), generator=generator).tolist()] for _ in range(80)]
     target = with_text(tmp_path, model_folder, [{"input_ids": row} for row in rows])
-    contexts = [c.tolist() for part in ("train", "heldout") for c in read_contexts(target, model, 40, part)]
-    assert sorted(contexts) == sorted(rows)
+    found = [c.tolist() for part in ("train", "heldout") for c in read_contexts(target, model, 40, part)]
+    assert sorted(found) == sorted(rows)
     assert next(read_contexts(target, model, 33)).tolist() in [row[:33] for row in rows]
-    with pytest.raises(UsageError, match="has 40 tokens: a context of 41 tokens needs rows of at least as many"):
+    with pytest.raises(
+        UsageError, match=r"t.jsonl: row .* has 40 tokens: a context of 41 tokens needs rows of at least"
+    ):
         next(read_contexts(target, model, 41))
     assert isinstance(next(target_documents(target, "train")), TokenIds)
 
@@ -234,6 +299,38 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path, model_folder, model):
     target = with_text(tmp_path, model_folder, [{"tokens": [0, number, 50_000]} for number in range(40)])
     with pytest.raises(UsageError, match=r"token 50000, but the model knows \d+: it is the text of another tokenizer"):
         next(read_contexts(target, model, 3))
+
+
+@pytest.mark.parametrize(("row", "says"), [([0, 1], "has 2 tokens"), ([0, 9999, 1], "has the token 9999")])
+def test_every_tokenised_row_is_checked_before_the_first_is_used(row, says, tmp_path, model_folder, model):
+    rows = [[0, number // 20, number % 20] for number in range(180)]
+    target = with_text(tmp_path, model_folder, [{"input_ids": ids} for ids in [*rows, row, *rows[:20]]])
+    part = next(p for p in ("train", "heldout") if row in [d.ids for d in target_documents(target, p)])
+    with pytest.raises(UsageError, match=rf"t.jsonl: row 181 is tokenised already, and {says}"):
+        next(read_contexts(target, model, 3, part))
+
+
+@pytest.mark.parametrize("texts", [["a text", [0, 1, 2]], [[0, 1, 2], "a text"]])
+def test_a_stream_of_text_and_token_ids_is_refused(texts, target, model, monkeypatch):
+    documents = [text if isinstance(text, str) else TokenIds(array("i", text).tobytes(), "row 2") for text in texts]
+    monkeypatch.setattr(contexts, "target_documents", lambda *_: iter(documents))
+    monkeypatch.setattr(contexts, "check_tokenizer", lambda *_: None)
+    with pytest.raises(UsageError, match="keep them in separate files"):
+        list(read_contexts(target, model, 3))
+
+
+def test_a_turn_that_only_calls_tools_keeps_its_calls(tmp_path, model_folder, model):
+    calls = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}]
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    (chat,) = local_documents(with_text(tmp_path, model_folder, [{"messages": turns}]).dataset, None)
+    assert isinstance(chat, Chat)
+    tokenizer = SimpleNamespace(chat_template="{{ m.content }}", bos_token=None)
+    with pytest.raises(UsageError, match="has tool_calls, which the chat template of the model's tokenizer leaves out"):
+        chat.render(tokenizer)
+    tokenizer = SimpleNamespace(
+        chat_template="{{ m.tool_calls }}", bos_token=None, apply_chat_template=lambda turns, tokenize: str(turns)
+    )
+    assert "weather" in chat.render(tokenizer)
 
 
 @pytest.fixture
@@ -298,6 +395,47 @@ def test_a_text_to_train_on_leaves_the_dataset_held_out(tmp_path, model_folder):
     assert list(target_documents(target, "heldout")) == ["only this"]
     assert len(list(target_documents(target, "train"))) == 40
     assert target.train_text_id != target.text_id
+
+
+def test_the_text_held_out_is_not_trained_on(tmp_path, model_folder):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "t.txt").write_text("a\n\nb")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "folder" / "t.txt")
+    for dataset, train in (("folder/t.txt", "folder/t.txt"), ("folder/t.txt", "folder"), ("link.txt", "folder/t.txt")):
+        options = TextOptions(train_dataset=str(tmp_path / train))
+        with pytest.raises(UsageError, match="would be trained on and held out"):
+            choose_target("sandbox", str(model_folder), HOOK, str(tmp_path / dataset), options)
+    with pytest.raises(UsageError, match="sandbox would be trained on and held out"):
+        choose_target("sandbox", str(model_folder), HOOK, "sandbox", TextOptions(train_dataset="sandbox"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_options_that_the_text_cannot_honour_are_refused(tmp_path, model_folder):
+    from datasets import Dataset, DatasetDict
+
+    (tmp_path / "t.txt").write_text("a\n\nb")
+    (tmp_path / "t.jsonl").write_text('{"body": "a"}\n')
+    rows = Dataset.from_dict({"body": ["x"]})
+    rows.save_to_disk(tmp_path / "saved")
+    DatasetDict({"test": rows}).save_to_disk(tmp_path / "one_split")
+
+    def choose(dataset, **options):
+        path = dataset if dataset == "sandbox" else str(tmp_path / dataset)
+        return choose_target("sandbox", str(model_folder), HOOK, path, TextOptions(**options))
+
+    for dataset in ("t.txt", "t.jsonl", "saved", "sandbox"):
+        with pytest.raises(UsageError, match=f"no split 'tset' can be chosen .*{dataset} has no splits"):
+            choose(dataset, dataset_split="tset")
+    with pytest.raises(UsageError, match=r"unknown split of .*one_split 'tset': did you mean 'test'"):
+        choose("one_split", dataset_split="tset")
+    for dataset in ("t.txt", "sandbox"):
+        with pytest.raises(UsageError, match=r"no column 'body' can be chosen .* has no columns"):
+            choose(dataset, text_column="body")
+    for dataset in ("one_split", "saved", "t.jsonl"):
+        assert read_dataset(choose(dataset, text_column="body").dataset, column="body")
+    assert choose("one_split", dataset_split="test").text_id.endswith(",split=test")
+    assert choose("one_split").text_id.startswith("local-")
+    assert choose("t.jsonl", text_column="body", train_dataset=str(tmp_path / "t.txt")).text_column == "body"
 
 
 def test_contexts_are_those_of_sae_lens(target):

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model.rows import read_rows
+from sae_variants.language_model.rows import describe, list_columns, read_rows
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
 COLUMNS = ("text", "label")
 
 Classes = dict[str, list[str]]
@@ -29,7 +29,7 @@ def read_task_file(path: Path) -> Classes:
         text, label = _text_and_label(path, position, row)
         classes.setdefault(label, []).append(text)
     if len(classes) < 2:
-        labels = f"one label, {next(iter(classes))}" if classes else "no rows"
+        labels = f"one label, {list_columns(classes)}" if classes else "no rows"
         raise UsageError(f"{path} has {labels}: a probe needs two labels")
     return classes
 
@@ -38,16 +38,15 @@ def _text_and_label(path: Path, position: str, row: dict[Any, Any]) -> tuple[str
     """Check one row."""
     for column in COLUMNS:
         if column not in row:
-            columns = ", ".join(map(str, row)) or "none"
-            raise UsageError(f"{path} has no column {column!r} in {position}, only {columns}")
+            raise UsageError(f"{path} has no column {column!r} in {position}, only {list_columns(row) or 'none'}")
         value = row[column]
         if value is None or value != value or not str(value).strip():
             raise UsageError(f"{path}: {position} has an empty or missing {column}; fill or remove it")
     text, label = row["text"], row["label"]
     if not isinstance(text, str):
-        raise UsageError(f"{path}: {position} must have a string as text, not {text!r}")
+        raise UsageError(f"{path}: {position} must have a string as text, not {describe(text)}")
     if isinstance(label, dict | list):
-        raise UsageError(f"{path}: {position} must have a single label, not {label!r}")
+        raise UsageError(f"{path}: {position} must have a single label, not {describe(label)}")
     if isinstance(label, float) and label.is_integer():
         label = int(label)  # pandas writes a column of whole numbers with a gap as floats.
     return text, str(label)

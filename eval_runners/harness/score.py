@@ -6,13 +6,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, Evaluator, Result, Untrained
 from eval_runners.contract.located import LocatedSAE
-from eval_runners.contract.registry import load_evaluator
+from eval_runners.contract.registry import evaluator_names, load_evaluator
 from eval_runners.harness.find_sae import SAERequest
 from eval_runners.harness.fit import check_context_early, load_for_target
 from eval_runners.harness.target_model import LoadedModel, require_source
@@ -21,6 +21,7 @@ from eval_runners.store.read import load_result
 from eval_runners.store.result import ResultLocation, validate_result, write_result
 from sae_variants.cli.fields import to_option
 from sae_variants.common.errors import UsageError, check_name
+from sae_variants.common.values import check_type
 from sae_variants.language_model.target import Target
 
 if TYPE_CHECKING:
@@ -64,13 +65,16 @@ def prepare_scoring(
     if evaluator.made_by:
         raise UsageError(f"{name} is made by {evaluator.made_by}")
     require_source(name, target, evaluator.needs_truth)
-    recipe = target.evaluations.get(name, {})
-    known = [f.name for f in fields(evaluator.settings_class)]
-    for field in recipe:
-        check_name(f"field in [evaluations.{name}] of {target.name}", field, known)
-    values = {field: tuple(value) if isinstance(value, list) else value for field, value in recipe.items()}
+    for evaluation in target.evaluations:
+        check_name(f"evaluation in [evaluations] of {target.name}", evaluation, evaluator_names())
+    where, hints = f"[evaluations.{name}] of {target.name}", get_type_hints(evaluator.settings_class)
+    values: dict[str, Any] = {}
+    for field, value in target.evaluations.get(name, {}).items():
+        check_name(f"field in {where}", field, hints)
+        whole = tuple(value) if isinstance(value, list) else value
+        values[field] = check_type(f"{field} in {where}", whole, hints[field])
     settings = evaluator.settings_class(**{**values, **given})
-    for field, hint in get_type_hints(evaluator.settings_class).items():
+    for field, hint in hints.items():
         value, least = getattr(settings, field), 0 if field.endswith("seed") else 1
         if int in (hint, *get_args(hint)) and isinstance(value, int) and value < least:
             raise UsageError(f"{to_option(field)} must be at least {least}, not {value}")

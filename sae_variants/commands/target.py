@@ -11,7 +11,7 @@ from sae_variants.common.errors import UsageError
 from sae_variants.language_model.contexts import read_contexts, target_documents
 from sae_variants.language_model.documents import Chat, Document, TokenIds
 from sae_variants.language_model.target import Target, load_target
-from sae_variants.training.recipe import check_recipe
+from sae_variants.training.recipe import check_plans, check_recipe
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
     hide_host_warnings()
     target, device = load_target(args.target), device_from(args)
     check_recipe(target)
+    check_plans(target)
     for name, value in describe_target(target, device).items():
         print(f"{name:22} {value}")
     return 0

@@ -18,7 +18,7 @@ from sae_variants.language_model.documents import (
 from sae_variants.language_model.hub_text import stream_rows
 from sae_variants.language_model.pretokenized import check_tokenizer
 from sae_variants.language_model.target import Target
-from sae_variants.language_model.text import is_local_text, local_documents
+from sae_variants.language_model.text import is_local_text, local_documents, no_documents
 
 if TYPE_CHECKING:
     import torch
@@ -48,22 +48,27 @@ def target_documents(target: Target, split: str) -> Iterator[Document]:
         yield from local_documents(name, part, target.dataset_split, target.text_column)
         return
     rows = stream_rows(name, target.dataset_split)
+    n_documents, has_any = 0, False
     for document in read_documents(f"the dataset {name}", rows, target.text_column):
-        if document is None or (part is not None and (is_empty(document) or part_of(document) != part)):
+        if document is None or (part is not None and is_empty(document)):
             continue
-        yield document
+        n_documents += 1
+        if part is None or part_of(document) == part:
+            has_any = True
+            yield document
+    if not has_any:
+        raise no_documents(f"the dataset {name}", n_documents, part)
 
 
-def _text_rows(target: Target, split: str, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[dict[str, Any]]:
-    for document in target_documents(target, split):
-        if isinstance(document, TokenIds):
-            yield {"tokens": document.ids}
-        elif isinstance(document, Chat):
-            if tokenizer is None:
-                raise UsageError(f"the conversations of {target.title} become text by a tokenizer")
-            yield {"text": document.render(tokenizer)}
-        else:
-            yield {"text": document}
+def _text_of(target: Target, document: Document, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """Return a document that is not tokenised yet as text."""
+    if isinstance(document, TokenIds):
+        raise UsageError(f"{document.where} holds token ids, but rows before it hold text: keep them in separate files")
+    if isinstance(document, Chat):
+        if tokenizer is None:
+            raise UsageError(f"the conversations of {target.title} become text by a tokenizer")
+        return document.render(tokenizer)
+    return document
 
 
 def text_dataset(target: Target, split: str, tokenizer: PreTrainedTokenizerBase | None = None) -> IterableDataset:
@@ -78,7 +83,9 @@ def text_dataset(target: Target, split: str, tokenizer: PreTrainedTokenizerBase 
     from datasets.iterable_dataset import ExamplesIterable
 
     def rows() -> Any:
-        return enumerate(_text_rows(target, split, tokenizer))
+        for number, document in enumerate(target_documents(target, split)):
+            is_tokenised = isinstance(document, TokenIds)
+            yield number, {"tokens": document.ids} if is_tokenised else {"text": _text_of(target, document, tokenizer)}
 
     return IterableDataset(ExamplesIterable(rows, {}))
 
@@ -120,20 +127,22 @@ def cut_contexts(
     import torch
     from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 
-    rows = _text_rows(target, split, tokenizer)
-    first = next(rows, None)
+    documents = target_documents(target, split)
+    first = next(documents, None)
     if first is None:
         return
-    rows = itertools.chain([first], rows)
-    if "tokens" in first:
+    documents = itertools.chain([first], documents)
+    if isinstance(first, TokenIds):
         name = target.train_dataset if split == "train" and target.train_dataset else target.dataset
         check_tokenizer(name, tokenizer)
-        for number, row in enumerate(rows, start=1):
-            yield torch.tensor(_check_tokens(target, number, row.get("tokens", []), d_vocab, context_size))
+        if is_local_text(name):  # every row is checked before the first is used
+            documents = iter([_check_tokens(document, d_vocab, context_size) for document in documents])
+        for document in documents:
+            yield torch.tensor(_check_tokens(document, d_vocab, context_size).ids[:context_size])
         return
 
     def tokenised() -> Iterator[torch.Tensor]:
-        texts = (row["text"] for row in rows)
+        texts = (_text_of(target, document, tokenizer) for document in documents)
         while group := list(itertools.islice(texts, TOKENIZED_AT_ONCE)):
             for ids in tokenizer(group, add_special_tokens=False)["input_ids"]:
                 if ids and max(ids) >= d_vocab:
@@ -153,16 +162,18 @@ def cut_contexts(
     )
 
 
-def _check_tokens(target: Target, number: int, ids: list[int], d_vocab: int, context_size: int) -> list[int]:
-    """Return the first tokens of a row that is tokenised already, checked against the context size and the model."""
-    if len(ids) < context_size:
+def _check_tokens(document: Document, d_vocab: int, context_size: int) -> TokenIds:
+    """Return a row that is tokenised already, checked against the context size and the model."""
+    if not isinstance(document, TokenIds):
+        raise UsageError("the text holds token ids and, after them, text: keep them in separate files")
+    if document.n_ids < context_size:
         raise UsageError(
-            f"the text of {target.title} is tokenised already, and document {number} has {len(ids)} tokens: "
-            f"a context of {context_size} tokens needs rows of at least as many; choose a smaller --context-size"
+            f"{document.where} is tokenised already, and has {document.n_ids} tokens: a context of {context_size} "
+            "tokens needs rows of at least as many; choose a smaller --context-size"
         )
-    if max(ids) >= d_vocab:
+    if document.largest_id >= d_vocab:
         raise UsageError(
-            f"the text of {target.title} is tokenised already, and document {number} has the token {max(ids)}, but the "
-            f"model knows {d_vocab}: it is the text of another tokenizer"
+            f"{document.where} is tokenised already, and has the token {document.largest_id}, but the model knows "
+            f"{d_vocab}: it is the text of another tokenizer"
         )
-    return ids[:context_size]
+    return document

@@ -6,17 +6,19 @@ import json
 import sys
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sae_variants.common.errors import UsageError
-from sae_variants.language_model.rows import Row, describe
+from sae_variants.common.errors import UsageError, describe_error
+from sae_variants.language_model.rows import Row, describe, list_columns
 from sae_variants.sandbox.corpus import content_key, split_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEXT, CHATS, TOKENS = "text", ("messages", "conversations"), ("input_ids", "tokens")
+TOOL_CALLS = "tool_calls"
+"""Key of a turn that calls tools, often without content; chat templates write the calls."""
 SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
 """Role of a speaker, where conversations have `from` and `value` instead of `role` and `content`."""
 
@@ -26,7 +28,7 @@ class Chat:
     """A conversation, which becomes text by the tokenizer's chat template."""
 
     turns: str
-    """JSON of the turns with `role` and `content`."""
+    """JSON of the turns with `role`, `content` and, where a turn has them, `tool_calls`."""
 
     def render(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the conversation as text, without the BOS that contexts begin with anyway.
@@ -39,10 +41,18 @@ class Chat:
                 "the text holds conversations, and the model's tokenizer has no chat template: choose a column of text "
                 "by --text-column, or a model that was trained on conversations"
             )
+        turns = json.loads(self.turns)
+        if TOOL_CALLS not in str(tokenizer.chat_template) and any(TOOL_CALLS in turn for turn in turns):
+            raise UsageError(
+                f"the conversation {self.turns[:80]}... has tool_calls, which the chat template of the model's "
+                "tokenizer leaves out: remove such conversations"
+            )
         try:
-            text = tokenizer.apply_chat_template(json.loads(self.turns), tokenize=False)
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
         except Exception as error:
-            raise UsageError(f"the chat template refuses the conversation {self.turns[:80]}...: {error}") from error
+            raise UsageError(
+                f"the chat template refuses the conversation {self.turns[:80]}...: {describe_error(error)}"
+            ) from error
         return str(text).removeprefix(str(tokenizer.bos_token or ""))
 
 
@@ -52,11 +62,25 @@ class TokenIds:
 
     data: bytes
     """The ids as C ints."""
+    where: str = field(default="", compare=False)
+    """File and row, for error messages."""
 
     @property
     def ids(self) -> list[int]:
         """The ids."""
         return array("i", self.data).tolist()
+
+    @property
+    def n_ids(self) -> int:
+        """Number of ids."""
+        return len(self.data) // array("i").itemsize
+
+    @property
+    def largest_id(self) -> int:
+        """The largest id."""
+        import numpy as np
+
+        return int(np.frombuffer(self.data, "i").max())
 
 
 Document = str | Chat | TokenIds
@@ -90,36 +114,43 @@ def read_documents(what: str, rows: Iterable[tuple[str, Row]], column: str) -> I
             yield None
             continue
         has_column = True
-        yield _document(f"{what}: {position}", name, row[name])
+        yield _document(f"{what}: {position}", name, row[name], name == column)
     if seen and not has_column:
-        columns = ", ".join(map(str, seen))
-        raise UsageError(f"{what} has no column {column!r}, only {columns}: choose one by --text-column")
+        raise UsageError(f"{what} has no column {column!r}, only {list_columns(seen)}: choose one by --text-column")
 
 
-def _document(where: str, name: str, value: Any) -> Document | None:
+def _document(where: str, name: str, value: Any, is_requested: bool) -> Document | None:
     if value is None or value != value:
         return None
-    if isinstance(value, str):
+    if isinstance(value, str) and (is_requested or name not in CHATS + TOKENS):
         return value if _is_unicode(value) else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if hasattr(value, "tolist"):
+    if not isinstance(value, str) and hasattr(value, "tolist"):
         value = value.tolist()
     if name in CHATS and isinstance(value, list):
-        return Chat(json.dumps([_turn(where, name, turn) for turn in value], ensure_ascii=False)) if value else None
+        return (
+            Chat(json.dumps([_turn(where, name, turn) for turn in value], ensure_ascii=False, default=str))
+            if value
+            else None
+        )
     if name in TOKENS and isinstance(value, list):
         if any(type(token) is not int or not 0 <= token < 2**31 for token in value):
             raise UsageError(f"{where}: column {name} must hold a list of token ids, not {describe(value)}")
-        return TokenIds(array("i", value).tobytes()) if value else None
+        return TokenIds(array("i", value).tobytes(), where) if value else None
+    kind = "a list of turns" if name in CHATS else "a list of token ids" if name in TOKENS else "text"
     hint = "; conversations are read from a column messages or conversations" if isinstance(value, list) else ""
-    raise UsageError(f"{where}: column {name} must hold text, not {describe(value)}{hint}")
+    if isinstance(value, str):
+        hint = f"; --text-column {name} reads it as text"
+    raise UsageError(f"{where}: column {name} must hold {kind}, not {describe(value)}{hint}")
 
 
-def _turn(where: str, name: str, turn: Any) -> dict[str, str]:
+def _turn(where: str, name: str, turn: Any) -> dict[str, Any]:
     if isinstance(turn, dict):
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if isinstance(content, list) and all(isinstance(part, dict) and "text" in part for part in content):
             content = "".join(str(part["text"] or "") for part in content)
         if isinstance(role, str) and (content is None or isinstance(content, str)):
-            return {"role": SPEAKERS.get(role, role), "content": content or ""}
+            calls = {TOOL_CALLS: turn[TOOL_CALLS]} if turn.get(TOOL_CALLS) else {}
+            return {"role": SPEAKERS.get(role, role), "content": content or "", **calls}
     raise UsageError(f"{where}: column {name} must hold turns with role and content, not {describe(turn)}")
 
 

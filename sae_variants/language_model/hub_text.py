@@ -10,13 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sae_variants.common.errors import UsageError
+from sae_variants.common.errors import MOST_NAMES, UsageError
 from sae_variants.common.hub_errors import causes_of, hub_errors, hub_reason, is_transport, response_of, wait_of
 from sae_variants.language_model.rows import Row
 from sae_variants.language_model.text import is_local_text
 
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(:(?P<config>[\w.,+=-]+))?(@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile("[0-9a-f]{40}")
+_CONFIGS = re.compile(r"among the available configs: \[(.*)\]")
+CONVERTED = "refs/convert/parquet"
+"""Revision at which the Hub keeps the files that it made of a dataset."""
 ATTEMPTS = 5
 """Attempts in a row without a new row, after which a stream is given up."""
 ROWS_PER_STATE = 1000
@@ -154,8 +157,10 @@ def _open(name: str, split: str) -> Any:
     dataset = parse_hub_dataset(name)
     disable_progress_bar()
     if constants.HF_HUB_OFFLINE:
-        return load_dataset(str(_cached_folder(dataset)), dataset.config, split=split, streaming=True)
-    return load_dataset(dataset.repo, dataset.config, split=split, revision=dataset.revision, streaming=True)
+        source, revision = str(_cached_folder(dataset)), None
+    else:
+        source, revision = dataset.repo, dataset.revision
+    return load_dataset(source, dataset.config, split=split, revision=revision, streaming=True, trust_remote_code=False)
 
 
 def _cached_folder(dataset: HubDataset) -> Path:
@@ -193,6 +198,16 @@ def _reason(name: str, split: str, error: BaseException) -> UsageError:
     first = (str(error).splitlines() or [type(error).__name__])[0][:300]
     if _is_cut(error):
         return UsageError(f"cannot get the dataset {name} on the Hugging Face Hub: the connection broke: {first}")
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    more = f" {', '.join(lines[1:4])}" if first.endswith(":") or "Please pick" in str(error) else ""
-    return UsageError(f"cannot read the split {split!r} of the dataset {name}: {first}{more}")
+    if "trust_remote_code" in str(error):
+        return UsageError(
+            f"the dataset {name} is loaded by code of its repository, which is not run: give a dataset of files, or "
+            f"{replace(parse_hub_dataset(name), revision=CONVERTED)} if the Hub converted it"
+        )
+    if match := _CONFIGS.search(str(error)):
+        configs = re.findall("'([^']*)'", match[1])
+        example = replace(parse_hub_dataset(name), config=configs[0], revision=None) if configs else "ORG/NAME:CONFIG"
+        more = f", and {len(configs) - MOST_NAMES} more" if len(configs) > MOST_NAMES else ""
+        known = f"{', '.join(configs[:MOST_NAMES])}{more}"
+        return UsageError(f"the dataset {name} has several configs: write {example}; known: {known}")
+    more = " ".join(line.strip() for line in str(error).splitlines()[1:4]) if first.endswith(":") else ""
+    return UsageError(f"cannot read the split {split!r} of the dataset {name}: {first} {more[:300]}".rstrip())

@@ -36,8 +36,8 @@ def model_limits(name: str) -> ModelLimits:
 
     source = model_folder(name) or official_name(name)
     try:
-        config: Any = AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception:  # what is wrong with it, loading the model says in a line
         return ModelLimits(None, None, None)
     sizes = (getattr(config, field, None) for field in ("max_position_embeddings", "n_positions", "n_ctx"))

@@ -79,6 +79,6 @@ def _vocabulary(name: str) -> dict[str, int] | None:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name).get_vocab()
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False).get_vocab()
     except Exception:  # whatever is wrong with it, the caller says that it was not compared
         return None

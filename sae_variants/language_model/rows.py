@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from sae_variants.common.errors import UsageError
+from sae_variants.common.errors import MOST_NAMES, UsageError
 from sae_variants.language_model.encodings import open_text
 
-SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 COMPRESSIONS = (".gz", ".zst")
 BINARY = (".parquet", ".arrow")
+LINES = (".jsonl", ".ndjson")
+BLANK_LINES = re.compile(r"\n[^\S\n]*\n")
+"""End of a paragraph: a line that is empty, or white space."""
 LONGEST_INT = 4000
 """Digits of a JSON number beyond which it stays a string, because Python refuses to parse it."""
 
@@ -47,16 +51,16 @@ def read_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, Row]]
         if suffix in BINARY:
             yield from _arrow_rows(path, columns)
             return
-        with open_text(path, "\n" if suffix == ".jsonl" else "" if suffix in (".csv", ".tsv") else None) as file:
+        with open_text(path, "\n" if suffix in LINES else "" if suffix in (".csv", ".tsv") else None) as file:
             if suffix == ".txt":
-                for number, paragraph in enumerate(file.read().split("\n\n"), start=1):
+                for number, paragraph in enumerate(BLANK_LINES.split(file.read()), start=1):
                     yield f"paragraph {number}", {"text": paragraph}
-            elif suffix == ".jsonl":
+            elif suffix in LINES:
                 yield from _json_lines(path, file)
             elif suffix == ".json":
                 yield from _json_rows(path, file.read(), columns)
             else:
-                yield from _csv_rows(path, file, "," if suffix == ".csv" else "\t")
+                yield from _csv_rows(path, file, "," if suffix == ".csv" else "\t", columns)
 
 
 @contextlib.contextmanager
@@ -68,7 +72,7 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"cannot read {path}: {reason}") from error
+        raise UsageError(f"cannot read {path}: {reason[:300]}") from error
 
 
 def _arrow_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, Row]]:
@@ -87,6 +91,7 @@ def _arrow_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, Row
         names = reader.schema.names
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader
         counts = ()
+    _check_distinct(path, names, columns)
     others: Row = {name: None for name in names if name not in columns}
     if len(others) == len(names):
         yield from ((f"row {number}", others) for number in range(1, 2 if not counts else 1 + min(counts[0], 1)))
@@ -133,7 +138,11 @@ def _json_rows(path: Path, text: str, columns: Collection[str]) -> Iterator[tupl
         return
     if isinstance(content, dict):
         lists = {name: value for name, value in content.items() if isinstance(value, list)}
-        if wanted := [name for name in columns if lists.get(name) and not isinstance(lists[name][0], dict)]:
+        if wanted := [name for name in columns if name in lists and not isinstance((lists[name] or [0])[0], dict)]:
+            sizes = {name: len(lists[name]) for name in wanted}
+            if len(set(sizes.values())) > 1:
+                each = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+                raise UsageError(f"cannot read {path}: its columns differ in the number of rows: {each}")
             content = [dict(zip(wanted, row, strict=True)) for row in zip(*map(lists.get, wanted), strict=True)]
         elif len(lists) == 1 and all(isinstance(row, dict) for row in next(iter(lists.values()))):
             content = content if any(name in columns for name in lists) else next(iter(lists.values()))
@@ -146,12 +155,28 @@ def _json_rows(path: Path, text: str, columns: Collection[str]) -> Iterator[tupl
         yield f"row {number}", row
 
 
-def _csv_rows(path: Path, file: IO[str], delimiter: str) -> Iterator[tuple[str, Row]]:
+def _csv_rows(path: Path, file: IO[str], delimiter: str, columns: Collection[str]) -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(2**31 - 1)
-    for number, row in enumerate(csv.DictReader(file, delimiter=delimiter, strict=True), start=1):
+    reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+    _check_distinct(path, reader.fieldnames or (), columns)
+    for number, row in enumerate(reader, start=1):
         if None in row:
             raise UsageError(f"{path}: row {number} has more fields than the header: put quotes around its text")
         yield f"row {number}", row
+
+
+def _check_distinct(path: Path, names: Collection[str], columns: Collection[str]) -> None:
+    """Raise a UsageError for a needed column that a file has twice."""
+    for column in columns:
+        if list(names).count(column) > 1:
+            raise UsageError(f"{path} has several columns {column!r}: rename all but one")
+
+
+def list_columns(names: Iterable[Any]) -> str:
+    """Return the first names of columns in one line, for error messages."""
+    shown = [" ".join(str(name).split())[:60] for name in names]
+    more = f", and {len(shown) - MOST_NAMES} more" if len(shown) > MOST_NAMES else ""
+    return ", ".join(shown[:MOST_NAMES]) + more
 
 
 def describe(value: Any) -> str:

@@ -14,11 +14,10 @@ from sae_variants.language_model.documents import TEXT
 from sae_variants.language_model.folders import SANDBOX
 from sae_variants.language_model.hub import folder_name, register_model
 from sae_variants.language_model.target_files import is_target_file, read_fields, resolve_dataset, target_files
-from sae_variants.language_model.text import is_local_text, text_files
+from sae_variants.language_model.text import DEFAULT_SPLIT, check_texts, is_local_text, text_files
 from sae_variants.sandbox.corpus import CORPUS_VERSION
 
 DEFAULT_TARGET = SANDBOX
-DEFAULT_SPLIT = "train"
 
 
 @dataclass(frozen=True)
@@ -136,6 +135,7 @@ def make_local_target(model: str, hook_name: str, dataset: str, text: TextOption
     split = text.dataset_split or DEFAULT_SPLIT
     resolved = resolve_dataset(dataset, split=split)
     train_dataset = resolve_dataset(text.train_dataset, split=split) if text.train_dataset else None
+    check_texts(resolved, train_dataset, split, text.text_column or TEXT)
     model_name = register_model(model)
     settings = load_target(SANDBOX)
     return Target(

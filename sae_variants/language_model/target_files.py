@@ -11,11 +11,12 @@ from typing import Any
 
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.values import check_type
+from sae_variants.language_model.documents import TEXT
 from sae_variants.language_model.folders import SANDBOX, is_local_model, register_model_folder
 from sae_variants.language_model.hub import is_listed, register_model
 from sae_variants.language_model.hub_text import is_hub_dataset, pin_dataset
 from sae_variants.language_model.rows import suffix_of
-from sae_variants.language_model.text import is_local_text, text_files
+from sae_variants.language_model.text import DEFAULT_SPLIT, check_texts, is_local_text, text_files
 from sae_variants.synthetic.config import synthetic_id
 
 TARGETS_FOLDER = Path(__file__).parents[1] / "targets"
@@ -84,9 +85,11 @@ def read_fields(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
         return {**values, "model_name": model, "hook_name": SYNTHETIC_HOOK, "dataset": model}
     if path.parent != TARGETS_FOLDER:
         values["model_name"] = resolve_model(values["model_name"], path.parent)
+        split = values.get("dataset_split", DEFAULT_SPLIT)
         for name in ("dataset", "train_dataset"):
             if values.get(name):
-                values[name] = resolve_dataset(values[name], path.parent, values.get("dataset_split", "train"))
+                values[name] = resolve_dataset(values[name], path.parent, split)
+        check_texts(values["dataset"], values.get("train_dataset"), split, values.get("text_column", TEXT))
     return values
 
 
@@ -110,7 +113,7 @@ def resolve_model(model: str, folder: Path) -> str:
     return model if is_listed(model) else register_model(model)
 
 
-def resolve_dataset(dataset: str, folder: Path = Path(), split: str = "train") -> str:
+def resolve_dataset(dataset: str, folder: Path = Path(), split: str = DEFAULT_SPLIT) -> str:
     """Return the path of local text, or the name of a dataset on the Hub with the commit of its revision.
 
     Args:

@@ -21,14 +21,15 @@ from sae_variants.language_model.rows import COMPRESSIONS, SUFFIXES, read_rows, 
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
 """Files by which a folder saved by `datasets` is known: of a dataset, and of a dictionary of them."""
+DEFAULT_SPLIT = "train"
 METADATA = (STATE, SPLITS, "dataset_info.json", "dataset_infos.json", "sae_lens.json")
 
 
-def text_files(path: Path, split: str = "train") -> list[Path]:
+def text_files(path: Path, split: str = DEFAULT_SPLIT) -> list[Path]:
     """Return the text files at a path.
 
     Args:
-        path: A file, a folder of files, or a folder saved by `datasets`.
+        path: A file, a folder of files, of which hidden ones are left out, or a folder saved by `datasets`.
         split: Split of a folder saved by `datasets` that holds several.
 
     Raises:
@@ -42,10 +43,12 @@ def text_files(path: Path, split: str = "train") -> list[Path]:
     elif (path / SPLITS).is_file():
         with reading(path / SPLITS):
             splits = json.loads((path / SPLITS).read_text("utf-8"))["splits"]
-        return text_files(path / (splits[0] if len(splits) == 1 else check_name(f"split of {path}", split, splits)))
+        is_only = len(splits) == 1 and split == DEFAULT_SPLIT
+        return text_files(path / (splits[0] if is_only else check_name(f"split of {path}", split, splits)))
     else:
         found = (file for file in path.rglob("*") if suffix_of(file) and file.is_file() and file.name not in METADATA)
-        files = sorted(file for file in found if _is_saved(file))
+        shown = (file for file in found if not any(part[0] == "." for part in file.relative_to(path).parts))
+        files = sorted(file for file in shown if _is_saved(file))
     if not files or not all(map(suffix_of, files)):
         raise UsageError(f"no {kinds} at {path}")
     return files
@@ -69,8 +72,60 @@ def is_local_text(dataset: str) -> bool:
         return False
 
 
+def check_texts(dataset: str, train_dataset: str | None, split: str, column: str) -> None:
+    """Check that a split and a column can be chosen in a target's texts, and that none is held out and trained on.
+
+    Args:
+        dataset: `sandbox`, a path, or a name on the Hub.
+        train_dataset: Text to train on, written so too; None for most of `dataset`.
+        split: Split of the texts.
+        column: Column with the documents.
+
+    Raises:
+        UsageError: No text has splits or columns, but one is chosen; or the text to train on is the one held out.
+    """
+    texts = [dataset] if train_dataset is None else [dataset, train_dataset]
+    names = " and ".join(texts)
+    if split != DEFAULT_SPLIT and not any(_has_split(text, split) for text in texts):
+        raise UsageError(f"no split {split!r} can be chosen (--dataset-split, dataset_split): {names} has no splits")
+    if column != TEXT and not any(_has_columns(text, split) for text in texts):
+        raise UsageError(f"no column {column!r} can be chosen (--text-column, text_column): {names} has no columns")
+    if train_dataset is not None and _overlap(dataset, train_dataset, split):
+        raise UsageError(
+            f"{dataset} would be trained on and held out: leave out --train-dataset (train_dataset), so that one "
+            "document in ten is held out, or give another text"
+        )
+
+
+def _has_split(dataset: str, split: str) -> bool:
+    if dataset == SANDBOX or not is_local_text(dataset):
+        return dataset != SANDBOX
+    if (Path(dataset) / SPLITS).is_file():
+        return True
+    state = Path(dataset) / STATE
+    with reading(state):
+        return state.is_file() and json.loads(state.read_text("utf-8")).get("_split") == split
+
+
+def _has_columns(dataset: str, split: str) -> bool:
+    if dataset == SANDBOX or not is_local_text(dataset):
+        return dataset != SANDBOX
+    return any(suffix_of(file) != ".txt" for file in text_files(Path(dataset), split))
+
+
+def _overlap(dataset: str, train_dataset: str, split: str) -> bool:
+    if dataset == train_dataset or SANDBOX in (dataset, train_dataset):
+        return dataset == train_dataset
+    if not is_local_text(dataset) or not is_local_text(train_dataset):
+        return False
+    held_out, trained_on = (
+        {file.resolve() for file in text_files(Path(text), split)} for text in (dataset, train_dataset)
+    )
+    return not held_out.isdisjoint(trained_on)
+
+
 @cache
-def read_dataset(dataset: str, split: str = "train", column: str = TEXT) -> tuple[Document, ...]:
+def read_dataset(dataset: str, split: str = DEFAULT_SPLIT, column: str = TEXT) -> tuple[Document, ...]:
     """Return the distinct documents of a file or folder, in their order.
 
     Args:
@@ -101,7 +156,9 @@ def read_dataset(dataset: str, split: str = "train", column: str = TEXT) -> tupl
 
 
 @cache
-def local_documents(dataset: str, part: str | None, split: str = "train", column: str = TEXT) -> tuple[Document, ...]:
+def local_documents(
+    dataset: str, part: str | None, split: str = DEFAULT_SPLIT, column: str = TEXT
+) -> tuple[Document, ...]:
     """Return the documents of one part, which follows from a hash of each document.
 
     Args:
@@ -120,11 +177,24 @@ def local_documents(dataset: str, part: str | None, split: str = "train", column
     everything = read_dataset(dataset, split, column)
     chosen = everything if part is None else tuple(text for text in everything if part_of(text) == part)
     if not chosen:
-        raise UsageError(
-            f"{dataset} has {len(everything)} documents, none of which falls into the {part} split: give more "
-            "documents (in a .txt file, blank lines separate them)"
-        )
+        raise no_documents(dataset, len(everything), part)
     return chosen
+
+
+def no_documents(what: str, n_documents: int, part: str | None) -> UsageError:
+    """Return the error of a text without documents, or with none in a part.
+
+    Args:
+        what: Name of the text.
+        n_documents: Documents of all parts.
+        part: `train` or `heldout`; None for every document.
+    """
+    if not n_documents:
+        return UsageError(f"{what} holds no text")
+    return UsageError(
+        f"{what} has {n_documents} documents, none of which falls into the {part} split: give more documents (in a "
+        ".txt file, blank lines separate them)"
+    )
 
 
 def local_texts(dataset: str, split: str) -> list[str]:

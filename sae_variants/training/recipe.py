@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from typing import Any, Union, get_type_hints
 
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.values import check_type
 from sae_variants.language_model.target import Target
-from sae_variants.registry.variants import find_variant, variant_names
+from sae_variants.registry.variants import Variant, find_variant, variant_names
+from sae_variants.training.plan import make_plan
 from sae_variants.training.settings import SETTING_NAMES, SETTING_TYPES
 
 
@@ -17,10 +19,9 @@ def check_recipe(target: Target) -> None:
     Raises:
         UsageError: An unknown field or variant, or a value of another type.
     """
-    known = SETTING_NAMES.union(*(find_variant(name).field_names for name in variant_names()))
-    _check_fields(f"[train] of {target.name}", target.train, known)
+    _check_fields(f"[train] of {target.name}", target.train, [find_variant(name) for name in variant_names()])
     for name, values in target.variants.items():
-        _check_fields(f"[variants.{name}] of {target.name}", values, find_variant(name).field_names | SETTING_NAMES)
+        _check_fields(f"[variants.{name}] of {target.name}", values, [find_variant(name)])
     for name, coefficients in target.l0.items():
         for field, values in coefficients.items():
             check_name(f"field in [l0.{name}] of {target.name}", field, find_variant(name).field_names)
@@ -28,11 +29,41 @@ def check_recipe(target: Target) -> None:
                 raise UsageError(f"[l0.{name}.{field}] of {target.name} must name an L0 by each key, such as 30 = 1.4")
 
 
-def _check_fields(where: str, values: dict[str, Any], known: set[str] | frozenset[str]) -> None:
+def check_plans(target: Target) -> None:
+    """Check that a target's recipe can be used as it is, without options that change it.
+
+    Raises:
+        UsageError: Every variant refuses the settings in `train`, or every one with a field refuses that field; or a
+            variant that the recipe names refuses its values.
+    """
+    refusals = {name: _refusal(name, target) for name in variant_names()}
+    for field in [None, *(target.train.keys() - SETTING_NAMES)]:
+        reasons = [why for name, why in refusals.items() if field is None or field in find_variant(name).field_names]
+        if None not in reasons:
+            raise UsageError(f"[train] of {target.name}: {reasons[0]}")
+    for name in target.variants:
+        if why := _refusal(name, target):
+            raise UsageError(f"[variants.{name}] of {target.name}: {why}")
+
+
+def _refusal(name: str, target: Target) -> str | None:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of variants that nobody asked for
+            make_plan(name, target)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def _check_fields(where: str, values: dict[str, Any], variants: list[Variant]) -> None:
+    known = SETTING_NAMES.union(*(variant.field_names for variant in variants))
     for name, value in values.items():
         check_name(f"field in {where}", name, known)
-        if name in SETTING_NAMES:
-            check_type(f"{name} in {where}", value, SETTING_TYPES[name])
+        hint = SETTING_TYPES.get(name)
+        if hint is None:  # of any variant that has the field
+            hints = (get_type_hints(variant.config_class) for variant in variants if name in variant.field_names)
+            hint = Union[tuple(known_types.get(name, Any) for known_types in hints)]  # noqa: UP007
+        check_type(f"{name} in {where}", value, hint)
 
 
 def _is_number(text: str) -> bool:
