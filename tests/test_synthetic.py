@@ -11,6 +11,7 @@ from hub import running_hub
 from test_train import killed_at
 
 import sae_variants
+from sae_variants.__main__ import main as variants_main
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import load_target
 from sae_variants.synthetic.model import load_synthetic
@@ -148,3 +149,12 @@ def test_a_target_is_synthetic_or_a_language_model(tmp_path):
     (tmp_path / "both.toml").write_text(f'model_name = "gpt2"\nsynthetic = {toml(SMALL)}\n')
     with pytest.raises(UsageError, match="has both model_name and synthetic"):
         load_target(str(tmp_path / "both.toml"))
+
+
+def test_check_prints_what_a_synthetic_model_is(tmp_path, capsys):
+    make_target(tmp_path, {**SMALL, "half_lives": [2, 16]})
+    assert variants_main(["target", "check", str(tmp_path / "mine.toml")]) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["model"].strip().endswith("built from its config: 40 features in 32 dimensions")
+    assert float(lines["features of a token"]) == pytest.approx(4, abs=0.5)
+    assert lines["half-lives"].strip().endswith(" tokens")

@@ -109,8 +109,8 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dataset",
         metavar="TEXT",
-        help="Text for --model: a file or folder of .txt, .jsonl, .json, .csv, .tsv, .parquet or .arrow, or a dataset "
-        "on the Hub, written ORG/NAME, ORG/NAME:CONFIG or ORG/NAME@REVISION.",
+        help="Text for --model: a file or folder of .txt, .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow, or a "
+        "dataset on the Hub, written ORG/NAME, ORG/NAME:CONFIG or ORG/NAME@REVISION.",
     )
     group.add_argument(
         "--train-dataset",

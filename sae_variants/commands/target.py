@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 N_ROWS = 10
 N_TOKENS = 8
+N_CONTEXTS = 64
 
 
 def main(argv: list[str]) -> int:
@@ -34,7 +35,8 @@ def main(argv: list[str]) -> int:
     target, device = load_target(args.target), device_from(args)
     check_recipe(target)
     check_plans(target)
-    for name, value in describe_target(target, device).items():
+    describe = describe_synthetic if target.synthetic else describe_target
+    for name, value in describe(target, device).items():
         print(f"{name:22} {value}")
     return 0
 
@@ -70,6 +72,30 @@ def describe_target(target: Target, device: str) -> dict[str, str]:
         "BOS": f"{bos!r} (id {tokenizer.bos_token_id})" if bos is not None else "none",
         "first tokens": " ".join(map(repr, shown)),
         "starts with BOS": "yes" if int(first[0]) == tokenizer.bos_token_id else "no",
+    }
+
+
+def describe_synthetic(target: Target, device: str) -> dict[str, str]:
+    """Load a synthetic model and sample a few contexts, and return what was found, by name.
+
+    Raises:
+        UsageError: The model cannot be made.
+    """
+    import torch
+
+    from sae_variants.synthetic.model import load_synthetic
+
+    data = load_synthetic(target.synthetic or {}, device, f"[synthetic] of {target.name}")
+    fires_NF = torch.cat([acts_CTF.flatten(0, 1) > 0 for acts_CTF in data.features(N_CONTEXTS, 128, "check")])
+    rates_F, hierarchy = fires_NF.float().mean(0), data.model.hierarchy
+    lives = data.half_lives_F
+    return {
+        "target": f"{target.name}: {target.title}",
+        "model": f"{target.model_name}, {data.origin}: {len(rates_F)} features in {data.d_in} dimensions",
+        "features of a token": f"{float(fires_NF.sum(1).float().mean()):.1f}",
+        "firing rates": f"{float(rates_F.min()):.2g} to {float(rates_F.max()):.2g}",
+        "trees": f"{len(hierarchy.roots)}" if hierarchy is not None else "none",
+        "half-lives": f"{float(lives.min()):.2g} to {float(lives.max()):.2g} tokens" if lives is not None else "none",
     }
 
 

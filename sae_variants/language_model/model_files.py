@@ -95,7 +95,7 @@ def _check_shards(index: Path) -> None:
 
 
 def _check_causal(folder: Path, config: dict[str, Any]) -> None:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
@@ -104,7 +104,7 @@ def _check_causal(folder: Path, config: dict[str, Any]) -> None:
         raise UsageError(f"{folder / 'config.json'} names no model_type, such as llama")
     if config.get("auto_map") and kind not in CAUSAL:
         raise UsageError(f"{folder} needs Python code of its repository, which is not run ({kind})")
-    check_name(f"model_type in {folder / 'config.json'}", kind, CONFIG_MAPPING_NAMES)
+    check_name(f"model_type in {folder / 'config.json'}", kind, CONFIG_MAPPING)
     encoder = kind in MASKED and not config.get("is_decoder")
     if kind not in CAUSAL or encoder or config.get("is_encoder_decoder"):
         raise UsageError(f"{folder} is no causal language model: its model_type is {kind}")
