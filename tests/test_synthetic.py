@@ -44,6 +44,10 @@ def test_samples_have_the_firing_rates_and_are_a_function_of_the_seed():
     acts = torch.cat(list(data.features(200, 128, "a")))
     assert acts.shape == (200, 128, 40)
     assert (acts > 0).float().mean((0, 1)).sub(0.1).abs().max() < 0.01
+    batches = data.features(200, 128, "a")
+    torch.manual_seed(0)
+    next(batches)
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(0))), "random state is kept"
     again, other = (torch.cat(list(load_synthetic(SMALL, "cpu").features(200, 128, seed))) for seed in ("a", "b"))
     assert torch.equal(acts, again)
     assert not torch.equal(acts, other)

@@ -97,9 +97,10 @@ class SyntheticData:
             with temporary_seed(_seed(*seed, first)):
                 if self.half_lives_F is None:
                     acts_NF = self.model.activation_generator.sample(count * context_size)
-                    yield acts_NF.view(count, context_size, -1)
+                    acts_CTF = acts_NF.view(count, context_size, -1)
                 else:
-                    yield self._chains(count, context_size, self.half_lives_F)
+                    acts_CTF = self._chains(count, context_size, self.half_lives_F)
+            yield acts_CTF
 
     @torch.no_grad()
     def activations(self, n_contexts: int, context_size: int, *seed: Any) -> Tensor:

@@ -90,10 +90,8 @@ def _open_synthetic(plan: Plan, device: str) -> Source:
 
     target, settings = plan.target, plan.settings
     assert target.synthetic is not None
-    data, dtype = (
-        load_synthetic(target.synthetic, device, f"[synthetic] of {target.name}"),
-        str_to_dtype(settings.dtype),
-    )
+    data = load_synthetic(target.synthetic, device, f"[synthetic] of {target.name}")
+    dtype = str_to_dtype(settings.dtype)
     stream = WindowStream(
         contexts=lambda: data.contexts(settings.context_size),
         activations=lambda numbers_CT: data.training_activations(numbers_CT, settings.seed).to(dtype),
