@@ -16,7 +16,7 @@ from huggingface_hub import file_download
 from layouts import V6, K, S
 
 from eval_runners.commands import evaluate as eval_command
-from eval_runners.harness.find_sae import locate_all, locate_name, resolve_requests
+from eval_runners.harness.find_sae import SAERequest, locate_all, locate_name, resolve_requests
 from eval_runners.harness.fit import check_fits
 from eval_runners.leaderboard.rows import sae_identity
 from sae_variants.common.errors import UsageError
@@ -311,3 +311,8 @@ def test_a_copy_of_a_trained_sae_with_another_config_is_another_sae(tmp_path, ta
     moved = tmp_path / "final"
     shutil.copytree(copy, moved)
     assert locate_name(str(moved)).label == f"stock:batchtopk-final-{locate_name(str(moved)).weight_hash[:6]}"
+
+
+def test_two_spellings_of_a_hub_id_are_one_request():
+    first, second = (SAERequest(name) for name in ("me/saes:a", "me/saes:a/"))
+    assert first.key == second.key

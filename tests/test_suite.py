@@ -197,3 +197,9 @@ def test_a_picture_shows_the_table_s_means_and_errors():
 def test_scoring_is_prepared_with_the_targets_settings():
     scoring = prepare_scoring("core", load_target("sandbox"), {"context_size": 64}, None, "cpu", [])
     assert (scoring.settings.context_size, scoring.settings.n_eval_reconstruction_batches) == (64, 16)
+
+
+def test_options_of_a_training_are_refused_where_nothing_is_trained(trained, target, tmp_path):
+    folder = next(path.parent for path in trained.rglob("sae_weights.safetensors"))
+    with pytest.raises(UsageError, match=r"--train.k would do nothing: .* is trained already"):
+        main(["suite", "--sae", str(folder), "--train.k", "3", "--output", str(tmp_path)])

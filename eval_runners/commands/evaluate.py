@@ -75,7 +75,7 @@ def main(name: str, argv: list[str]) -> int:
     all_requests = [
         resolve_requests(names, target, overrides, grid_points, args.seeds, args.trained) for target in targets
     ]
-    _check_training_options(overrides, args, all_requests)
+    check_training_options(overrides, args, all_requests)
     for scoring, requests in zip(scorings, all_requests, strict=True):
         check_supported([scoring], requests)
     check_folder_writable(output)
@@ -95,7 +95,7 @@ def main(name: str, argv: list[str]) -> int:
     return report_failures(scored, failures)
 
 
-def _check_training_options(
+def check_training_options(
     overrides: Mapping[str, Any], args: Namespace, all_requests: Sequence[Sequence[SAERequest]]
 ) -> None:
     """Raise a UsageError for options of a training where no SAE is one that this package trains."""

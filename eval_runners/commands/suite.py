@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval_runners.commands.evaluate import show_summaries
+from eval_runners.commands.evaluate import check_training_options, show_summaries
 from eval_runners.contract.registry import USUAL_EVALUATIONS, evaluator_names, load_evaluator
 from eval_runners.harness.find_sae import SAERequest, locate_requests, resolve_requests
 from eval_runners.harness.options import add_scoring_options
@@ -70,6 +70,7 @@ def main(argv: list[str]) -> int:
     scorings = [prepare_scoring(name, target, given[name], output, device, command) for name in evaluations]
     grid_points = parse_grid(args.grid, args.vary)
     requests = _requests(args, target, overrides, grid_points)
+    check_training_options(overrides, args, [requests])
     check_supported(scorings, requests)
     check_folder_writable(output)
     axes = grid_fields(grid_points)

@@ -17,6 +17,7 @@ from typing import Any
 from eval_runners.contract.located import LocatedSAE
 from eval_runners.harness.saved_sae import check_source, locate_name
 from sae_variants.common.errors import UsageError
+from sae_variants.formats.hub import parse_hub_id
 from sae_variants.language_model.target import Target
 from sae_variants.registry.contract import config_hooks
 from sae_variants.registry.variants import find_variant, scorable_names
@@ -37,7 +38,7 @@ class SAERequest:
     @property
     def key(self) -> Path | str:
         """Equal for two requests exactly when they are for the same SAE."""
-        return self.plan.sae_folder if self.plan else self.name
+        return self.plan.sae_folder if self.plan else str(parse_hub_id(self.name) or self.name)
 
 
 def resolve_requests(
