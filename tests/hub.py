@@ -14,6 +14,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -253,6 +254,11 @@ def _use_for_datasets(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path) ->
     """Let the library `datasets` read from a server and keep what it reads in a cache."""
     import datasets
 
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] == datasets.config.MODULE_NAME_FOR_DYNAMIC_MODULES
+    ]:
+        monkeypatch.delitem(sys.modules, name)  # scripts of datasets are imported from another cache
+    monkeypatch.syspath_prepend(str(cache / "modules"))
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache / "datasets")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 PRETRAINED, HALF_LIVES = "pretrained", "half_lives"
 """Fields of ours: the model's name on the Hub, and the range of half-lives of a sequence, in tokens."""
+LOOKED_AT = 4096
+"""Features whose firing probabilities are checked, so that a number that fits no memory is refused as such."""
 
 
 def read_synthetic(table: Mapping[str, Any], where: str) -> SyntheticModelConfig:
@@ -44,7 +46,7 @@ def read_synthetic(table: Mapping[str, Any], where: str) -> SyntheticModelConfig
     _check_half_lives(table.get(HALF_LIVES), values, where)
     try:
         config = SyntheticModelConfig.from_dict(values)
-        rates = config.firing_probability.generate(config.num_features, seed=config.seed)
+        rates = config.firing_probability.generate(min(config.num_features, LOOKED_AT), seed=config.seed)
     except UsageError:
         raise
     except Exception as error:  # SAELens' configs check themselves in several ways
