@@ -40,7 +40,7 @@ def dictionary_learning(folder: Path, name: str, **trainer) -> Formula:
         "AutoEncoderNew": {**linear, "decoder.bias": w["b_dec"]},
         "AutoEncoderTopK": {**linear, "b_dec": w["b_dec"], "k": k, "threshold": one},
         "BatchTopKSAE": {**linear, "b_dec": w["b_dec"], "k": k, "threshold": one},
-        "MatryoshkaBatchTopKSAE": {**matrices, "k": k, "threshold": one},
+        "MatryoshkaBatchTopKSAE": {**matrices, "k": k, "threshold": one, "group_sizes": torch.tensor([16, S - 16])},
         "JumpReluAutoEncoder": {**matrices, "threshold": w["threshold"]},
         "GatedAutoEncoder": {**linear, **gates},
     }[name]
