@@ -190,6 +190,7 @@ def test_stress_needs_an_sae_that_can_be_trained(target, tmp_path):
         evaluate(tree(target), target, write_trace(tmp_path), stress=True)
 
 
+@pytest.mark.slow
 def test_stress_trains_what_it_needs(target, tmp_path):
     overrides = {**tiny("learnable_dual"), "training_tokens": 16384}
     names = ["learnable_dual", "learnable_dual:lower"]

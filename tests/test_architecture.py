@@ -169,7 +169,11 @@ def test_help_imports_nothing_heavy(words):
 
 
 @pytest.mark.parametrize(
-    "module", ["sae_variants.two_level.saved", pytest.param("sae_variants.hierarchical", marks=pytest.mark.slow)]
+    "module",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("sae_variants.two_level.saved", "sae_variants.hierarchical")
+    ],
 )
 def test_a_module_that_imports_sae_lens_may_be_imported_first(module):
     subprocess.run([sys.executable, "-c", f"import {module}"], check=True)

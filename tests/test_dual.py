@@ -319,6 +319,7 @@ def test_a_learned_balance_is_the_same_from_any_start_and_unit():
     assert 0.01 < min(ends) < max(ends) < 0.1
 
 
+@pytest.mark.slow
 def test_a_naive_balance_runs_to_the_end_that_its_gradient_points_to():
     told = learned(learning="naive")
     assert told[-1][0] == 0

@@ -18,7 +18,10 @@ SCORED_WITH = ["--n-eval-reconstruction-batches", "1", "--n-eval-sparsity-varian
 SCORED_WITH += ["--batch-size-prompts", "4", "--context-size", "64"]
 
 
-@pytest.mark.parametrize(("name", "more"), [("temporal", []), ("hierarchical", ["--train.expansion", "2"])])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("temporal", []), pytest.param("hierarchical", ["--train.expansion", "2"], marks=pytest.mark.slow)],
+)
 def test_a_trained_sae_and_its_result_are_found_again(name, more, tmp_path):
     shutil.copytree(GOLDEN / "trained", tmp_path / "trained")
     shutil.copytree(GOLDEN / "runs", tmp_path / "runs")

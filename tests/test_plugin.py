@@ -51,6 +51,7 @@ def test_the_readme_shows_it():
         assert sum(bool(line.strip()) for line in code.splitlines()) < 20
 
 
+@pytest.mark.slow
 def test_it_trains_is_scored_and_stands_on_the_leaderboard(installed, tmp_path, model_folder, text_file):
     where = ["--model", str(model_folder), "--hook-name", "blocks.0.hook_resid_post", "--dataset", str(text_file)]
     train = [f"--train.{key}={value}" for key, value in tiny("stock:topk").items()]

@@ -115,6 +115,7 @@ def test_no_path_of_this_machine_is_published(place, tmp_path):
                 assert word.encode() not in content, (path, word)
 
 
+@pytest.mark.slow
 def test_stock_sae_lens_loads_it_where_this_package_is_not(place, tmp_path):
     publish(place, "--dry-run", str(tmp_path / "dry"))
     (folder,) = (path for path in (tmp_path / "dry").iterdir() if path.is_dir())

@@ -193,6 +193,7 @@ def test_the_law_is_written_beside_the_results(target, model_folder, text_file, 
     assert {"law-n-k.csv", "law-n-k.png", "residuals-n-k.png"} < {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_command_may_name_several_targets(target, text_file, tmp_path, capsys, monkeypatch):
     from conftest import tiny
 

@@ -181,6 +181,7 @@ def test_the_language_model_runs_once_for_all_saes(target, config, model, tmp_pa
     assert len(calls) == once
 
 
+@pytest.mark.slow
 def test_another_model_meets_no_stale_activations(target, config, model, tmp_path, text_file, monkeypatch):
     monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path / "cache"))
     first = score(identity(target), target, config, model).output["eval_result_metrics"]["llm"]
@@ -195,6 +196,7 @@ def test_another_model_meets_no_stale_activations(target, config, model, tmp_pat
     assert first != second
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_rebuilt_to_the_same_numbers(target, config, model, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path))
     before = numbers(score(identity(target), target, config, model))

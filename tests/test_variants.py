@@ -268,7 +268,10 @@ def test_batch_topk_keeps_the_largest_of_the_batch():
 
 @pytest.mark.parametrize(
     "order",
-    ["import sae_lens, sae_variants", pytest.param("import sae_variants, sae_lens", marks=pytest.mark.slow)],
+    [
+        pytest.param(order, marks=pytest.mark.slow)
+        for order in ("import sae_lens, sae_variants", "import sae_variants, sae_lens")
+    ],
 )
 def test_sae_lens_knows_our_architectures_whatever_is_imported_first(order):
     script = f"{order}; from sae_lens.registry import get_sae_training_class; print(get_sae_training_class('temporal_consistency')[0].__name__)"

@@ -64,12 +64,14 @@ def repeat_request(request: Callable[[], T]) -> T:
     Args:
         request: Sends it; raises what the Hub or the network answers.
     """
+    from huggingface_hub import constants
+
     for attempt in itertools.count(1):
         try:
             return request()
         except Exception as error:
             is_known = response_of(error) is not None or any(map(is_transport, causes_of(error)))
-            wait = wait_of(error, attempt) if is_known else None
+            wait = wait_of(error, attempt) if is_known and not constants.HF_HUB_OFFLINE else None
             if wait is None or attempt >= ATTEMPTS:
                 raise
             time.sleep(wait)
