@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -58,24 +57,28 @@ def hub_errors(failed: str, meanings: Mapping[int, str] = READING, otherwise: st
         raise UsageError(f"{failed}: {reason}") from error
 
 
-def repeat_request(request: Callable[[], T]) -> T:
+def repeat_request(request: Callable[[], T], attempts: int = ATTEMPTS, after_cuts: bool = True) -> T:
     """Return the answer to a request, which is repeated while the Hub is busy or the connection breaks.
 
     Args:
         request: Sends it; raises what the Hub or the network answers.
+        attempts: Most attempts.
+        after_cuts: Whether it is repeated after a broken connection, too, and not only if the Hub is busy.
     """
     from huggingface_hub import constants
 
-    for attempt in itertools.count(1):
+    attempt = 0
+    while True:
         try:
             return request()
         except Exception as error:
-            is_known = response_of(error) is not None or any(map(is_transport, causes_of(error)))
-            wait = wait_of(error, attempt) if is_known and not constants.HF_HUB_OFFLINE else None
-            if wait is None or attempt >= ATTEMPTS:
+            attempt += 1
+            is_cut = after_cuts and any(map(is_transport, causes_of(error)))
+            is_known = (response_of(error) is not None or is_cut) and not constants.HF_HUB_OFFLINE
+            wait = wait_of(error, attempt) if is_known else None
+            if wait is None or attempt >= attempts:
                 raise
             time.sleep(wait)
-    raise AssertionError("unreachable")
 
 
 def hub_reason(error: BaseException, meanings: Mapping[int, str] = READING) -> str | None:

@@ -35,6 +35,11 @@ def heldout_text_name(target: Target) -> str:
     return f"{target.text_id}/heldout" if target.is_split else target.text_id
 
 
+def _dataset_of(target: Target, split: str) -> str:
+    """Return the dataset that a split, `train` or `heldout`, is read from."""
+    return target.train_dataset if split == "train" and target.train_dataset else target.dataset
+
+
 def target_documents(target: Target, split: str) -> Iterator[Document]:
     """Read the documents of a split once.
 
@@ -42,7 +47,7 @@ def target_documents(target: Target, split: str) -> Iterator[Document]:
         target: The target whose text is read.
         split: `train` or `heldout`.
     """
-    name = target.train_dataset if split == "train" and target.train_dataset else target.dataset
+    name = _dataset_of(target, split)
     part = split if target.is_split else None
     if is_local_text(name):
         yield from local_documents(name, part, target.dataset_split, target.text_column)
@@ -133,7 +138,7 @@ def cut_contexts(
         return
     documents = itertools.chain([first], documents)
     if isinstance(first, TokenIds):
-        name = target.train_dataset if split == "train" and target.train_dataset else target.dataset
+        name = _dataset_of(target, split)
         check_tokenizer(name, tokenizer)
         if is_local_text(name):  # every row is checked before the first is used
             documents = iter([_check_tokens(document, d_vocab, context_size) for document in documents])

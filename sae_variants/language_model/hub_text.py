@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from sae_variants.common.errors import MOST_NAMES, UsageError
-from sae_variants.common.hub_errors import causes_of, hub_errors, hub_reason, is_transport, response_of, wait_of
+from sae_variants.common.hub_errors import (
+    causes_of,
+    hub_errors,
+    hub_reason,
+    is_transport,
+    repeat_request,
+    response_of,
+    wait_of,
+)
 from sae_variants.language_model.rows import Row
 from sae_variants.language_model.text import is_local_text
 
@@ -69,18 +77,12 @@ def pin_dataset(name: str) -> str:
     if constants.HF_HUB_OFFLINE:
         return str(replace(dataset, revision=_cached_folder(dataset).name))
     with dataset_errors(name):
-        attempt = 0
-        while True:
-            try:
-                info = HfApi().dataset_info(dataset.repo, revision=dataset.revision, timeout=30)
-                return str(replace(dataset, revision=info.sha))
-            except Exception as error:
-                attempt += 1
-                wait = wait_of(error, attempt) if response_of(error) is not None else None
-                if wait is not None and attempt < ATTEMPTS:
-                    time.sleep(wait)
-                    continue
-                raise
+        info = repeat_request(
+            lambda: HfApi().dataset_info(dataset.repo, revision=dataset.revision, timeout=30),
+            ATTEMPTS,
+            after_cuts=False,
+        )
+        return str(replace(dataset, revision=info.sha))
 
 
 def dataset_errors(name: str) -> AbstractContextManager[None]:
