@@ -4,7 +4,8 @@ A latent is ablated at one token on which it fires, and the logits of that token
 with those of the clean run: changes of T tokens of one document x V vocabulary entries, less each token's median. The
 metric is (L1 / L2)² / (V T) of these changes, the share of the logits that would hold the effect if all of those
 changed by the same amount: 1 / (V T) for a single logit, 1 for all. It is averaged over the tokens of a latent, then
-over randomly sampled latents.
+over randomly sampled latents. An effect on few of the T tokens is sparse by this measure, too; per token, the same is
+taken over the V logits of one token, and averaged over tokens weighted by the squared size of their change.
 
 The baseline is a random direction of the same norm, ablated at the same tokens.
 
@@ -57,6 +58,20 @@ METRICS = (
     Metric(
         "random", "sparsity", "share of the logits that ablating a random direction changes", "neither", column="random"
     ),
+    Metric(
+        "latents",
+        "per_token",
+        "share of one token's logits that ablating a latent changes",
+        "lower",
+        short="per token",
+    ),
+    Metric(
+        "random",
+        "per_token",
+        "share of one token's logits that ablating a random direction changes",
+        "neither",
+        column="random_per_token",
+    ),
     Metric("latents", "count", "latents evaluated", "neither", column="latents"),
 )
 
@@ -66,6 +81,7 @@ class AblationSparsity(Evaluator[Settings]):
 
     settings_class = Settings
     metrics = METRICS
+    version = 2
 
     def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
         """Refuse contexts that are too short or too few, and hooks after the layers."""
@@ -112,6 +128,8 @@ class AblationSparsity(Evaluator[Settings]):
             "latents.sparsity_low": low,
             "latents.sparsity_high": high,
             "random.sparsity": mean_of_known(row["random"] for row in rows),
+            "latents.per_token": mean_of_known(row["latents_per_token"] for row in rows),
+            "random.per_token": mean_of_known(row["random_per_token"] for row in rows),
             "latents.count": float(len(known)),
         }
         failures = [] if known else ["no latent fires often enough, or none changes a logit"]

@@ -1,7 +1,7 @@
 """Are the upper latents of a two-level SAE sums of their children?
 
 R² is the share of the variance of an upper latent's activation that lower latents explain by least squares, fitted on
-one half of the held-out contexts and scored on the other. It is measured for the best 1, 3 and 5 of the latent's
+the first half of the held-out contexts and scored on the second. It is measured for the best 1, 3 and 5 of the latent's
 children (children), of another upper latent's children (another), and of all lower latents (any). The best are those
 that correlate most with the upper latent on the first half. A child of an upper latent is a lower latent whose parent
 it is.
@@ -78,6 +78,7 @@ class Composition(Evaluator[Settings]):
 
     settings_class = Settings
     metrics = METRICS
+    version = 2
 
     def why_unsupported(self, plan: Plan, settings: Settings) -> str:
         """The variant has one level, or one level of it is requested."""
@@ -88,7 +89,7 @@ class Composition(Evaluator[Settings]):
         return "" if has_two_levels and not plan.part else SUPPORTED_SAES
 
     def evaluate(self, sae: SAE[Any], target: Target, settings: Settings, context: Context) -> Evaluation:
-        """Explain upper latents by lower ones, fitted on even contexts and scored on odd ones."""
+        """Explain upper latents by lower ones, fitted on the first half of the contexts and scored on the second."""
         from eval_runners.measures.checks import require_finite_weights
         from eval_runners.measures.composition import explain_upper_latents
         from sae_variants.two_level.saved import TwoLevelSAE
@@ -102,19 +103,24 @@ class Composition(Evaluator[Settings]):
 
 
 def _split_contexts(target: Target, model: HookedTransformer, settings: Settings) -> list[Tensor]:
-    """Activations [N, D] of the even and of the odd held-out contexts, without special tokens."""
+    """Activations [N, D] of the first and of the second half of the held-out contexts, without special tokens.
+
+    What is left of the first half's last document is in neither, unless the second half holds nothing else.
+    """
     import torch
 
     from eval_runners.data.heldout import heldout_activations
 
-    contexts = [
-        x_TD[~special_T]
-        for x_CTD, special_CT in heldout_activations(target, model, settings.n_contexts, settings.context_size)
-        for x_TD, special_T in zip(x_CTD, special_CT, strict=True)
-    ]
-    if len(contexts) < 2:
+    batches = list(heldout_activations(target, model, settings.n_contexts, settings.context_size))
+    x_CTD, special_CT = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    if len(x_CTD) < 2:
         raise UsageError("two held-out contexts at least are needed: raise --n-contexts or lower --context-size")
-    return [torch.cat(contexts[0::2]), torch.cat(contexts[1::2])]
+    half = len(x_CTD) // 2
+    counted_CT = ~special_CT
+    is_new_document = special_CT[half:].flatten().cumsum(0).view_as(special_CT[half:]) > 0
+    if (is_new_document & counted_CT[half:]).any():
+        counted_CT[half:] &= is_new_document
+    return [x_CTD[part][counted_CT[part]] for part in (slice(half), slice(half, None))]
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ mean cosine and the mean correlation of the activations of matched latents.
 
 Compared are the first snapshot of the training with the second (early), the second snapshot with the SAE (late), and
 the SAE with the same SAE of other seeds, which are trained where they are missing (seeds). With `--against` the SAE is
-compared with other SAEs instead (others). The category random is what random directions give, as many and in as many
-dimensions.
+compared with other SAEs instead (others). The category random is what as many random directions give, drawn from a
+normal distribution with the second moments of the SAE's decoder rows.
 
 Source: seeds learn different latents, Paulo and Belrose, arXiv 2501.16615.
 """
@@ -97,6 +97,7 @@ class ConceptStability(Evaluator[Settings]):
 
     settings_class = Settings
     metrics = METRICS
+    version = 2
 
     def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
         """Refuse snapshots that are out of order."""
@@ -130,7 +131,8 @@ class ConceptStability(Evaluator[Settings]):
                 if known:
                     values[f"{category}.{name}"] = sum(known) / len(known)
         if rows:
-            random = match_random_directions(rows[-1]["latents"], rows[-1]["of"], sae.cfg.d_in, settings.seed)
+            rows_SD = sae.W_dec.detach().cpu().double().numpy()
+            random = match_random_directions(rows[-1]["latents"], rows[-1]["of"], rows_SD, settings.seed)
             values |= {f"random.{name}": value for name, value in random.items()}
         failures = [] if any(row["latents"] for row in rows) else ["no latent fires"]
         return Evaluation(values, {"pairs": rows}, failures)

@@ -62,7 +62,7 @@ _METRICS: dict[str, tuple[tuple[str, str, Direction], ...]] = {
         ("best_child_null_bits", "bits with the best child, tokens permuted", "neither"),
         ("best_child_ratio", "bits with the best child / tokens permuted", "higher"),
         ("total_bits", "bits with each child, above chance, summed over children", "higher"),
-        ("best_of_all_bits", "bits with the best lower latent, child or not", "neither"),
+        ("best_of_all_bits", "bits with the best lower latent, child or not, above chance", "neither"),
         ("parents", "upper latents that fire and have children that fire", "neither"),
         ("childless", "share of upper latents without a child", "lower"),
     ),
@@ -118,6 +118,7 @@ class Hierarchy(Evaluator[Settings]):
 
     settings_class = Settings
     metrics = METRICS
+    version = 2
 
     def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
         """Refuse hooks that lie after the layers."""

@@ -2,10 +2,10 @@
 
 From each of the contexts in which a latent fires most, one pattern is taken: the shortest run of tokens, ending where
 the latent fires, that keeps half of the activation. Tokens of the run that others can replace without losing half are
-wildcards. The patterns of a latent, read backwards, form a trie that predicts for any token whether the latent fires
-there. Precision and recall of the prediction are measured on held-out contexts that no pattern comes from, for all
-tokens on which the latent fires and for those on which it has at least half of its largest activation. All numbers are
-means over sampled latents; precision leaves out latents whose patterns never match.
+wildcards; a run of wildcards alone is no pattern. The patterns of a latent, read backwards, form a trie that predicts
+for any token whether the latent fires there. Precision and recall of the prediction are measured on held-out contexts
+that no pattern comes from, for all tokens on which the latent fires and for those on which it has at least half of its
+largest activation. All numbers are means over sampled latents; precision leaves out latents whose patterns never match.
 
 Source: Foote et al., arXiv 2305.19911; used by Gao et al., arXiv 2406.04093, section 4.3.
 """
@@ -74,6 +74,7 @@ class N2G(Evaluator[Settings]):
 
     settings_class = Settings
     metrics = METRICS
+    version = 2
     detail = "latent"
 
     def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
@@ -109,6 +110,7 @@ class N2G(Evaluator[Settings]):
                 latent,
                 sampled.ids_CT,
                 sampled.acts_CTP[..., number],
+                sampled.special_CT,
                 replacements,
                 settings.examples,
                 settings.longest,

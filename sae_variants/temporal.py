@@ -147,11 +147,13 @@ def contrastive_loss(
 def variance_loss(slow_nWL: Tensor) -> Tensor:
     """Return the variance over the mean square within a window, averaged over windows and latents that fire in them.
 
-    The result is between 0 and 1.
+    The result is between 0 and 1, and does not depend on the scale of the latents.
     """
-    active_nL = (slow_nWL > 0).any(1)
-    relative_nL = slow_nWL.var(1, unbiased=False) / (slow_nWL.pow(2).mean(1) + EPSILON)
-    return (relative_nL * active_nL).sum() / active_nL.sum().clamp(min=1)
+    largest_n1L = slow_nWL.detach().amax(1, keepdim=True)
+    active_nL = largest_n1L.squeeze(1) > 0
+    scaled_nWL = slow_nWL / torch.where(largest_n1L > 0, largest_n1L, 1.0)
+    square_nL = torch.where(active_nL, scaled_nWL.pow(2).mean(1), 1.0)
+    return (scaled_nWL.var(1, unbiased=False) / square_nL).sum() / active_nL.sum().clamp(min=1)
 
 
 def similarity_loss(slow_nWL: Tensor, pairs: str = "adjacent") -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from conftest import evaluate, identity
 
 from eval_runners.measures.ablation import in_float32
-from eval_runners.measures.logit_sparsity import change_sparsity, logit_sparsities
+from eval_runners.measures.logit_sparsity import change_sparsity, change_sparsity_per_token, logit_sparsities
 from eval_runners.measures.sampled_latents import SampledLatents
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.load import load_model
@@ -29,6 +31,16 @@ def test_sparsity_of_hand_written_changes():
     two[0, 0, 0] = two[1, 0, :4] = 1.0
     assert change_sparsity(two) == pytest.approx((1 + 4) / 2 / 100)
     assert change_sparsity(torch.zeros(1, 2, 50)) != change_sparsity(torch.zeros(1, 2, 50))  # NaN: nothing changes
+
+
+def test_sparsity_per_token_does_not_depend_on_how_many_tokens_change():
+    dense = torch.zeros(1, 16, 51)
+    dense[0, 3, :25], dense[0, 3, 25:50] = -1.0, 1.0  # all logits of one token change by as much, up and down
+    assert change_sparsity(dense) == pytest.approx(50 / 51 / 16)  # the published measure takes it for sparse
+    assert change_sparsity_per_token(dense) == pytest.approx(50 / 51)
+    dense[0, 5, 7] = 10.0  # weighted by the squared size of the change: (50² + 10²) / (50 + 10²) / 51
+    assert change_sparsity_per_token(dense) == pytest.approx((50**2 + 10**2) / (50 + 100) / 51)
+    assert math.isnan(change_sparsity_per_token(torch.zeros(1, 2, 50)))
 
 
 def test_a_latent_that_writes_one_logit_and_one_that_writes_half_of_them(target, model):

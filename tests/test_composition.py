@@ -88,6 +88,24 @@ def test_the_half_to_score_on_is_not_fitted(target):
     assert values["another.r2_5"] < -0.02  # independent latents only seem to explain 12 tokens
 
 
+def test_no_document_stands_in_both_halves(target, model, monkeypatch):
+    """Ten contexts of four tokens; the document that begins in the fourth ends in the sixth."""
+    from eval_runners import composition
+    from eval_runners.data import heldout
+
+    x_CTD = torch.arange(40.0).view(10, 4, 1)
+    special_CT = torch.zeros(10, 4, dtype=torch.bool)
+    special_CT[3, 1] = special_CT[6, 2] = special_CT[8, 0] = True
+    batches = [(x_CTD[:4], special_CT[:4]), (x_CTD[4:], special_CT[4:])]
+    monkeypatch.setattr(heldout, "heldout_activations", lambda *_: iter(batches))
+    first, second = composition._split_contexts(target, model, composition.Settings())
+    assert first.flatten().tolist() == [i for i in range(20) if i != 13]
+    assert second.flatten().tolist() == [i for i in range(27, 40) if i != 32]
+    special_CT[5:] = False  # one document to the end: its rest is all there is to score on
+    _, second = composition._split_contexts(target, model, composition.Settings())
+    assert second.flatten().tolist() == list(range(20, 40))
+
+
 def test_an_sae_of_one_level_is_refused(target, model):
     with pytest.raises(UsageError, match="two levels"):
         evaluate("composition", identity(target), target, model)

@@ -44,9 +44,21 @@ def test_the_order_of_latents_does_not_matter(target):
 def test_an_independent_sae_is_as_near_as_random_directions(target):
     x = torch.randn(4000, 32)
     cosines = [compare(random_sae(target, seed), random_sae(target, seed + 100), x)["cosine"] for seed in range(4)]
-    expected = [match_random_directions(64, 64, 32, seed)["cosine"] for seed in range(4)]
+    rows = random_sae(target, 9, n=4096).W_dec.detach().double().numpy()  # as good as isotropic
+    expected = [match_random_directions(64, 64, rows, seed)["cosine"] for seed in range(4)]
     assert sum(cosines) / 4 == pytest.approx(sum(expected) / 4, abs=0.03)
-    assert match_random_directions(64, 64, 32, 0)["survival"] < 0.1
+    assert match_random_directions(64, 64, rows, 0)["survival"] < 0.1
+
+
+def test_random_directions_fill_the_subspace_of_the_decoder_rows_only():
+    rows = np.zeros((64, 32))
+    rows[:, :2] = np.random.default_rng(0).standard_normal((64, 2))
+    plane = match_random_directions(64, 64, rows, 0)
+    assert plane["survival"] == 1  # in a plane everything has a near neighbour: survival there means nothing
+    assert plane["cosine"] > 0.95
+    rows[:, 2:] = 0
+    rows[:, 1] = 0
+    assert match_random_directions(5, 5, rows, 0)["survival"] <= 1  # a line: cosines are 1 or -1
 
 
 def test_half_of_the_latents_survive(target):

@@ -63,6 +63,15 @@ def test_a_planted_hierarchy_has_its_analytic_information():
     assert 0 < information.best_child_null.mean().item() < 0.01 * expected
 
 
+def test_the_best_of_many_independent_latents_is_not_above_chance():
+    torch.manual_seed(0)
+    upper, lower = torch.rand(4000, 20) < 0.1, torch.rand(4000, 200) < 0.1
+    information, _ = level_information(upper, lower, torch.arange(200) % 20, permutations=20, seed=0)
+    raw = (information.best_child - information.best_child_null).mean().item()
+    assert information.best_of_all.mean().item() == pytest.approx(0, abs=1e-4)  # the largest of 200 is 1e-3 by chance
+    assert raw == pytest.approx(0, abs=1e-4)
+
+
 def test_independent_levels_share_no_information():
     upper, lower, parent_L = planted()
     information, _ = level_information(upper[torch.randperm(len(upper))], lower, parent_L, permutations=20, seed=1)
@@ -188,6 +197,16 @@ def test_effects_are_compared_latent_by_latent():
     summary = summarize_traces(rows, seed=0)
     assert summary["kl_low"] < summary["kl_random_high"]
     assert summary["kl_excess"] == summary["kl_excess_low"] == summary["kl_excess_high"] == pytest.approx(0.5)
+
+
+def test_a_share_that_is_undefined_is_left_out():
+    effects = {"kl": 1.0, "kl_random": 0.5, "top_change": 0.0, "top_change_random": 0.0}
+    rows = [{**effects, "children_share": share} for share in (0.6, math.nan, 0.8)]
+    summary = summarize_traces(rows, seed=0)
+    assert summary["children_share"] == pytest.approx(0.7)
+    assert 0.6 <= summary["children_share_low"] < summary["children_share_high"] <= 0.8
+    undefined = summarize_traces([{**effects, "children_share": math.nan}] * 2, seed=0)
+    assert undefined["children_share"] is None
 
 
 def test_a_share_is_a_projection():

@@ -54,6 +54,10 @@ def test_patterns_of_known_latents(run, last_tokens, pattern):
     assert find_pattern(run, 4.1, fires_on(*last_tokens), REPLACEMENTS) is None  # half of it is never reached
 
 
+def test_wildcards_alone_are_no_pattern():
+    assert find_pattern([1, 3, 7], 2.0, lambda runs: [2.0 for _ in runs], REPLACEMENTS) is None
+
+
 def test_a_pattern_keeps_half_of_the_activation():
     def last(runs):  # 7 alone gives 0.9 of 2, with 3 before it 1.4, with 1 before that 2
         return [(run[-1] == 7) * (0.9 + 0.5 * (run[-2:-1] == [3]) + 0.6 * (run[-3:-1] == [1, 3])) for run in runs]
@@ -99,6 +103,21 @@ def test_a_latent_of_a_bigram_is_explained_with_precision_and_recall_1(target, m
     (row,) = load_evaluator("n2g").detail_rows(evaluation.output)
     assert row["patterns"] == " ".join(repr(model.tokenizer.decode([token])) for token in (21, 25))
     assert pattern_text((WILDCARD, 21), model.tokenizer).startswith("* ")
+
+
+def test_nothing_is_predicted_for_special_tokens(target, model, monkeypatch):
+    from eval_runners.measures import sampled_latents, token_patterns
+
+    ids = torch.full((8, 6), 25)
+    special = torch.zeros_like(ids).bool()
+    special[:, 3] = True
+    acts = 2.0 * (~special).float()[..., None]
+    monkeypatch.setattr(sampled_latents, "sample_latents", lambda *_, **__: SampledLatents(ids, [4], acts, special))
+    monkeypatch.setattr(
+        token_patterns, "make_last_activations", lambda *_: lambda runs: [2.0 * (run[-1] == 25) for run in runs]
+    )
+    (row,) = evaluate("n2g", identity(target), target, model).unstructured["by_latent"]
+    assert (row["firing precision"], row["firing recall"]) == (1, 1)
 
 
 def test_patterns_come_from_the_first_half_only(target, model, monkeypatch):

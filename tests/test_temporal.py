@@ -22,7 +22,15 @@ def test_variance_by_hand():
 
 def test_variance_does_not_fall_when_activations_shrink():
     slow = torch.rand(6, 4, 5)
-    assert variance_loss(slow * 0.1).item() == pytest.approx(variance_loss(slow).item(), rel=1e-3)
+    for scale in (1e-3, 1e-12, 1e6):
+        assert variance_loss(slow * scale).item() == pytest.approx(variance_loss(slow).item(), rel=1e-5)
+
+
+def test_variance_has_a_finite_gradient_where_nothing_fires():
+    slow = torch.zeros(2, 4, 5, requires_grad=True)
+    variance_loss(slow.relu()).backward()
+    assert slow.grad is not None
+    assert slow.grad.isfinite().all()
 
 
 def test_similarity_by_hand():

@@ -142,7 +142,10 @@ def _keep(boards: Sequence[Board], folder: Path) -> None:
         assert evaluator is not None, "boards hold results of known evaluators only"
         slim = {**result, "eval_result_details": []}
         name = folder_name(str(result["sae_lens_id"]))
-        digest = hash_value([provenance["weight_hash"], conditions_of(result)])
+        conditions = conditions_of(result)
+        if conditions["evaluator_version"] == 1:
+            del conditions["evaluator_version"]  # so that files kept before there were versions keep their names
+        digest = hash_value([provenance["weight_hash"], conditions])
         file = folder / provenance["target"] / evaluator.name / name / f"{digest}.json"
         write_atomically(file, json.dumps(slim) + "\n", "--keep")
 

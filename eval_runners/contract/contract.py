@@ -129,6 +129,8 @@ class Evaluator(Generic[SettingsT]):
     """
     metrics: ClassVar[tuple[Metric, ...]]
     """In the order of the command's table."""
+    version: ClassVar[int] = 1
+    """Raised when a number comes to mean something else: results of other versions are made anew, on other boards."""
     eval_type: ClassVar[str] = ""
     """SAEBench's name for these results, where that is not the evaluator's name."""
     made_by: ClassVar[str] = ""

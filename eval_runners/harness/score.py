@@ -79,7 +79,7 @@ def prepare_scoring(
         if int in (hint, *get_args(hint)) and isinstance(value, int) and value < least:
             raise UsageError(f"{to_option(field)} must be at least {least}, not {value}")
     settings, versions = evaluator.prepare(target, settings)
-    location = ResultLocation(output, name, target, asdict(settings), versions, device, command)
+    location = ResultLocation(output, name, target, asdict(settings), versions, device, command, evaluator.version)
     return Scoring(evaluator, settings, location)
 
 

@@ -157,24 +157,24 @@ def summarize_traces(rows: list[dict[str, Any]], seed: int) -> dict[str, float |
     """Average traced latents, with 95 % bootstrap intervals over latents.
 
     Args:
-        rows: rows of `trace_latent`. A value that is not finite counts as 0.
+        rows: rows of `trace_latent`. A value that is not finite, such as the share of a change that is zero, is left
+            out.
         seed: seed of the bootstrap.
 
     Returns:
-        Means by column; `kl_excess`, of a latent's KL minus its random directions'; medians; intervals as `*_low` and
-        `*_high`; `kl_ratio`, of the mean KLs; `traced`, the number of latents.
+        Means by column, None where no value is finite; `kl_excess`, of a latent's KL minus its random directions';
+        medians; intervals as `*_low` and `*_high`; `kl_ratio`, of the mean KLs; `traced`, the number of latents.
     """
     values: dict[str, float | None] = {"traced": float(len(rows))}
     if not rows:
         return values
-    columns = {
-        name: np.nan_to_num([row[name] for row in rows], posinf=0.0, neginf=0.0) for name in AVERAGED if name in rows[0]
-    }
+    columns = {name: np.array([row[name] for row in rows], float) for name in AVERAGED if name in rows[0]}
     columns["kl_excess"] = columns["kl"] - columns["kl_random"]  # paired: latents differ more than their effects do
-    for name, column in columns.items():
-        values[name] = float(column.mean())
-        if name in WITH_INTERVAL:
+    finite = {name: column[np.isfinite(column)] for name, column in columns.items()}
+    for name, column in finite.items():
+        values[name] = float(column.mean()) if len(column) else None
+        if name in WITH_INTERVAL and len(column):
             values[f"{name}_low"], values[f"{name}_high"] = bootstrap_interval(column, seed)
-    values |= {f"{name}_median": float(np.median(columns[name])) for name in ("kl", "kl_random")}
-    kl, kl_random = columns["kl"].mean(), columns["kl_random"].mean()
-    return values | {"kl_ratio": float(kl / kl_random) if kl_random > 0 else None}
+    values |= {f"{name}_median": float(np.median(finite[name])) for name in ("kl", "kl_random") if len(finite[name])}
+    kl, kl_random = values["kl"], values["kl_random"]
+    return values | {"kl_ratio": kl / kl_random if kl is not None and kl_random else None}

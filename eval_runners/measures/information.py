@@ -77,7 +77,7 @@ class LevelInformation:
     total_corrected: Tensor
     """Sum over the children, bias-corrected, minus the bias-corrected sum after permuting the tokens."""
     best_of_all: Tensor
-    """With the most informative lower latent, child or not, bias-corrected."""
+    """With the most informative lower latent, child or not: bias-corrected, minus that after permuting the tokens."""
 
 
 def level_information(
@@ -111,8 +111,9 @@ def level_information(
     best, corrected, total, best_of_all = estimate(upper_NU)
     generator = torch.Generator().manual_seed(seed)
     nulls = [estimate(upper_NU[torch.randperm(n, generator=generator)]) for _ in range(permutations)]
-    null, null_corrected, null_total, _ = (torch.stack(draws).mean(0) for draws in zip(*nulls, strict=True))
-    return LevelInformation(best, null, corrected - null_corrected, total - null_total, best_of_all), measured_U
+    null, null_corrected, null_total, null_of_all = (torch.stack(draws).mean(0) for draws in zip(*nulls, strict=True))
+    above_chance = corrected - null_corrected, total - null_total, best_of_all - null_of_all
+    return LevelInformation(best, null, *above_chance), measured_U
 
 
 def summarize_information(

@@ -161,6 +161,7 @@ class Sheet:
             latent,
             self.firing.ids_CT,
             self.firing.acts_CT(latent),
+            self.firing.special_CT,
             self.replacements,
         )
         return {name: row[name] for name in ("patterns", "firing precision", "firing recall")}

@@ -48,7 +48,8 @@ def logit_sparsities(
 
     Returns:
         A row per latent: `latent`, `activation` (the largest that was ablated), and the mean sparsity of the logit
-        changes by ablating the latent (`latents`) and a random direction (`random`), NaN where no logit changes.
+        changes by ablating the latent (`latents`) and a random direction (`random`), NaN where no logit changes;
+        `latents_per_token` and `random_per_token`, the same per token.
     """
     generator = torch.Generator().manual_seed(seed)
     document_ends_CT = sampled.special_CT.unfold(1, tokens_after, 1).any(-1)
@@ -69,10 +70,11 @@ def logit_sparsities(
         ablated_CT1 = pad(ablated_CT, (1, 0))[..., None]
         row_D = sae.W_dec.detach()[latent].float().cpu()
         directions = {"latents": row_D, "random": random_direction(row_D, generator)}
-        sparsities = {
-            name: change_sparsity(ablation.without(ablated_CT1 * direction_D).view(len(contexts), tokens_after, -1))
-            for name, direction_D in directions.items()
-        }
+        sparsities = {}
+        for name, direction_D in directions.items():
+            change_CAV = ablation.without(ablated_CT1 * direction_D).view(len(contexts), tokens_after, -1)
+            sparsities[name] = change_sparsity(change_CAV)
+            sparsities[f"{name}_per_token"] = change_sparsity_per_token(change_CAV)
         rows.append({"latent": latent, "activation": float(ablated_CT.max()), **sparsities})
     return rows
 
@@ -92,3 +94,19 @@ def change_sparsity(change_CAV: Tensor) -> float:
     flat = centred.flatten(1)
     changed = flat[flat.any(1)]
     return (changed.abs().sum(1).pow(2) / changed.pow(2).sum(1) / flat.shape[1]).mean().item()
+
+
+def change_sparsity_per_token(change_CAV: Tensor) -> float:
+    """(L1 / L2)² / V of the change of each token's logits, less their median, mean over tokens weighted by L2².
+
+    It does not depend on how many of the tokens change: 1 where all logits of one token change by the same amount.
+
+    Args:
+        change_CAV: changes of the logits.
+
+    Returns:
+        A number in (0, 1], or NaN where no logit changes.
+    """
+    change = change_CAV.double().flatten(0, 1)
+    centred = change - change.median(-1, keepdim=True).values
+    return (centred.abs().sum(1).pow(2).sum() / centred.pow(2).sum() / centred.shape[1]).item()

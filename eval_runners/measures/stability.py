@@ -110,8 +110,17 @@ def _correlations(
     return ((products_M / len(x_ND) - mean_M * other_mean_M) / scale_M)[scale_M > 0]
 
 
-def match_random_directions(n: int, m: int, d: int, seed: int) -> dict[str, float | None]:
-    """Survival and mean cosine of n random directions matched with m others in d dimensions."""
+def match_random_directions(n: int, m: int, rows_SD: np.ndarray, seed: int) -> dict[str, float | None]:
+    """Survival and mean cosine of n random directions matched with m others.
+
+    The directions have the second moments of decoder rows: where these fill a subspace, so do they.
+
+    Args:
+        n: directions that are matched.
+        m: directions among which a match is sought.
+        rows_SD: decoder rows of unit norm.
+        seed: seed of the directions.
+    """
     import numpy as np
 
     from eval_runners.measures.statistics import match_rows
@@ -119,7 +128,7 @@ def match_random_directions(n: int, m: int, d: int, seed: int) -> dict[str, floa
     if not n or not m:
         return {"survival": None, "cosine": None, "latents": float(n)}
     generator = np.random.default_rng(seed)
-    rows, others = (generator.standard_normal((size, d)) for size in (n, m))
+    rows, others = (generator.standard_normal((size, len(rows_SD))) @ rows_SD for size in (n, m))
     _, _, cosines_M = match_rows(rows, others)
     survival = float((cosines_M > SURVIVAL_COSINE).sum() / n)
     return {"survival": survival, "cosine": float(cosines_M.mean()), "latents": float(n)}

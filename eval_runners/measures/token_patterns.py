@@ -49,6 +49,7 @@ def describe_by_patterns(
     latent: int,
     ids_CT: Tensor,
     acts_CT: Tensor,
+    special_CT: Tensor,
     replacements: Sequence[int],
     n_examples: int = EXAMPLES,
     longest: int = LONGEST,
@@ -62,6 +63,7 @@ def describe_by_patterns(
         latent: number of the latent.
         ids_CT: tokens without BOS.
         acts_CT: activations of the latent.
+        special_CT: mask of special tokens, for which nothing is predicted.
         replacements: tokens to try in place of each token.
         n_examples: largest number of contexts that patterns come from.
         longest: largest number of tokens in a pattern.
@@ -75,7 +77,7 @@ def describe_by_patterns(
     examples = find_examples(ids_CT[:half], acts_CT[:half], n_examples, longest)
     candidates = (find_pattern(run, activation, last_activations, replacements) for run, activation in examples)
     patterns = dict.fromkeys(pattern for pattern in candidates if pattern is not None)
-    predicted_CT = match_trie(build_trie(patterns), ids_CT[half:])
+    predicted_CT = match_trie(build_trie(patterns), ids_CT[half:]) & ~special_CT[half:]
     texts = [pattern_text(pattern, tokenizer_of(model)) for pattern in patterns]
     row: dict[str, Any] = {"latent": latent, "patterns": texts}
     strong = acts_CT.max() / 2
@@ -134,7 +136,8 @@ def find_pattern(
         replacements: tokens to try in place of each token.
 
     Returns:
-        The pattern, or None where no end of the run keeps half: the latent depends on earlier tokens.
+        The pattern, or None where tokens say nothing: no end of the run keeps half, because the latent depends on
+        earlier tokens, or others can replace every one of them.
     """
     enough = activation / 2
     ends = [list(run[-length:]) for length in range(1, len(run) + 1)]
@@ -148,9 +151,9 @@ def find_pattern(
         acts = last_activations(changed) if changed else []
         if acts and sum(acts) / len(acts) >= enough:
             pattern[at] = WILDCARD
-    while len(pattern) > 1 and pattern[0] is WILDCARD:
+    while pattern and pattern[0] is WILDCARD:
         pattern.pop(0)
-    return tuple(pattern)
+    return tuple(pattern) or None
 
 
 def build_trie(patterns: Iterable[Pattern]) -> Trie:

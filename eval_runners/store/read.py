@@ -47,6 +47,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     f"{UNSTRUCTURED}.provenance": (dict, type(None)),
     f"{UNSTRUCTURED}.provenance.seed": _COUNT,
     f"{UNSTRUCTURED}.provenance.training_tokens": _COUNT,
+    f"{UNSTRUCTURED}.provenance.evaluator_version": _COUNT,
     f"{UNSTRUCTURED}.provenance.command": _TEXT,
     f"{UNSTRUCTURED}.provenance.commit": _TEXT,
     f"{UNSTRUCTURED}.provenance.target": _TEXT,
@@ -196,6 +197,7 @@ def conditions_of(result: Result) -> dict[str, Any]:
         "documents": provenance.get("read") or None,
         "text": provenance.get("text"),
         "text_version": provenance.get("text_version"),
+        "evaluator_version": provenance.get("evaluator_version", 1),
         **settings,
     }
 

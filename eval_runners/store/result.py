@@ -47,6 +47,8 @@ class ResultLocation:
     """Device that the evaluation runs on."""
     command: Sequence[str]
     """Arguments of the command line that gave the results."""
+    evaluator_version: int = 1
+    """`Evaluator.version`."""
     commit: str | None = field(default_factory=lambda: package_commit())
     """The package's commit when the work begins, whatever is committed meanwhile."""
 
@@ -66,6 +68,7 @@ class ResultLocation:
             "text_version": self.target.text_version,
             "sae_bench": version("sae-bench"),
             **({"versions": dict(self.versions)} if self.versions else {}),
+            **({"evaluator_version": self.evaluator_version} if self.evaluator_version > 1 else {}),
         }
         return self.folder / folder_name(located.label) / f"{hash_value(key)}.json"
 
@@ -100,6 +103,7 @@ class ResultLocation:
             "commit": self.commit,
             "versions": {package: version(package) for package in packages},
             "device": self.device,
+            "evaluator_version": self.evaluator_version,
             "seconds": round(seconds, 1),
             **{name: getattr(located, name, None) for name in ("seed", "training_tokens", "weight_hash", "kind")},
             "target": self.target.name,
