@@ -42,7 +42,7 @@ def test_every_published_result_stands_on_the_board_where_it_stood(tmp_path):
     for board in json.loads((tmp_path / "boards.json").read_text()):
         rows = []
         for row in board["rows"]:
-            known = {name: value for name, value in row["metrics"].items() if value["value"] is not None}
+            known = {name: number["value"] for name, number in row["metrics"].items() if number["value"] is not None}
             digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=4).hexdigest()
             rows.append([row["sae"], row["d_sae"], row["training_tokens"], len(row["seeds"]), len(known), digest])
         of = {name: board["rows"][0][name] for name in ("model", "hook_name")}
