@@ -46,5 +46,5 @@ def test_every_published_result_stands_on_the_board_where_it_stood(tmp_path):
             digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=4).hexdigest()
             rows.append([row["sae"], row["d_sae"], row["training_tokens"], len(row["seeds"]), len(known), digest])
         of = {name: board["rows"][0][name] for name in ("model", "hook_name")}
-        found.append({**of, "evaluations": sorted(board["conditions"]), "rows": rows})
+        found.append({**of, "evaluations": sorted(board["conditions"]), "rows": sorted(rows, key=str)})
     assert found == json.loads((GOLDEN / "boards.json").read_text())

@@ -72,31 +72,76 @@ def row_of(board, label):
     return next(row for row in board.rows if row.label == label)
 
 
-def test_a_row_is_the_mean_over_seeds_with_its_standard_error():
+def test_a_row_is_the_mean_over_seeds_with_its_interval():
     board = board_of(over_seeds("a", [0.8, 0.9, 1.0]))
     (row,) = board.rows
-    assert row.number(CE) == pytest.approx((0.9, 0.1 / 3**0.5))
+    assert row.number(CE) == pytest.approx((0.9, 4.302653 * 0.1 / 3**0.5))  # Student's t with 2 degrees of freedom
     assert row.seeds == [0, 1, 2]
 
 
-def test_ranks_are_given_only_where_intervals_do_not_overlap():
-    # errors 0.005 each: a and b overlap, c does not
-    board = board_of(over_seeds("a", [0.90, 0.91]), over_seeds("b", [0.895, 0.905]), over_seeds("c", [0.80, 0.81]))
-    assert [board.rank(row_of(board, label), CE) for label in "abc"] == [1, 1, 3]
-    assert [row.label for row in board.rows] == ["a", "b", "c"]
-    alone = board_of(over_seeds("a", [0.90, 0.91]), made("b", 0, 0.5))
-    assert alone.rank(row_of(alone, "b"), CE) is None, "one seed has no interval"
+def test_ranks_are_paired_over_seeds():
+    # seeds differ by more than a and b do, but b is .01 below a in each; the differences of a and d have both signs
+    board = board_of(
+        over_seeds("a", [0.90, 0.93, 0.96]),
+        over_seeds("b", [0.8899, 0.92, 0.9501]),
+        over_seeds("c", [0.80, 0.83, 0.86]),
+        over_seeds("d", [0.93, 0.93, 0.92]),
+    )
+    assert [row.label for row in board.rows] == ["a", "d", "b", "c"]
+    assert [board.rank(row_of(board, label), CE) for label in "abcd"] == [1, 2, 3, 1]
+    assert not any(board.is_best(row, CE) for row in board.rows), "nothing beats both others that are not beaten"
+
+
+def test_the_best_beats_every_other():
+    board = board_of(over_seeds("a", [0.9, 0.93, 0.96]), over_seeds("b", [0.8899, 0.92, 0.9501]))
+    assert [board.is_best(row_of(board, label), CE) for label in "ab"] == [True, False]
+    one_seed = board_of(*board_results(board), made("c", 0, 0.99))
+    assert one_seed.rank(row_of(one_seed, "c"), CE) is None, "one seed cannot be tested"
+    assert not one_seed.is_best(row_of(one_seed, "a"), CE), "and yet it may be better"
+    worse = board_of(*board_results(board), made("c", 0, 0.5))
+    assert worse.is_best(row_of(worse, "a"), CE)
+
+
+def test_a_wide_interval_does_not_make_a_row_the_best():
+    """a is best; b has a better mean than c, but only c, whose seeds scatter, is not distinguishable from a."""
+    board = board_of(
+        over_seeds("a", [0.900, 0.901, 0.902]),
+        over_seeds("b", [0.89, 0.891, 0.8921]),
+        over_seeds("c", [0.8, 0.9, 0.95]),
+    )
+    assert [board.rank(row_of(board, label), CE) for label in "abc"] == [1, 2, 1]
+    assert not any(board.is_best(row, CE) for row in board.rows)
+
+
+def test_many_comparisons_are_corrected():
+    """The difference of a and b has p = .032; beside two further rows, six tests are made."""
+    a, b = over_seeds("a", [0.90, 0.92, 0.94]), over_seeds("b", [0.892, 0.9075, 0.9245])
+    alone = board_of(a, b)
+    assert alone.rank(row_of(alone, "b"), CE) == 2
+    others = [*over_seeds("c", [0.93, 0.90, 0.92]), *over_seeds("d", [0.94, 0.91, 0.91])]
+    board = board_of(a, b, *others)
+    assert board.rank(row_of(board, "b"), CE) == 1
+
+
+def board_results(board):
+    return [result for row in board.rows for result in row.all_results]
 
 
 @pytest.mark.parametrize("differs", [{"l0": 60.0}, {"d_sae": 128}, {"tokens": 2000}, {"trained": False}])
 def test_rows_that_are_not_matched_are_not_ranked_together(differs):
-    board = board_of(over_seeds("a", [0.9, 0.91]), over_seeds("b", [0.5, 0.51], **differs))
+    board = board_of(over_seeds("a", [0.9, 0.91, 0.92]), over_seeds("b", [0.5, 0.51, 0.53], **differs))
     assert board.rank(row_of(board, "b"), CE) is None
 
 
-def test_l0_within_ten_per_cent_is_matched():
-    board = board_of(over_seeds("a", [0.9, 0.91], l0=30.0), over_seeds("b", [0.5, 0.51], l0=32.9))
-    assert board.rank(row_of(board, "b"), CE) == 2
+def test_l0_within_two_per_cent_is_matched_pair_by_pair():
+    rows = [over_seeds(name, [ce, ce + 0.01, ce + 0.02], l0=l0) for name, ce, l0 in CHAIN]
+    board = board_of(*rows)
+    assert [board.rank(row_of(board, label), CE) for label in "abc"] == [1, 2, 2]
+    assert {row.label for row in board.matched(row_of(board, "b"))} == {"a", "c"}
+    assert {row.label for row in board.matched(row_of(board, "c"))} == {"b"}, "2.8 % above a"
+
+
+CHAIN = [("a", 0.9, 30.0), ("b", 0.8, 30.5), ("c", 0.7, 30.85)]
 
 
 def test_what_stands_beside_results_just_asked_for():
@@ -131,8 +176,9 @@ def test_what_is_not_known_is_matched_with_nothing():
 
 
 def test_seeds_that_agree_have_an_interval():
-    board = board_of(over_seeds("a", [0.9, 0.9]), over_seeds("b", [0.5, 0.51]))
-    assert [board.rank(row_of(board, label), CE) for label in "ab"] == [1, 2]
+    board = board_of(over_seeds("a", [0.9] * 3), over_seeds("b", [0.5, 0.51, 0.52]), over_seeds("c", [0.4] * 3))
+    assert row_of(board, "a").number(CE) == pytest.approx((0.9, 0))
+    assert [board.rank(row_of(board, label), CE) for label in "abc"] == [1, 2, 3]
 
 
 def test_text_separates_boards():
@@ -169,6 +215,12 @@ def test_pareto_over_l0():
         made("random", ce=0.99, l0=5.0, trained=False, tokens=0),
     )
     assert {row.label for row in board.rows if board.on_front(row, CE)} == {"sparse", "dense"}
+
+
+def test_a_row_leaves_the_front_only_by_a_test_where_seeds_allow_one():
+    near, far = [0.9, 0.93, 0.96], [0.93, 0.93, 0.92]
+    board = board_of(over_seeds("a", near, l0=20.0), over_seeds("b", far, l0=30.0), over_seeds("c", [0.5, 0.51, 0.52]))
+    assert {row.label for row in board.rows if board.on_front(row, CE)} == {"a", "b"}
 
 
 @pytest.mark.parametrize("differs", [{"context_size": 64}, {"dataset": "other"}, {"llm_dtype": "bfloat16"}])
@@ -375,7 +427,7 @@ def test_why_names_the_fields_that_differ(tmp_path, capsys):
 
 
 def test_csv_and_json_say_everything(tmp_path):
-    write(tmp_path / "r", [*over_seeds("a", [0.9, 0.91]), *over_seeds("b[k=4]", [0.8, 0.81])])
+    write(tmp_path / "r", [*over_seeds("a", [0.9, 0.91, 0.92]), *over_seeds("b[k=4]", [0.8, 0.81, 0.822])])
     argv = [
         "leaderboard",
         "--results",
@@ -387,20 +439,26 @@ def test_csv_and_json_say_everything(tmp_path):
     ]
     assert main(argv) == 0
     one, other = csv.DictReader((tmp_path / "t.csv").read_text().splitlines())
-    assert float(one["core.ce_loss_score"]) == pytest.approx(0.905)
+    assert float(one["core.ce_loss_score"]) == pytest.approx(0.91)
+    assert float(one["core.ce_loss_score ±"]) == pytest.approx(4.302653 * 0.01 / 3**0.5)
     assert (one["core.ce_loss_score rank"], other["core.ce_loss_score rank"]) == ("1", "2")
-    assert (one["seeds"], one["commits"], one["commands"]) == ("0; 1", "abc", "python -m eval_runners.core")
+    assert (one["seeds"], one["commits"], one["commands"]) == ("0; 1; 2", "abc", "python -m eval_runners.core")
     (board,) = json.loads((tmp_path / "t.json").read_text())
     assert board["conditions"]["core"]["context_size"] == 32
     metrics = [row["metrics"] for row in board["rows"]]
     assert metrics[0]["core.ce_loss_score"]["rank"] == 1
+    assert metrics[0]["core.ce_loss_score"]["best"] is True
     assert metrics[0]["core.ce_loss_score"]["front"] is True
 
 
 def test_why(tmp_path, capsys):
     write(
         tmp_path,
-        [*over_seeds("a", [0.9, 0.91]), *over_seeds("b", [0.8, 0.81]), made("c", context_size=64, l0=60.0, d_sae=8)],
+        [
+            *over_seeds("a", [0.9, 0.91, 0.92]),
+            *over_seeds("b", [0.8, 0.81, 0.82]),
+            made("c", context_size=64, l0=60.0, d_sae=8),
+        ],
     )
     why = ["leaderboard", "why", "--results", str(tmp_path)]
     assert main([*why, "a", "b"]) == 0
@@ -411,7 +469,7 @@ def test_why(tmp_path, capsys):
         "d_sae is 64 for a and 8 for c",
         "L0 is 30.0 for a and 60.0",
         "context_size is 32 here and 64 there",
-        "c has one seed",
+        "they have 1 seed in common: a test needs 3",
     ):
         assert part in said
     with pytest.raises(UsageError, match="did you mean 'a'"):

@@ -12,7 +12,7 @@ from eval_runners.contract.contract import Metric
 from eval_runners.contract.registry import load_evaluator
 from eval_runners.harness.score import prepare_scoring
 from eval_runners.sparse_probing import METRICS, Settings
-from eval_runners.store.read import conditions_of, describe_differences, load_result, mean_and_error, metric_value
+from eval_runners.store.read import conditions_of, describe_differences, load_result, mean_and_interval, metric_value
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import load_target
 
@@ -33,17 +33,17 @@ def result(**values):
     return {"eval_result_metrics": {"a": values}}
 
 
-def test_mean_and_standard_error_by_hand():
+def test_mean_and_interval_by_hand():
     metric = Metric("a", "x", "x", "higher")
     results = [result(x=value) for value in (1.0, 2.0, 6.0)]
-    mean, error = mean_and_error(metric, results)
+    mean, half = mean_and_interval(metric, results)
     assert mean == 3
-    assert error == pytest.approx((7 / 3) ** 0.5)  # variance 7, of three
-    assert mean_and_error(metric, results[:1]) == (1.0, None)
-    assert mean_and_error(metric, results[:1] * 3) == (1.0, 0.0)
-    assert mean_and_error(metric, [result(x=0.1)] * 3) == pytest.approx((0.1, 0), abs=1e-15)
+    assert half == pytest.approx(4.302653 * (7 / 3) ** 0.5)  # variance 7, of three
+    assert mean_and_interval(metric, results[:1]) == (1.0, None)
+    assert mean_and_interval(metric, results[:1] * 3) == (1.0, 0.0)
+    assert mean_and_interval(metric, [result(x=0.1)] * 3) == pytest.approx((0.1, 0), abs=1e-15)
     assert metric_value(metric, result(x="high")) is None
-    assert mean_and_error(metric, [*results, result()]) is None
+    assert mean_and_interval(metric, [*results, result()]) is None
 
 
 def test_what_stands_for_not_a_number_is_none():

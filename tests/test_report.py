@@ -20,7 +20,7 @@ HOSTILE = "</script><script>document.body.dataset.broken='yes'</script><b>bold</
 
 def results():
     found = [
-        *over_seeds("a", [0.90, 0.91]), *over_seeds("b", [0.80, 0.81]), *over_seeds("a[k=60]", [0.95, 0.96], l0=60.0),
+        *over_seeds("a", [0.90, 0.91, 0.92]), *over_seeds("b", [0.80, 0.81, 0.822]), *over_seeds("a[k=60]", [0.95, 0.96], l0=60.0),
         *over_seeds("a[window=2]", [0.91, 0.92], l0=29.0), *over_seeds("wide", [0.97, 0.98], d_sae=128), *over_seeds("random", [0.1, 0.2], trained=False, tokens=0), made(HOSTILE, ce=0.7),
     ]  # fmt: skip
     for result in found:
@@ -147,8 +147,8 @@ def test_the_table_is_sorted_by_keyboard_and_the_untrained_stay_last(driver, pag
     assert [text.partition(" ")[0] for text in cells(driver, column)] == [
         "0.975",
         "0.955",
-        "0.905",
-        "0.805",
+        "0.910",
+        "0.811",
         "0.700",
         "0.150",
     ]
@@ -157,7 +157,7 @@ def test_the_table_is_sorted_by_keyboard_and_the_untrained_stay_last(driver, pag
     driver.switch_to.active_element.send_keys(Keys.ENTER)
     assert [text.partition(" ")[0] for text in cells(driver, column)] == [
         "0.700",
-        "0.805",
+        "0.811",
         "0.905",
         "0.955",
         "0.975",

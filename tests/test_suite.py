@@ -15,7 +15,7 @@ from eval_runners.commands.suite import _l0_setting, _split_options
 from eval_runners.contract.registry import load_evaluator
 from eval_runners.core import Core
 from eval_runners.harness.score import prepare_scoring
-from eval_runners.store.read import mean_and_error
+from eval_runners.store.read import mean_and_interval
 from eval_runners.views.grid_picture import _draw_line, _lines
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import load_target
@@ -188,7 +188,7 @@ def test_a_picture_shows_the_table_s_means_and_errors():
     places, means, errors = panel.errorbar.call_args.args
     assert places == [2, 8], "a seed of k = 4 has no number, so the table has none either"
     assert list(zip(means, errors, strict=True)) == [
-        mean_and_error(column[1], [result for _, result in scored[:2]]),
+        mean_and_interval(column[1], [result for _, result in scored[:2]]),
         (0.9, 0.0),
     ]
     assert panel.axhline.call_args.args == (0.1,)

@@ -82,7 +82,9 @@ def _parser() -> Parser:
     add_filters(parser)
     add_columns(parser)
     parser.add_argument("--markdown", metavar="FILE", help="Write the tables as Markdown.")
-    parser.add_argument("--csv", metavar="FILE", help="Write a line per row with every metric, its error and its rank.")
+    parser.add_argument(
+        "--csv", metavar="FILE", help="Write a line per row with every metric, half of its 95 %% interval and its rank."
+    )
     parser.add_argument("--json", metavar="FILE", help="Write every metric, rank, command and commit.")
     parser.add_argument("--picture", metavar="FILE", help="Draw the first column over L0, a line for each SAE.")
     parser.add_argument(

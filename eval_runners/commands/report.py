@@ -95,6 +95,7 @@ def _describe_board(board: Board, logs: Mapping[str, Sequence[Line]]) -> dict[st
                 "title": column.metric.title,
                 "evaluation": column.evaluation,
                 "better": column.metric.better,
+                "trust": ": ".join(filter(None, (column.metric.trust, column.metric.why_trust))),
             }
             for column in board.shown
         ],
@@ -125,7 +126,8 @@ def _describe_row(board: Board, row: Row, group: int | None, curves: dict[str, d
         else:
             rank, front = board.rank(row, column), board.on_front(row, column)
             marks = {"rank": rank} | ({"front": True} if front else {})
-            values[column.key] = {"at": _round(number[0]), "error": _round(number[1]), **marks}
+            marks |= {"best": True} if board.is_best(row, column) else {}
+            values[column.key] = {"at": _round(number[0]), "half": _round(number[1]), **marks}
     densities = [
         unstructured["densities"]
         for result in row.results.get("core", [])

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sae_variants.training.plan import Plan
 
 Direction = Literal["higher", "lower", "neither"]
+Trust = Literal["", "trusted", "with care", "not for ranking"]
 Result = dict[str, Any]
 """A result file: SAEBench's envelope with ours under `eval_result_unstructured`."""
 SettingsT = TypeVar("SettingsT")
@@ -60,6 +61,10 @@ class Metric:
     references: tuple[tuple[str, str], ...] = ()
     """(title, `category.name`) of values of the same kind that no SAE has, such as the residual stream's."""
     curve: Curve | None = None
+    trust: Trust = ""
+    """How far a difference in it says that an SAE is better, where that was studied; empty where it was not."""
+    why_trust: str = ""
+    """Reason for `trust`, in a line that names its source."""
     against_l0: bool = False
     """Whether a larger L0 is expected to improve it, so that its Pareto front over L0 is of interest."""
     section: str = RESULT_METRICS

@@ -35,7 +35,7 @@ def add_scoring_options(parser: Parser) -> None:
         type=parse_seeds,
         default=[0],
         metavar="0,1,2",
-        help="Seeds of variants that are trained here; several give mean ± standard error (default: 0).",
+        help="Seeds of variants that are trained here; several give mean ± half of its 95 %% interval (default: 0).",
     )
     add_output_option(parser)
     parser.add_argument("--force", action="store_true", help="Evaluate again, although there is a result.")

@@ -8,6 +8,7 @@ from typing import Any
 from eval_runners.leaderboard.ranking import SAME_L0, Board
 from eval_runners.leaderboard.rows import Row, training_fields
 from eval_runners.store.read import conditions_of, describe_differences
+from eval_runners.store.seeds import FEWEST_SEEDS
 from sae_variants.common.errors import check_name
 
 
@@ -40,10 +41,10 @@ def why_separate(board: Board, row: Row, other_board: Board, other: Row) -> list
         for name, (value, other_value) in properties.items()
         if value != other_value
     ]
-    matched = board is other_board and other in board.group(row)
+    matched = board is other_board and other in board.matched(row)
     levels = sorted(each.l0 for each in pair if each.l0)
     if not matched and len(levels) == 2 and (not lines or levels[1] > SAME_L0 * levels[0]):
-        lines.append(f"L0 is {row.l0:.1f} for {row.label} and {other.l0:.1f} for {other.label}: matched is within 10 %")
+        lines.append(f"L0 is {row.l0:.1f} for {row.label} and {other.l0:.1f} for {other.label}: matched is within 2 %")
     lines += [f"L0 of {each.label} is not known" for each in pair if each.l0 is None]
     lines += [f"{each.label} is untrained: {'; '.join(each.untrained)}" for each in pair if each.untrained]
     for evaluation in dict.fromkeys([*row.results, *other.results]):
@@ -53,7 +54,10 @@ def why_separate(board: Board, row: Row, other_board: Board, other: Row) -> list
             continue
         here, there = (conditions_of(each.results[evaluation][0]) for each in pair)
         lines += [f"{evaluation}: {difference}" for difference in describe_differences(here, there)]
-    lines += [f"{each.label} has one seed, so no interval" for each in pair if len(each.seeds) < 2]
+    n_common = len({*row.seeds} & {*other.seeds})
+    if n_common < FEWEST_SEEDS:
+        seeds = "seed" if n_common == 1 else "seeds"
+        lines.append(f"they have {n_common or 'no'} {seeds} in common: a test needs {FEWEST_SEEDS}")
     return lines
 
 

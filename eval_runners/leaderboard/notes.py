@@ -21,6 +21,15 @@ def untrained_reasons(board: Board) -> list[tuple[str, str]]:
     return [(one_line(row.label), row.untrained[0]) for row in board.rows if row.untrained]
 
 
+def trust_notes(board: Board) -> list[str]:
+    """What to make of the columns shown that are to be read with care, or not at all for ranking."""
+    columns_of: dict[tuple[str, str], list[str]] = {}
+    for column in board.shown:
+        if column.metric.trust in ("with care", "not for ranking"):
+            columns_of.setdefault((column.metric.trust, column.metric.why_trust), []).append(column.head)
+    return [f"{', '.join(heads)}: {trust}: {why}." for (trust, why), heads in columns_of.items()]
+
+
 def command_notes(board: Board) -> list[str]:
     """Each command with its commit, and the rows that it made, by evaluation."""
     rows_of: dict[tuple[str, str], dict[str, list[str]]] = {}

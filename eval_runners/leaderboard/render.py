@@ -10,29 +10,29 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from eval_runners.contract.contract import Direction
-from eval_runners.leaderboard.notes import command_notes, missing_notes, one_line, untrained_reasons
+from eval_runners.leaderboard.notes import command_notes, missing_notes, one_line, trust_notes, untrained_reasons
 from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.rows import Column, Number, Row
 
 ARROWS: dict[Direction, str] = {"higher": "↑", "lower": "↓", "neither": ""}
 BOLD, FRONT = "**", "◆"
 LEGEND = (
-    "Mean ± standard error over seeds. Rows are compared among trained SAEs of this table that have several seeds and "
-    "the same width, number of training tokens and (within 10 %) L0. Bold: the best of them, or not distinguishable "
-    f"from it by one standard error. {FRONT}: no SAE of this table is better by more than one standard error at the "
-    "same or a smaller L0."
+    "Mean ± half of its 95 % interval over seeds (Student's t). Bold: better than every other trained SAE of this "
+    "table with the same width, number of training tokens and, within 2 %, L0, by paired t-tests over at least three "
+    f"common seeds, corrected for their number (Holm, 5 %). {FRONT}: by such tests no SAE of this table is better at "
+    "the same or a smaller L0."
 )
 
 
 def format_number(number: Number | None) -> str:
-    """Mean and standard error, with as many digits as the error leaves meaning."""
+    """Mean and half of its interval, with as many digits as the interval leaves meaning."""
     if number is None:
         return "-"
-    mean, error = number
+    mean, half = number
     places = 1 if abs(mean) >= 10 else 3 if abs(mean) >= 0.05 else 5
-    if error:  # an error that is printed as 0 does not say which number is best
-        places = min(max(places, -math.floor(math.log10(error))), places + 2)
-    return f"{mean:.{places}f}" + (f" ± {error:.{places}f}" if error is not None else "")
+    if half:  # an interval that is printed as 0 does not say which number is best
+        places = min(max(places, -math.floor(math.log10(half))), places + 2)
+    return f"{mean:.{places}f}" + (f" ± {half:.{places}f}" if half is not None else "")
 
 
 def format_count(value: int | None) -> str:
@@ -51,9 +51,9 @@ def format_head(column: Column) -> str:
 
 
 def format_cell(board: Board, row: Row, column: Column, bold: str = "") -> str:
-    """A number with its marks: `bold` around it where its rank is 1, and the sign of the Pareto front."""
+    """A number with its marks: `bold` around it where it is the best, and the sign of the Pareto front."""
     text = format_number(row.number(column))
-    if bold and board.rank(row, column) == 1:
+    if bold and board.is_best(row, column):
         text = f"{bold}{text}{bold}"
     return f"{text} {FRONT}" if board.on_front(row, column) else text
 
@@ -106,6 +106,7 @@ def _board_lines(board: Board, commands: bool) -> list[str]:
         cells = [format_cell(board, row, column, BOLD) for column in board.shown]
         lines.append(_table_line([name, format_l0(row), *(of_row(row) for _, of_row in sizes), *cells]))
     paragraphs = [f"`{label}` is untrained: {reason}." for label, reason in untrained_reasons(board)]
+    paragraphs += trust_notes(board)
     paragraphs += [f"Source: {source}." for source in dict.fromkeys(row.source for row in board.rows) if source]
     if commands and (notes := [*command_notes(board), *missing_notes(board)]):
         folded = "\n".join(f"- {note}" for note in notes)
@@ -144,7 +145,7 @@ def _table_line(cells: Sequence[str]) -> str:
 
 
 def to_records(board: Board) -> list[dict[str, Any]]:
-    """A dict per row: what it is, where it comes from, and every metric with its error, rank and reason."""
+    """A dict per row: what it is, where it comes from, and every metric with its interval, rank and reason."""
     records = []
     for row in board.rows:
         record: dict[str, Any] = {
@@ -167,7 +168,8 @@ def to_records(board: Board) -> list[dict[str, Any]]:
             if number is None:
                 record["metrics"][column.key] = {"value": None, "because": row.why_missing(column)}
                 continue
-            value = {"value": number[0], "error": number[1], "rank": board.rank(row, column)}
+            value = {"value": number[0], "half_interval": number[1], "rank": board.rank(row, column)}
+            value |= {"best": True} if board.is_best(row, column) else {}
             front = {"front": board.on_front(row, column)} if column.metric.against_l0 else {}
             record["metrics"][column.key] = {**value, **front}
         records.append(record)
@@ -181,7 +183,7 @@ def to_json(boards: Sequence[Board]) -> str:
 
 
 def to_csv(boards: Sequence[Board]) -> str:
-    """A line per row; `evaluation.metric` and, beside it, its error and rank."""
+    """A line per row; `evaluation.metric` and, beside it, half of its 95 % interval and its rank."""
     lines: list[dict[str, Any]] = []
     for board_number, board in enumerate(boards):
         for record in to_records(board):
@@ -189,7 +191,11 @@ def to_csv(boards: Sequence[Board]) -> str:
             for key in ("seeds", "commits", "commands", "untrained_because"):
                 record[key] = "; ".join(map(str, record[key]))
             for key, value in metrics.items():
-                record |= {key: value["value"], f"{key} error": value.get("error"), f"{key} rank": value.get("rank")}
+                record |= {
+                    key: value["value"],
+                    f"{key} ±": value.get("half_interval"),
+                    f"{key} rank": value.get("rank"),
+                }
             lines.append({"board": board_number, **record})
     heads = list(dict.fromkeys(key for line in lines for key in line))
     buffer = io.StringIO()

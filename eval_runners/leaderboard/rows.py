@@ -12,10 +12,17 @@ from typing import Any, NamedTuple
 
 from eval_runners.contract.contract import Metric
 from eval_runners.contract.registry import USUAL_EVALUATIONS, evaluator_of_type
-from eval_runners.store.read import Result, mean_and_error, provenance_of, weight_hash_of, why_missing
+from eval_runners.store.read import (
+    Result,
+    mean_and_interval,
+    metric_value,
+    provenance_of,
+    weight_hash_of,
+    why_missing,
+)
 
 Number = tuple[float, float | None]
-"""Mean, and standard error over seeds where there are several."""
+"""Mean, and half of its 95 % interval over seeds where there are several."""
 OLDER = " #"
 """Separates the label of an older kind of SAE from its number."""
 SWEPT_FIELDS = {"k", "l1_coefficient", "l0_coefficient", "d_sae"}
@@ -63,6 +70,7 @@ class Row:
     reference_numbers: dict[str, Number] = field(default_factory=dict)
     """Column key -> number of a reference."""
     _numbers: dict[str, Number | None] = field(default_factory=dict, init=False, repr=False)
+    _by_seed: dict[str, dict[int, float]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -80,12 +88,21 @@ class Row:
         return bool({word.partition("=")[0] for word in self.fields.split(" ") if "=" in word} - SWEPT_FIELDS)
 
     def number(self, column: Column) -> Number | None:
-        """Mean and standard error over seeds, or None where a seed has no number."""
+        """Mean over seeds and half of its 95 % interval, or None where a seed has no number."""
         if not self.results:
             return self.reference_numbers.get(column.key)
         if column.key not in self._numbers:
-            self._numbers[column.key] = mean_and_error(column.metric, self.results.get(column.evaluation, []))
+            self._numbers[column.key] = mean_and_interval(column.metric, self.results.get(column.evaluation, []))
         return self._numbers[column.key]
+
+    def by_seed(self, column: Column) -> dict[int, float]:
+        """Seed -> number; empty where a seed has no number, or the SAE has no seeds."""
+        if column.key not in self._by_seed:
+            results = self.results.get(column.evaluation, [])
+            numbers = {provenance_of(result).get("seed"): metric_value(column.metric, result) for result in results}
+            known = {seed: number for seed, number in numbers.items() if seed is not None and number is not None}
+            self._by_seed[column.key] = known if len(known) == len(results) else {}
+        return self._by_seed[column.key]
 
     def why_missing(self, column: Column) -> str:
         """Reason why there is no number."""
@@ -110,7 +127,7 @@ class Row:
         """Mean number of latents that fire on a token, from `core` where it was run."""
         for evaluation, results in sorted(self.results.items(), key=lambda item: item[0] not in USUAL_EVALUATIONS[:1]):
             for metric in metrics_of(evaluation):
-                if metric.key in ("l0", "all.l0") and (number := mean_and_error(metric, results)):
+                if metric.key in ("l0", "all.l0") and (number := mean_and_interval(metric, results)):
                     return number[0]
         return None
 

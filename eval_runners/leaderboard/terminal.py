@@ -21,7 +21,7 @@ from eval_runners.leaderboard.render import (
     format_l0,
 )
 from eval_runners.leaderboard.rows import Column, Number, metrics_of
-from eval_runners.store.read import Result, mean_and_error, metric_value
+from eval_runners.store.read import Result, mean_and_interval, metric_value
 from sae_variants.common.files import write_atomically
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ def _print_table(table: Table) -> None:
 def _short_number(number: Number | None) -> str:
     if number is None:
         return "-"
-    mean, error = number
-    return f"{mean:.4g}" if error is None else f"{mean:.4g} ± {error:.2g}"
+    mean, half = number
+    return f"{mean:.4g}" if half is None else f"{mean:.4g} ± {half:.2g}"
 
 
 def print_metrics(metrics: Iterable[Metric], columns: dict[str, list[Result]]) -> None:
-    """Print mean and, over several seeds, standard error. A metric that no SAE has is left out.
+    """Print mean and, over several seeds, half of its 95 % interval. A metric that no SAE has is left out.
 
     SAEs are columns, in as many tables as the terminal's width needs.
 
@@ -76,7 +76,7 @@ def print_metrics(metrics: Iterable[Metric], columns: dict[str, list[Result]]) -
         trained = all(result["eval_result_unstructured"]["trained"] for result in results)
         seeds = f", {len(results)} seeds" if len(results) > 1 else ""
         heads.append(f"{label}{seeds}" if trained else f"{label}{seeds} (untrained)")
-        cells.append([_short_number(mean_and_error(metric, results)) for metric in shown])
+        cells.append([_short_number(mean_and_interval(metric, results)) for metric in shown])
     first = [max(map(len, ["metric", *(metric.title for metric in shown)])), len("better")]
     widths = [max(map(len, [head, *column])) for head, column in zip(heads, cells, strict=True)]
     for part in split_columns(widths, _width() - sum(first) - 2 * PADDING - 1):
@@ -160,7 +160,7 @@ def print_differences(
 
     table = Table("metric", label, name, "difference", "")
     for metric in metrics:
-        ours, theirs = mean_and_error(metric, results), metric_value(metric, baseline)
+        ours, theirs = mean_and_interval(metric, results), metric_value(metric, baseline)
         if ours is None or theirs is None:
             continue
         difference = ours[0] - theirs

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from math import sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from eval_runners.contract.contract import RESULT_METRICS, UNSTRUCTURED, Metric, Result, value_at
+from eval_runners.store.seeds import half_width
 from sae_variants.common.errors import UsageError
 
 PUBLISHED, BASELINES, RUNS = (Path("results") / name for name in ("published", "baselines", "runs"))
@@ -168,20 +168,17 @@ def provenance_of(result: Result) -> dict[str, Any]:
     return provenance if isinstance(provenance, dict) else {}
 
 
-def mean_and_error(metric: Metric, results: Sequence[Result]) -> tuple[float, float | None] | None:
-    """Mean and standard error of a metric over results, one per seed.
+def mean_and_interval(metric: Metric, results: Sequence[Result]) -> tuple[float, float | None] | None:
+    """Mean of a metric over results, one per seed, and half of its 95 % interval.
 
     Returns:
-        The mean; the standard error of the mean, None for one seed. None if a result has no number, or there is none.
+        The mean; half of the interval, None for one seed. None if a result has no number, or there is none.
     """
     values = [metric_value(metric, result) for result in results]
     numbers = [value for value in values if value is not None]
     if not numbers or len(numbers) < len(values):
         return None
-    if len(numbers) == 1:
-        return numbers[0], None
-    mean = fmean(numbers)
-    return mean, sqrt(sum((number - mean) ** 2 for number in numbers) / (len(numbers) - 1) / len(numbers))
+    return fmean(numbers), half_width(numbers)
 
 
 def conditions_of(result: Result) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_runners.leaderboard.rows import Column, metrics_of
-from eval_runners.store.read import mean_and_error, metric_value
+from eval_runners.store.read import mean_and_interval, metric_value
 from eval_runners.views.figures import to_image
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import write_atomically
@@ -39,7 +39,7 @@ def check_picture(path: Path, grid: Sequence[str]) -> None:
 
 
 def draw_grid(path: Path, scored: Sequence[Scored], fields: Sequence[str]) -> None:
-    """Draw mean and standard error over seeds, in a panel for each metric of the leaderboard, or each if it has none.
+    """Draw mean and 95 % interval over seeds, in a panel for each metric of the leaderboard, or each if it has none.
 
     Args:
         path: the picture's file.
@@ -120,15 +120,15 @@ def _draw_line(
     known = {
         value: (number[0], number[1] or 0.0)
         for value, results in points.items()
-        if (number := mean_and_error(metric, [r for r in results if r["eval_type_id"] == evaluation]))
+        if (number := mean_and_interval(metric, [r for r in results if r["eval_type_id"] == evaluation]))
     }
     if None in known:
-        mean, error = known.pop(None)
+        mean, half = known.pop(None)
         panel.axhline(mean, linestyle="--", color="0.5", label=label)
-        panel.axhspan(mean - error, mean + error, color="0.5", alpha=0.2)
+        panel.axhspan(mean - half, mean + half, color="0.5", alpha=0.2)
     if known:
-        means, errors = zip(*known.values(), strict=True)
-        panel.errorbar([places[value] for value in known], means, errors, marker="o", capsize=2, label=label)
+        means, halves = zip(*known.values(), strict=True)
+        panel.errorbar([places[value] for value in known], means, halves, marker="o", capsize=2, label=label)
 
 
 def _scale_axis(panel: Axes, places: Sequence[float]) -> None:

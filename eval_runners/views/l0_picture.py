@@ -1,4 +1,4 @@
-"""Picture of a metric over L0: a line for each SAE, mean and standard error over seeds."""
+"""Picture of a metric over L0: a line for each SAE, mean and 95 % interval over seeds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from eval_runners.leaderboard.ranking import SAME_L0, Board
+from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.render import ARROWS
 from eval_runners.leaderboard.rows import Column, Row
 from eval_runners.views.figures import to_image
@@ -17,6 +17,8 @@ INK = "#7d8590"
 """Colour of text and axes: readable on white and on dark backgrounds, between which the picture is transparent."""
 COLOURS = ("#3b82d6", "#e07b28", "#3fa055", "#d0504a", "#9a6fd0", "#2aa3b3", "#b08a3c", "#cf6fae")
 MARKERS = "osD^vPX*"
+ONE_TICK = 1.1
+"""L0 up to this factor above the smallest share a tick."""
 
 
 def draw_over_l0(path: Path, board: Board, column: Column) -> bytes:
@@ -47,7 +49,7 @@ def draw_over_l0(path: Path, board: Board, column: Column) -> bytes:
         axes.errorbar(
             [l0 for l0, _, _ in points],
             [mean for _, mean, _ in points],
-            [error for _, _, error in points],
+            [half for _, _, half in points],
             label=name,
             color=COLOURS[position % len(COLOURS)],
             marker=MARKERS[position % len(MARKERS)],
@@ -72,10 +74,10 @@ def draw_over_l0(path: Path, board: Board, column: Column) -> bytes:
 
 
 def _ticks(levels: Sequence[float]) -> list[int]:
-    """The median of every group of levels that are ranked together, rounded."""
+    """The median of every group of levels that are close to each other, rounded."""
     groups: list[list[float]] = []
     for level in sorted(levels):
-        if groups and level <= SAME_L0 * groups[-1][0]:
+        if groups and level <= ONE_TICK * groups[-1][0]:
             groups[-1].append(level)
         else:
             groups.append([level])
@@ -83,7 +85,7 @@ def _ticks(levels: Sequence[float]) -> list[int]:
 
 
 def _lines(board: Board, column: Column) -> dict[str, list[tuple[float, float, float]]]:
-    """Name -> L0, mean and error of its trained rows, by L0; the name with the largest mean first."""
+    """Name -> L0, mean and half interval of its trained rows, by L0; the name with the largest mean first."""
     points_of: dict[str, list[tuple[float, float, float]]] = {}
     rows: list[Row] = [row for row in board.rows if row.results and not row.untrained and row.l0]
     for row in sorted(rows, key=lambda row: row.l0 or 0.0):
