@@ -32,7 +32,7 @@ def test_tables_in_a_file_are_generated_and_checked(tmp_path, capsys):
     assert text.startswith("before\n<!-- leaderboard --sae a,b -->\n")
     assert text.endswith("<!-- /leaderboard -->\nafter\n")
     assert "64 latents, 1000 training tokens, 2 seeds. core: text, context 32." in text
-    assert "| `a` | 30.0 | 0.905 ± 0.005 |" in text
+    assert "| `a` | 30.0 | 0.905 ± 0.064 |" in text
     assert "`c`" not in text
     assert main([*fill, "--check"]) == 0
     assert "up to date" in capsys.readouterr().out
