@@ -16,6 +16,7 @@ LIST = "list"
 COMMANDS = {
     LIST: "List evaluations, variants and targets.",
     "suite": "Score several SAEs with several seeds and evaluations at once.",
+    "reliability": "Measure how much metrics vary between seeds, and which differences are reliable.",
     "leaderboard": "Rank results of ours and of others, where they may be ranked.",
     "export": "Write results as files that SAEBench's own graphs read.",
     "report": "Write the leaderboard as one HTML page.",

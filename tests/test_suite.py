@@ -11,7 +11,7 @@ import pytest
 from conftest import TINY
 
 from eval_runners.__main__ import main
-from eval_runners.commands.suite import _l0_setting, _split_options
+from eval_runners.commands.suite import _l0_setting, split_options
 from eval_runners.contract.registry import load_evaluator
 from eval_runners.core import Core
 from eval_runners.harness.score import prepare_scoring
@@ -116,7 +116,7 @@ def argv_without(argv):
 
 def test_options_go_where_they_belong():
     extra = ["--train.k", "4", "--core.context-size=64", "--sparse-probing.k-values", "1,5"]
-    overrides, settings = _split_options(extra, ["core", "sparse_probing"])
+    overrides, settings = split_options(extra, ["core", "sparse_probing"])
     assert overrides == {"k": 4}
     assert settings == {"core": {"context_size": 64}, "sparse_probing": {"k_values": (1, 5)}}
 

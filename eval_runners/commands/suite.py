@@ -44,6 +44,8 @@ from sae_variants.registry.variants import find_variant, scorable_names
 from sae_variants.training.grid import GridPoint, grid_fields, parse_grid
 from sae_variants.training.plan import applicable_overrides, check_overrides
 
+SETTINGS_HELP = "Settings of an evaluation: --EVALUATION.FIELD VALUE, e.g. --core.context-size 64."
+
 
 def main(argv: list[str]) -> int:
     """Run the suite.
@@ -57,13 +59,13 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     known, unknown = split_unknown_options(parser, argv)
     args = parser.parse_args(known)
-    evaluations = _evaluations(args.evals)
+    evaluations = parse_evaluations(args.evals)
     if args.picture:
         check_picture(Path(args.picture), args.grid)
     for file, option in ((args.csv, "--csv"), (args.picture, "--picture")):
         if file:
             check_file_writable(Path(file), option)
-    overrides, given = _split_options(unknown, evaluations)
+    overrides, given = split_options(unknown, evaluations)
     hide_host_warnings()
     target, device, output = target_from(args), device_from(args), Path(args.output)
     command = ["python", "-m", "eval_runners", "suite", *argv]
@@ -104,11 +106,12 @@ def _parser() -> Parser:
     parser.add_argument("--csv", metavar="FILE", help="Write the table's rows, with a column per metric.")
     parser.add_argument("--picture", metavar="FILE", help="Draw every metric of the table over the fields of --grid.")
     add_scoring_options(parser)
-    parser.epilog = f"{parser.epilog} Settings of an evaluation: --EVALUATION.FIELD VALUE, e.g. --core.context-size 64."
+    parser.epilog = f"{parser.epilog} {SETTINGS_HELP}"
     return parser
 
 
-def _evaluations(text: str) -> list[str]:
+def parse_evaluations(text: str) -> list[str]:
+    """Return the names of evaluations of `--evals`."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
         raise UsageError("--evals names no evaluation")
@@ -117,14 +120,16 @@ def _evaluations(text: str) -> list[str]:
     return names
 
 
-def _split_options(extra: list[str], evaluations: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Sort `--train.FIELD` and `--EVALUATION.FIELD` into config fields to train with, and settings by evaluation."""
+def split_options(
+    extra: list[str], evaluations: list[str], command: str = "suite"
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Sort `--train.FIELD` and `--EVALUATION.FIELD` into fields to train with, and settings by evaluation."""
     parts: dict[str, list[str]] = {"train": [], **{name: [] for name in evaluations}}
     for option, *value in group_arguments(extra):
         owner, dot, field = option.removeprefix("--").partition(".")
         owner = owner.replace("-", "_")
         if not option.startswith("--") or owner not in parts or not dot:
-            raise UsageError(f"unknown option or argument {option!r} (see python -m eval_runners suite --help)")
+            raise UsageError(f"unknown option or argument {option!r} (see python -m eval_runners {command} --help)")
         parts[owner] += [f"--{field}", *value]
     settings = {}
     for name in evaluations:

@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 Scored = tuple[LocatedSAE, Result]
+OWN_SEEDS = ("seed", "random_seed")
+"""Names of the setting that is an evaluator's own seed."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def prepare_scoring(
 
     Args:
         name: the evaluator's.
-        target: the language model, hook and text.
+        target: the language model, hook and text. Its `eval_seed` is added to the evaluator's own seed.
         given: settings by field, as given on the command line.
         output: root of the results.
         device: device that the evaluation runs on.
@@ -78,7 +80,8 @@ def prepare_scoring(
         value, least = getattr(settings, field), 0 if field.endswith("seed") else 1
         if int in (hint, *get_args(hint)) and isinstance(value, int) and value < least:
             raise UsageError(f"{to_option(field)} must be at least {least}, not {value}")
-    settings, versions = evaluator.prepare(target, settings)
+    own = {field: getattr(settings, field) + target.eval_seed for field in OWN_SEEDS if field in hints}
+    settings, versions = evaluator.prepare(target, replace(settings, **own))
     location = ResultLocation(output, name, target, asdict(settings), versions, device, command, evaluator.version)
     return Scoring(evaluator, settings, location)
 

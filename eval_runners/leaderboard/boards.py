@@ -29,7 +29,11 @@ from sae_variants.common.errors import UsageError, check_name
 
 
 def make_boards(results: Sequence[Result]) -> list[Board]:
-    """Put every result on a board. Of several of one SAE, seed and conditions, the newest counts."""
+    """Put every result on a board. Of several of one SAE, seed and conditions, the newest counts.
+
+    Results by other evaluation seeds, which only `reliability` reads, are left out.
+    """
+    results = [result for result in results if not provenance_of(result).get("eval_seed")]
     units_by_hook: dict[tuple[str, str | None], dict[str, list[_Unit]]] = {}
     for unit in _make_units(results):
         units_by_hook.setdefault((unit.model, unit.hook_name), {}).setdefault(unit.evaluation, []).append(unit)

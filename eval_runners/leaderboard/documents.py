@@ -1,7 +1,8 @@
 """Fill the generated blocks of Markdown documents from results, and check that they are up to date.
 
 A block lies between two comments: `<!-- leaderboard OPTIONS -->` and `<!-- /leaderboard -->` hold tables of boards,
-`variants` and `evaluations` in place of `leaderboard` what the package holds.
+`reliability` in place of `leaderboard` how much their numbers vary between seeds, `variants` and `evaluations` what the
+package holds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from eval_runners.leaderboard.boards import make_boards
 from eval_runners.leaderboard.catalogue import evaluation_table, variant_table
 from eval_runners.leaderboard.ranking import Board
+from eval_runners.leaderboard.reliability import reliability_markdown
 from eval_runners.leaderboard.render import table_heads, to_markdown
 from eval_runners.leaderboard.select import add_columns, add_filters, choose_columns, filter_boards
 from eval_runners.store.read import Result
@@ -21,7 +23,8 @@ from sae_variants.cli.options import Parser
 from sae_variants.common.errors import UsageError
 
 BLOCK = re.compile(
-    r"(?P<start><!-- (?P<kind>leaderboard|variants|evaluations)(?P<options>[^>]*)-->\n).*?(?P<end><!-- /(?P=kind) -->)",
+    r"(?P<start><!-- (?P<kind>leaderboard|reliability|variants|evaluations)(?P<options>[^>]*)-->\n).*?"
+    r"(?P<end><!-- /(?P=kind) -->)",
     re.DOTALL,
 )
 WIDEST = 10
@@ -48,6 +51,7 @@ def fill_blocks(file: Path, results: Sequence[Result]) -> tuple[str, str]:
     def fill_block(match: re.Match[str]) -> str:
         content = {
             "leaderboard": lambda: _render_boards(file, boards, match["options"].strip()),
+            "reliability": lambda: reliability_markdown(results),
             "variants": variant_table,
             "evaluations": lambda: evaluation_table(results),
         }[match["kind"]]()

@@ -48,6 +48,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     f"{UNSTRUCTURED}.provenance.seed": _COUNT,
     f"{UNSTRUCTURED}.provenance.training_tokens": _COUNT,
     f"{UNSTRUCTURED}.provenance.evaluator_version": _COUNT,
+    f"{UNSTRUCTURED}.provenance.eval_seed": _COUNT,
     f"{UNSTRUCTURED}.provenance.command": _TEXT,
     f"{UNSTRUCTURED}.provenance.commit": _TEXT,
     f"{UNSTRUCTURED}.provenance.target": _TEXT,

@@ -69,6 +69,7 @@ class ResultLocation:
             "sae_bench": version("sae-bench"),
             **({"versions": dict(self.versions)} if self.versions else {}),
             **({"evaluator_version": self.evaluator_version} if self.evaluator_version > 1 else {}),
+            **({"eval_seed": self.target.eval_seed} if self.target.eval_seed else {}),
         }
         return self.folder / folder_name(located.label) / f"{hash_value(key)}.json"
 
@@ -104,6 +105,7 @@ class ResultLocation:
             "versions": {package: version(package) for package in packages},
             "device": self.device,
             "evaluator_version": self.evaluator_version,
+            "eval_seed": self.target.eval_seed,
             "seconds": round(seconds, 1),
             **{name: getattr(located, name, None) for name in ("seed", "training_tokens", "weight_hash", "kind")},
             "target": self.target.name,

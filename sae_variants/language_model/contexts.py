@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 TOKENIZED_AT_ONCE = 256
 """Documents in a call of the tokenizer."""
+SHUFFLED_TOGETHER = 2**14
+"""Documents among which the next one of a shuffled text is drawn."""
 
 
 def heldout_text_name(target: Target) -> str:
@@ -41,12 +44,28 @@ def _dataset_of(target: Target, split: str) -> str:
 
 
 def target_documents(target: Target, split: str) -> Iterator[Document]:
-    """Read the documents of a split once.
+    """Read the documents of a split once; held-out ones in the order that the target's `eval_seed` gives them.
 
     Args:
         target: The target whose text is read.
         split: `train` or `heldout`.
     """
+    documents = _documents_in_order(target, split)
+    yield from _shuffled(documents, target.eval_seed) if split == "heldout" and target.eval_seed else documents
+
+
+def _shuffled(documents: Iterator[Document], seed: int) -> Iterator[Document]:
+    """Yield documents in random order, each drawn from the next `SHUFFLED_TOGETHER`."""
+    generator = random.Random(seed)
+    waiting = list(itertools.islice(documents, SHUFFLED_TOGETHER))
+    while waiting:
+        chosen = generator.randrange(len(waiting))
+        waiting[chosen], waiting[-1] = waiting[-1], waiting[chosen]
+        yield waiting.pop()
+        waiting += itertools.islice(documents, 1)
+
+
+def _documents_in_order(target: Target, split: str) -> Iterator[Document]:
     name = _dataset_of(target, split)
     part = split if target.is_split else None
     if is_local_text(name):

@@ -52,6 +52,8 @@ class Target:
     """Settings of evaluators on this target, by name."""
     synthetic: dict[str, Any] | None = None
     """Config of a synthetic model with known features, in place of a language model, a hook and a text."""
+    eval_seed: int = 0
+    """Seed of the order of the held-out documents; 0 leaves them as they are. Not a field of target files."""
 
     @property
     def is_local(self) -> bool:
@@ -117,7 +119,7 @@ def load_target(name: str) -> Target:
         raise UsageError(f"no target file {name!r}")
     elif path.stem in known and path.resolve() != known[path.stem].resolve():
         raise UsageError(f"{name} has the name of the target {path.stem!r}: give the file another name")
-    types = {field: hint for field, hint in get_type_hints(Target).items() if field != "name"}
+    types = {field: hint for field, hint in get_type_hints(Target).items() if field not in ("name", "eval_seed")}
     stem = path.stem if is_target_file(name) else name
     return Target(**{"name": stem, "title": stem, **read_fields(path, types)})
 
