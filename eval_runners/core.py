@@ -44,7 +44,14 @@ class Settings:
 
 METRICS = (
     Metric(
-        "model_performance_preservation", "ce_loss_score", "CE loss score", "higher", short="CE score", against_l0=True
+        "model_performance_preservation",
+        "ce_loss_score",
+        "CE loss score",
+        "higher",
+        short="CE score",
+        against_l0=True,
+        trust="with care",
+        why_trust="an SAE that was never trained keeps 0.6 of it on the sandbox",
     ),
     Metric("model_behavior_preservation", "kl_div_score", "KL score", "higher"),
     Metric(

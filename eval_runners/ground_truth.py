@@ -38,6 +38,15 @@ if TYPE_CHECKING:
 KEYS = {"rate": "firing rate", "strength": "strength"}
 """What features are sorted by for their recall by tenths."""
 
+TRUSTED: Any = {
+    "trust": "trusted",
+    "why_trust": "trained SAEs are above all controls, lower levels aside (results/ground_truth.md)",
+}
+CARE: Any = {
+    "trust": "with care",
+    "why_trust": "soft_frozen_decoder, a control, is above most trained SAEs (results/ground_truth.md)",
+}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -57,8 +66,12 @@ class Settings:
 
 def _metrics() -> Iterator[Metric]:
     probe = (("logistic probe", "ceiling.f1"),)
-    yield Metric("recovery", "mcc", "mean correlation coefficient with the true features", "higher", short="MCC")
-    yield Metric("recovery", "f1", "F1 of latents as detectors of features", "higher", short="F1", references=probe)
+    yield Metric(
+        "recovery", "mcc", "mean correlation coefficient with the true features", "higher", short="MCC", **TRUSTED
+    )
+    yield Metric(
+        "recovery", "f1", "F1 of latents as detectors of features", "higher", short="F1", references=probe, **CARE
+    )
     yield Metric("recovery", "precision", "precision of latents", "higher")
     yield Metric("recovery", "recall", "recall of latents", "higher")
     yield Metric("recovery", "uniqueness", "latents with a feature of their own", "higher", short="unique")
@@ -75,7 +88,7 @@ def _metrics() -> Iterator[Metric]:
     yield Metric("tree", "parent_accuracy", "children under their true parent", "higher")
     yield Metric("tree", "edge_precision", "precision of the tree's edges", "higher")
     yield Metric("tree", "edge_recall", "recall of the tree's edges", "higher")
-    yield Metric("tree", "edge_f1", "F1 of the tree's edges", "higher", short="edge F1")
+    yield Metric("tree", "edge_f1", "F1 of the tree's edges", "higher", short="edge F1", **CARE)
     yield Metric("tree", "ari", "adjusted Rand index of groups and true trees", "higher", short="ARI")
     yield Metric("persistence", "auroc", "AUROC of half-life, slow latents", "higher", short="half-life AUROC")
     yield Metric("persistence", "rate_matched_auroc", "the same against other latents of their rate", "higher")

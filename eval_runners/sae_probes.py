@@ -45,12 +45,26 @@ class Settings:
     """Seed of the sampled documents."""
 
 
+SHOWN = (5, "accuracy")
+"""Number of latents and score that have a column on the leaderboard."""
+
+
+def _sae_metric(k: int, score: str) -> Metric:
+    is_audited = k == SHOWN[0]
+    return Metric(
+        "sae",
+        f"sae_top_{k}_test_{score}",
+        f"SAE {SCORES[score]}, k = {k}",
+        "higher",
+        short=f"sae-probes, k = {k}" if (k, score) == SHOWN else "",
+        references=(("residual stream, all channels", f"llm.llm_test_{score}"),) if (k, score) == SHOWN else (),
+        trust="trusted" if is_audited else "",
+        why_trust="the most reliable of SAEBench's metrics in arXiv 2605.18229" if is_audited else "",
+    )
+
+
 METRICS = (
-    *(
-        Metric("sae", f"sae_top_{k}_test_{score}", f"SAE {title}, k = {k}", "higher")
-        for k in KS
-        for score, title in SCORES.items()
-    ),
+    *(_sae_metric(k, score) for k in KS for score in SCORES),
     *(Metric("llm", f"llm_test_{score}", f"LLM {title}, all", "neither") for score, title in SCORES.items()),
 )
 

@@ -7,15 +7,19 @@ import json
 import pytest
 import torch
 from conftest import linear_sae, tiny
+from test_leaderboard import BASELINES
 from test_synthetic import SMALL, make_target
 
 from eval_runners.__main__ import main
 from eval_runners.commands import evaluate as eval_command
 from eval_runners.contract.contract import Context
 from eval_runners.contract.registry import load_evaluator
+from eval_runners.leaderboard.boards import make_boards
 from eval_runners.measures.feature_persistence import auroc, rate_matched
 from eval_runners.measures.true_tree import NONE, FoundTree, TrueTree, group_agreement, score_tree, true_tree
+from eval_runners.store.read import read_results
 from sae_variants.common.errors import UsageError
+from sae_variants.language_model.target import load_target
 from sae_variants.synthetic.model import load_synthetic
 from sae_variants.two_level.saved import TwoLevelSAE, TwoLevelSAEConfig
 
@@ -51,6 +55,20 @@ def target(tmp_path):
 def dictionary(target, rows):
     """An SAE of these decoder rows, each of which reads the direction that it writes."""
     return linear_sae(target, rows.T.clone(), rows.clone())
+
+
+def test_published_figures_stand_beside_results_of_the_published_benchmark():
+    """A change of the target's config gives it another name; then these figures are of another model."""
+    results, _ = read_results([BASELINES])
+    target = load_target("synth-sae-bench-16k")
+    (board,) = [board for board in make_boards(results) if board.model == target.model_name]
+    assert board.hook_name == target.hook_name
+    (f1,) = [column for column in board.columns if column.key == "ground_truth.f1"]
+    numbers = {row.label: row.number(f1) for row in board.rows}
+    labels = ("SynthSAEBench/Matryoshka L0=25", "SynthSAEBench/BatchTopK L0=25", "logistic probe")
+    assert numbers == {label: (pytest.approx(f), None) for label, f in zip(labels, (0.88, 0.82, 0.97), strict=True)}
+    recipe = target.train["d_sae"], target.train["training_tokens"]
+    assert all((row.d_sae, row.training_tokens) == recipe for row in board.rows if row.results)
 
 
 def test_the_true_dictionary_scores_one_on_all(target):
