@@ -462,7 +462,10 @@ def test_why(tmp_path, capsys):
     )
     why = ["leaderboard", "why", "--results", str(tmp_path)]
     assert main([*why, "a", "b"]) == 0
-    assert capsys.readouterr().out == "nothing: they are ranked together\n"
+    said = capsys.readouterr().out
+    assert said.startswith("nothing: they are ranked together\n")
+    assert "a minus b" in said
+    assert "0.10000 ± 0.00000" in said
     assert main([*why, "a", "c"]) == 0
     said = capsys.readouterr().out
     for part in (

@@ -3,7 +3,8 @@
 Reads results/published, results/runs and results/baselines. Without options it prints; --markdown, --csv and --json
 write tables, --picture draws the first column over L0. --readme fills the blocks `<!-- leaderboard OPTIONS -->`,
 `<!-- variants -->` and `<!-- evaluations -->` of a document from versioned results alone, so that everyone gets the
-same; with --check it only reports whether they are up to date. `why A B` names what separates two rows.
+same; with --check it only reports whether they are up to date. `why A B` names what separates two rows, and prints
+their differences over common seeds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from eval_runners.contract.registry import evaluator_of_type
 from eval_runners.leaderboard.boards import make_boards
-from eval_runners.leaderboard.compare import find_rows, why_separate
+from eval_runners.leaderboard.compare import differences_over_seeds, find_rows, why_separate
 from eval_runners.leaderboard.documents import fill_blocks
 from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.render import to_csv, to_json, to_markdown
@@ -28,7 +29,7 @@ from eval_runners.leaderboard.select import (
     read_folders,
     read_some,
 )
-from eval_runners.leaderboard.terminal import print_boards, print_differences
+from eval_runners.leaderboard.terminal import print_boards, print_details, print_differences
 from eval_runners.store.read import (
     BASELINES,
     PUBLISHED,
@@ -43,6 +44,8 @@ from sae_variants.cli.options import Parser
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import write_atomically
 from sae_variants.common.hashing import hash_value
+
+WHY = "Print what separates two rows, and their differences, paired over the seeds that both have (Student's t-test)."
 
 
 def main(argv: list[str]) -> int:
@@ -153,7 +156,7 @@ def _keep(boards: Sequence[Board], folder: Path) -> None:
 
 
 def _print_why(argv: list[str]) -> int:
-    parser = Parser(prog="python -m eval_runners leaderboard why", description="Print what separates two rows.")
+    parser = Parser(prog="python -m eval_runners leaderboard why", description=WHY)
     add_result_folders(parser)
     parser.add_argument("one", help="An SAE as the table names it; MODEL/SAE if several language models have it.")
     parser.add_argument("other")
@@ -166,4 +169,6 @@ def _print_why(argv: list[str]) -> int:
         raise UsageError(f"{args.one} and {args.other} are one row")
     for line in why_separate(*here, *there) or ["nothing: they are ranked together"]:
         print(line)
+    if here[0] is there[0] and (differences := list(differences_over_seeds(*here, there[1]))):
+        print_details(f"{here[1].label} minus {there[1].label}, mean ± half of its 95 % interval", differences)
     return 0

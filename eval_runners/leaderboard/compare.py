@@ -1,14 +1,16 @@
-"""Explain why two rows of the leaderboard are not ranked together. Pure: imports no torch."""
+"""Explain why two rows of the leaderboard are not ranked together, and how they differ. Pure: imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import Any
 
 from eval_runners.leaderboard.ranking import SAME_L0, Board
+from eval_runners.leaderboard.render import format_number
 from eval_runners.leaderboard.rows import Row, training_fields
 from eval_runners.store.read import conditions_of, describe_differences
-from eval_runners.store.seeds import FEWEST_SEEDS
+from eval_runners.store.seeds import FEWEST_SEEDS, half_width, paired_p_value
 from sae_variants.common.errors import check_name
 
 
@@ -59,6 +61,25 @@ def why_separate(board: Board, row: Row, other_board: Board, other: Row) -> list
         seeds = "seed" if n_common == 1 else "seeds"
         lines.append(f"they have {n_common or 'no'} {seeds} in common: a test needs {FEWEST_SEEDS}")
     return lines
+
+
+def differences_over_seeds(board: Board, row: Row, other: Row) -> Iterator[dict[str, str]]:
+    """Row of a table for every metric that both have for enough common seeds.
+
+    Its p value is that of a paired t-test of this metric alone, uncorrected.
+    """
+    for column in board.columns:
+        here, there = row.by_seed(column), other.by_seed(column)
+        differences = [here[seed] - there[seed] for seed in here.keys() & there.keys()]
+        if len(differences) >= FEWEST_SEEDS:
+            yield {
+                "evaluation": column.evaluation,
+                "metric": column.metric.title,
+                "better": column.metric.better,
+                "difference": format_number((fmean(differences), half_width(differences))),
+                "p": f"{paired_p_value(differences):.2g}",
+                "seeds": str(len(differences)),
+            }
 
 
 def _training_fields_of_both(row: Row, other: Row) -> dict[str, tuple[Any, Any]]:
