@@ -29,6 +29,9 @@ STEPS, LEARNING_RATE, ROWS = 600, 0.05, 1024
 def cached_ceiling(data: SyntheticData, model_name: str, n_contexts: int, context_size: int, seed: int) -> float:
     """Return the mean F1 over features of `probe_f1`, kept in the cache.
 
+    Tokens of a sequence are sampled one by one, as many as its contexts hold: they have the same distribution, and a
+    context holds few independent firings of a feature that lives long.
+
     Args:
         data: The synthetic model.
         model_name: Its name, which holds the hash of its config.
@@ -36,6 +39,9 @@ def cached_ceiling(data: SyntheticData, model_name: str, n_contexts: int, contex
         context_size: Tokens T in a context.
         seed: Seed of both samples.
     """
+
+    if data.half_lives_F is not None:
+        n_contexts, context_size = n_contexts * context_size, 1
 
     def make(folder: Path) -> None:
         (folder / SCORES).write_text(json.dumps(probe_f1(data, n_contexts, context_size, seed).tolist()))
