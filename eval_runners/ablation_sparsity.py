@@ -81,7 +81,6 @@ class AblationSparsity(Evaluator[Settings]):
 
     settings_class = Settings
     metrics = METRICS
-    version = 2
 
     def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
         """Refuse contexts that are too short or too few, and hooks after the layers."""

@@ -39,7 +39,6 @@ def cached_ceiling(data: SyntheticData, model_name: str, n_contexts: int, contex
         context_size: Tokens T in a context.
         seed: Seed of both samples.
     """
-
     if data.half_lives_F is not None:
         n_contexts, context_size = n_contexts * context_size, 1
 
