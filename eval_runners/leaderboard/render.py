@@ -29,7 +29,7 @@ def format_number(number: Number | None) -> str:
     if number is None:
         return "-"
     mean, half = number
-    places = 1 if abs(mean) >= 10 else 3 if abs(mean) >= 0.05 else 5
+    places = 1 if abs(mean) >= 10 else 3 if abs(mean) >= 0.05 or mean == 0 else 5
     if half:  # an interval that is printed as 0 does not say which number is best
         places = min(max(places, -math.floor(math.log10(half))), places + 2)
     return f"{mean:.{places}f}" + (f" ± {half:.{places}f}" if half is not None else "")
