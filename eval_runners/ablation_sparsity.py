@@ -63,7 +63,7 @@ METRICS = (
         "per_token",
         "share of one token's logits that ablating a latent changes",
         "lower",
-        short="per token",
+        short="logits changed, per token",
     ),
     Metric(
         "random",

@@ -105,7 +105,7 @@ class Composition(Evaluator[Settings]):
 def _split_contexts(target: Target, model: HookedTransformer, settings: Settings) -> list[Tensor]:
     """Activations [N, D] of the first and of the second half of the held-out contexts, without special tokens.
 
-    What is left of the first half's last document is in neither, unless the second half holds nothing else.
+    What is left of the first half's last document is in neither, unless that is more than half of the second half.
     """
     import torch
 
@@ -118,7 +118,7 @@ def _split_contexts(target: Target, model: HookedTransformer, settings: Settings
     half = len(x_CTD) // 2
     counted_CT = ~special_CT
     is_new_document = special_CT[half:].flatten().cumsum(0).view_as(special_CT[half:]) > 0
-    if (is_new_document & counted_CT[half:]).any():
+    if 2 * (is_new_document & counted_CT[half:]).sum() >= counted_CT[half:].sum():
         counted_CT[half:] &= is_new_document
     return [x_CTD[part][counted_CT[part]] for part in (slice(half), slice(half, None))]
 

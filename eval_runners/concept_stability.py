@@ -7,7 +7,7 @@ mean cosine and the mean correlation of the activations of matched latents.
 Compared are the first snapshot of the training with the second (early), the second snapshot with the SAE (late), and
 the SAE with the same SAE of other seeds, which are trained where they are missing (seeds). With `--against` the SAE is
 compared with other SAEs instead (others). The category random is what as many random directions give, drawn from a
-normal distribution with the second moments of the SAE's decoder rows.
+normal distribution with the second moments of the decoder rows of the SAE's latents that fire.
 
 Source: seeds learn different latents, Paulo and Belrose, arXiv 2501.16615.
 """
@@ -113,7 +113,7 @@ class ConceptStability(Evaluator[Settings]):
         """Match the latents of every comparison; several comparisons of a category are averaged."""
         from eval_runners.data.heldout import heldout_activations
         from eval_runners.measures.checks import require_finite_weights
-        from eval_runners.measures.stability import compare_latents, match_random_directions
+        from eval_runners.measures.stability import compare_latents, latent_moments, match_random_directions
 
         require_finite_weights(sae)
         comparisons = self._comparisons(sae, target, settings, context)
@@ -131,8 +131,9 @@ class ConceptStability(Evaluator[Settings]):
                 if known:
                     values[f"{category}.{name}"] = sum(known) / len(known)
         if rows:
-            rows_SD = sae.W_dec.detach().cpu().double().numpy()
-            random = match_random_directions(rows[-1]["latents"], rows[-1]["of"], rows_SD, settings.seed)
+            fires_S = latent_moments(sae, x_ND).fires_S >= settings.n_min
+            rows_FD = sae.W_dec.detach().cpu().double()[fires_S].numpy()
+            random = match_random_directions(rows[-1]["latents"], rows[-1]["of"], rows_FD, settings.seed)
             values |= {f"random.{name}": value for name, value in random.items()}
         failures = [] if any(row["latents"] for row in rows) else ["no latent fires"]
         return Evaluation(values, {"pairs": rows}, failures)

@@ -10,7 +10,7 @@ most of the reconstruction and change as fast as x does; with 0, they do not bec
 `L_consistency` is a mean over windows of W consecutive tokens of one context, in one of three forms:
 
     contrastive  symmetric InfoNCE: z_t identifies its own z_{t-1} among those of all windows, and the reverse
-    variance     mean over windows and active latents of Var_t(f) / (Mean_t(f²) + ε), which does not depend on scale
+    variance     mean over windows and active latents of Var_t(f) / Mean_t(f²), which does not depend on scale
     similarity   mean of 1 - cos(z_t, z_{t-1})
 
 With `pairs = "earlier"`, the default, every earlier token of the window replaces t-1 in the first and the last form.

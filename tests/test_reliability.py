@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from statistics import stdev, variance
 
 import pytest
 from conftest import TINY
@@ -15,8 +16,8 @@ from eval_runners.leaderboard.reliability import measure_reliability, reliabilit
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.contexts import target_documents
 
-A, B, C = [0.90, 0.92, 0.94], [0.80, 0.83, 0.83], [0.90, 0.93, 0.93]
-"""Standard deviations .02, .01732, .01732; of the differences .01, 0 and .01; pairs a-b and b-c are told apart."""
+A, B, C = [0.90, 0.92, 0.94], [0.80, 0.83, 0.83], [0.90, 0.93, 0.931]
+"""Pairs a-b and b-c are told apart."""
 
 
 def again(result, eval_seed, value):
@@ -39,13 +40,27 @@ def test_spreads_by_hand(results):
     ((_, metrics),) = measure_reliability(results)
     ce = next(each for each in metrics if each.column == CE)
     assert (set(ce.labels), ce.n_seeds) == (set("abc"), 3)
-    assert ce.between == pytest.approx(0.0577350)  # means .92, .82, .92
-    assert ce.training == pytest.approx(((0.0004 + 0.0003 + 0.0003) / 3) ** 0.5)
-    assert ce.evaluation == pytest.approx(((0.003**2 / 2 + 0.004**2 / 2 + 0) / 3) ** 0.5)
-    assert ce.difference == pytest.approx(((0.0001 + 0.0001 + 0) / 3) ** 0.5)
+    assert ce.between == pytest.approx(stdev([0.92, 0.82, 2.761 / 3]))
+    assert ce.training == pytest.approx(((0.0004 + 0.0003 + variance(C)) / 3) ** 0.5)
+    # variances .003² / 2, .004² / 2 and, with two degrees of freedom, 0
+    assert ce.evaluation == pytest.approx(((0.003**2 / 2 + 0.004**2 / 2 + 0) / 4) ** 0.5)
+    # differences a-b .1, .099; a-c 0, .003; b-c -.1, -.096
+    assert ce.evaluation_difference == pytest.approx(((0.001**2 + 0.003**2 + 0.004**2) / 2 / 3) ** 0.5)
+    spreads = [variance([0.1, 0.09, 0.11]), variance([0, 0.01, -0.009]), variance([0.1, 0.1, 0.101])]
+    assert ce.difference == pytest.approx((sum(spreads) / 3) ** 0.5)
     assert (ce.told_apart, ce.pairs) == (2, 3)
-    assert ce.cells[4] == f"{4.302653 * ce.difference / 3**0.5:.2g}"
-    assert ce.cells[5] == f"{2.776445 * ce.difference / 5**0.5:.2g}"
+    assert ce.cells[5] == f"{4.302653 * ce.difference / 3**0.5:.2g}"
+    assert ce.cells[6] == f"{2.776445 * ce.difference / 5**0.5:.2g}"
+
+
+def test_only_results_under_the_same_conditions_count_as_repeated(results):
+    ((_, before),) = measure_reliability(results)
+    other = again(results[0], 1, 0.2)
+    other["eval_config"]["context_size"] = 64
+    newer = again(results[0], 1, 0.903)
+    newer["datetime_epoch_millis"] = 5
+    ((_, after),) = measure_reliability([*results, other, newer, again(results[0], 1, 0.2)])
+    assert [each.evaluation for each in after] == [each.evaluation for each in before]
 
 
 def test_results_by_other_evaluation_seeds_are_on_no_board(results):
@@ -107,5 +122,9 @@ def test_the_command(target, tmp_path, model_folder, text_file, capsys):
 def test_what_cannot_work_is_refused_before_anything_is_trained(words, says):
     with pytest.raises(UsageError, match=says):
         main(["reliability", "--sae", "temporal", "--sae", "topk", *words])
+
+
+@pytest.mark.parametrize("names", [["temporal"], ["temporal", "random"]])
+def test_there_are_no_differences_without_two_saes_that_learn(names):
     with pytest.raises(UsageError, match="two SAEs at least"):
-        main(["reliability", "--sae", "temporal"])
+        main(["reliability", *(word for name in names for word in ("--sae", name))])

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from eval_runners.store.seeds import half_width, holm, least_reliable_difference, paired_p_value, t_quantile
+from eval_runners.store.seeds import (
+    half_width,
+    holm,
+    least_reliable_difference,
+    paired_p_value,
+    paired_p_values,
+    t_quantile,
+)
 
 VALUES, OTHERS = [0.81, 0.84, 0.80, 0.86, 0.83], [0.80, 0.85, 0.77, 0.84, 0.80]
 
@@ -24,7 +32,18 @@ def test_a_paired_test_is_scipy_s():
     differences = [value - other for value, other in zip(VALUES, OTHERS, strict=True)]
     assert paired_p_value(differences) == pytest.approx(stats.ttest_rel(VALUES, OTHERS).pvalue)
     assert paired_p_value([-d for d in differences]) == pytest.approx(paired_p_value(differences))
-    assert (paired_p_value([0.1] * 3), paired_p_value([0.0] * 3)) == (0, 1)
+    assert (paired_p_value([0.1] * 3), paired_p_value([0.0] * 3)) == (0.25, 1), (
+        "by the sign test where nothing scatters"
+    )
+
+
+def test_several_saes_are_tested_at_once():
+    nan = float("nan")
+    rows = np.array([VALUES, [*VALUES[:3], nan, nan], [0.7, 0.8, nan, nan, nan], OTHERS])
+    p = paired_p_values(rows, np.array(OTHERS))
+    assert p[0] == pytest.approx(stats.ttest_rel(VALUES, OTHERS).pvalue)
+    assert p[1] == pytest.approx(stats.ttest_rel(VALUES[:3], OTHERS[:3]).pvalue)
+    assert p[2:].tolist() == [1, 1], "two common seeds; the same SAE"
 
 
 def test_holm_by_hand():

@@ -171,6 +171,8 @@ def _baseline(file: str, scoring: Scoring) -> Result:
         "llm_dtype": target.dtype,
         "dataset": heldout_text_name(target),
         "documents": dict(scoring.location.versions) or None,
+        "evaluator_version": scoring.evaluator.version,
+        "eval_seed": 0,
         **asdict(scoring.settings),
     }
     conditions = conditions_of(baseline)

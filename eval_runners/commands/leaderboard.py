@@ -27,6 +27,7 @@ from eval_runners.leaderboard.select import (
     choose_columns,
     find_boards,
     read_folders,
+    read_requested,
     read_some,
 )
 from eval_runners.leaderboard.terminal import print_boards, print_details, print_differences
@@ -36,8 +37,10 @@ from eval_runners.store.read import (
     Result,
     conditions_of,
     describe_differences,
+    eval_seed_of,
     load_result,
     provenance_of,
+    weight_hash_of,
 )
 from eval_runners.store.result import folder_name
 from sae_variants.cli.options import Parser
@@ -73,7 +76,7 @@ def main(argv: list[str]) -> int:
     if args.baseline:
         _print_differences(boards, load_result(Path(args.baseline)), Path(args.baseline).stem)
     if args.keep:
-        _keep(boards, Path(args.keep))
+        _keep([*_shown(boards), *_by_eval_seeds(boards, read_requested(args)[0])], Path(args.keep))
     if not (args.baseline or args.keep or args.markdown or args.csv or args.json or args.picture):
         print_boards(boards)
     return 1 if broken else 0
@@ -137,9 +140,19 @@ def _print_differences(boards: Sequence[Board], baseline: Result, name: str) -> 
                 print_differences(metrics_of(evaluation), row.label, results, name, baseline)
 
 
-def _keep(boards: Sequence[Board], folder: Path) -> None:
-    """Copy the results to their paths below the folder, without details per latent and per task."""
-    for result in (result for board in boards for row in board.rows for result in row.all_results):
+def _shown(boards: Sequence[Board]) -> list[Result]:
+    return [result for board in boards for row in board.rows for result in row.all_results]
+
+
+def _by_eval_seeds(boards: Sequence[Board], results: Sequence[Result]) -> list[Result]:
+    """Results by other evaluation seeds, of the SAEs and evaluations that are on the boards."""
+    shown = {(result["eval_type_id"], weight_hash_of(result)) for result in _shown(boards)}
+    return [r for r in results if eval_seed_of(r) and (r["eval_type_id"], weight_hash_of(r)) in shown]
+
+
+def _keep(results: Sequence[Result], folder: Path) -> None:
+    """Copy results to their paths below a folder, without details per latent and per task."""
+    for result in results:
         provenance = provenance_of(result)
         if not provenance:
             continue
@@ -148,8 +161,9 @@ def _keep(boards: Sequence[Board], folder: Path) -> None:
         slim = {**result, "eval_result_details": []}
         name = folder_name(str(result["sae_lens_id"]))
         conditions = conditions_of(result)
-        if conditions["evaluator_version"] == 1:
-            del conditions["evaluator_version"]  # so that files kept before there were versions keep their names
+        for key, default in (("evaluator_version", 1), ("eval_seed", 0)):
+            if conditions[key] == default:
+                del conditions[key]  # so that files kept before there were such conditions keep their names
         digest = hash_value([provenance["weight_hash"], conditions])
         file = folder / provenance["target"] / evaluator.name / name / f"{digest}.json"
         write_atomically(file, json.dumps(slim) + "\n", "--keep")
@@ -162,6 +176,8 @@ def _print_why(argv: list[str]) -> int:
     parser.add_argument("other")
     args = parser.parse_args(argv)
     boards = make_boards(read_some(args)[0])
+    if args.one == args.other:
+        raise UsageError(f"{args.one} and {args.other} are one row")
     rows, others = (find_rows(boards, name) for name in (args.one, args.other))
     pairs = ((a, b) for a in rows for b in others if a[0] is b[0] and a[1] is not b[1])
     here, there = next(pairs, (rows[0], others[-1]))
@@ -170,5 +186,6 @@ def _print_why(argv: list[str]) -> int:
     for line in why_separate(*here, *there) or ["nothing: they are ranked together"]:
         print(line)
     if here[0] is there[0] and (differences := list(differences_over_seeds(*here, there[1]))):
-        print_details(f"{here[1].label} minus {there[1].label}, mean ± half of its 95 % interval", differences)
+        title = "paired over seeds: mean ± half of its 95 % interval; p uncorrected"
+        print_details(f"{here[1].label} minus {there[1].label}, {title}", differences)
     return 0

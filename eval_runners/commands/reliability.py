@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from eval_runners.commands.evaluate import check_training_options
 from eval_runners.commands.suite import SETTINGS_HELP, parse_evaluations, split_options
 from eval_runners.harness.find_sae import locate_requests, resolve_requests
 from eval_runners.harness.options import add_scoring_options
@@ -29,7 +30,10 @@ from sae_variants.cli.options import Parser, device_from, parse_seeds, split_unk
 from sae_variants.common.console import hide_host_warnings
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import check_file_writable, check_folder_writable, write_atomically
+from sae_variants.registry.contract import config_hooks
+from sae_variants.registry.variants import find_variant
 from sae_variants.training.grid import grid_fields, parse_grid
+from sae_variants.training.plan import Plan
 
 EVALUATIONS = "core,sparse_probing,sae_probes,positional_consistency"
 
@@ -70,7 +74,8 @@ def main(argv: list[str]) -> int:
     requests = resolve_requests(
         list(dict.fromkeys(args.saes)), target, overrides, grid_points, args.seeds, args.trained
     )
-    if len({request.plan.label for request in requests if request.plan}) < 2:
+    check_training_options(overrides, args, [requests])
+    if len({request.plan.label for request in requests if request.plan and _learns(request.plan)}) < 2:
         raise UsageError("--sae must name two SAEs at least that are trained here: differences are between SAEs")
     check_supported(scorings, requests)
     check_folder_writable(output)
@@ -81,6 +86,10 @@ def main(argv: list[str]) -> int:
     again, further_failures = score_all(further, of_first_seed, load_model, args.force, keep_going=True)
     _print_table([*scored, *again], args.markdown)
     return report_failures([*scored, *again], [*untrainable, *failures, *further_failures])
+
+
+def _learns(plan: Plan) -> bool:
+    return config_hooks(find_variant(plan.name).config_class).learns
 
 
 def _parser() -> Parser:
@@ -96,8 +105,7 @@ def _parser() -> Parser:
         help="Evaluation seeds: other held-out contexts, other probe splits (default: 0,1,2).",
     )
     parser.add_argument("--markdown", metavar="FILE", help="Write the table as Markdown.")
-    add_scoring_options(parser)
-    parser.set_defaults(seeds=[0, 1, 2])
+    add_scoring_options(parser, seeds="0,1,2")
     parser.epilog = f"{parser.epilog} {SETTINGS_HELP}"
     return parser
 

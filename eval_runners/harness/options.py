@@ -23,8 +23,8 @@ def add_sae_option(parser: Parser, help_text: str) -> None:
     parser.add_argument("--sae", action="append", required=True, metavar="NAME", dest="saes", help=help_text)
 
 
-def add_scoring_options(parser: Parser) -> None:
-    """Add the options of every command that scores SAEs."""
+def add_scoring_options(parser: Parser, seeds: str = "0") -> None:
+    """Add the options of every command that scores SAEs, with the default of `--seeds`."""
     add_sae_option(
         parser,
         "A variant, stock:ARCHITECTURE, random, a folder, user/repo@revision:path on the Hub, or RELEASE:SAE_ID of"
@@ -33,9 +33,10 @@ def add_scoring_options(parser: Parser) -> None:
     parser.add_argument(
         "--seeds",
         type=parse_seeds,
-        default=[0],
+        default=parse_seeds(seeds),
         metavar="0,1,2",
-        help="Seeds of variants that are trained here; several give mean ± half of its 95 %% interval (default: 0).",
+        help="Seeds of variants that are trained here; several give mean ± half of its 95 %% interval"
+        f" (default: {seeds}).",
     )
     add_output_option(parser)
     parser.add_argument("--force", action="store_true", help="Evaluate again, although there is a result.")

@@ -24,7 +24,14 @@ from eval_runners.leaderboard.rows import (
     to_sorted_json,
     written_at,
 )
-from eval_runners.store.read import Result, conditions_of, describe_differences, provenance_of, weight_hash_of
+from eval_runners.store.read import (
+    Result,
+    conditions_of,
+    describe_differences,
+    eval_seed_of,
+    provenance_of,
+    weight_hash_of,
+)
 from sae_variants.common.errors import UsageError, check_name
 
 
@@ -33,7 +40,7 @@ def make_boards(results: Sequence[Result]) -> list[Board]:
 
     Results by other evaluation seeds, which only `reliability` reads, are left out.
     """
-    results = [result for result in results if not provenance_of(result).get("eval_seed")]
+    results = [result for result in results if not eval_seed_of(result)]
     units_by_hook: dict[tuple[str, str | None], dict[str, list[_Unit]]] = {}
     for unit in _make_units(results):
         units_by_hook.setdefault((unit.model, unit.hook_name), {}).setdefault(unit.evaluation, []).append(unit)
@@ -146,13 +153,17 @@ def _make_units(results: Sequence[Result]) -> list[_Unit]:
 def _cluster_units(units: Sequence[_Unit]) -> list[list[_Unit]]:
     """Units under the same conditions, the largest cluster first. A condition that is not stated separates nothing."""
     clusters: list[list[_Unit]] = []
+    members: list[dict[str, dict[str, Any]]] = []  # of each cluster, its distinct conditions
     for unit in sorted(units, key=lambda unit: (-_number_stated(unit), unit.identity[0])):
-        for cluster in clusters:
-            if not any(describe_differences(member.conditions, unit.conditions) for member in cluster):
+        key = to_sorted_json(unit.conditions)
+        for cluster, distinct in zip(clusters, members, strict=True):
+            if key in distinct or not any(describe_differences(each, unit.conditions) for each in distinct.values()):
                 cluster.append(unit)
+                distinct[key] = unit.conditions
                 break
         else:
             clusters.append([unit])
+            members.append({key: unit.conditions})
     return sorted(clusters, key=lambda cluster: (-len(cluster), to_sorted_json(cluster[0].conditions)))
 
 

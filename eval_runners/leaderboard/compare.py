@@ -43,7 +43,7 @@ def why_separate(board: Board, row: Row, other_board: Board, other: Row) -> list
         for name, (value, other_value) in properties.items()
         if value != other_value
     ]
-    matched = board is other_board and other in board.matched(row)
+    matched = board is other_board and other in board.group(row)
     levels = sorted(each.l0 for each in pair if each.l0)
     if not matched and len(levels) == 2 and (not lines or levels[1] > SAME_L0 * levels[0]):
         lines.append(f"L0 is {row.l0:.1f} for {row.label} and {other.l0:.1f} for {other.label}: matched is within 2 %")
@@ -69,6 +69,8 @@ def differences_over_seeds(board: Board, row: Row, other: Row) -> Iterator[dict[
     Its p value is that of a paired t-test of this metric alone, uncorrected.
     """
     for column in board.columns:
+        if len({number[0] for each in board.rows if (number := each.number(column))}) < 2:
+            continue  # it is of the language model, not of the SAEs
         here, there = row.by_seed(column), other.by_seed(column)
         differences = [here[seed] - there[seed] for seed in here.keys() & there.keys()]
         if len(differences) >= FEWEST_SEEDS:

@@ -1,7 +1,9 @@
-"""A board: rows whose numbers are comparable, those that may be ranked, ranks, and the Pareto front over L0.
+"""A board: rows whose numbers are comparable, the groups that are ranked, ranks, and the Pareto front over L0.
 
-Trained rows of equal width, training tokens and, within 2 %, L0 are compared pair by pair: paired t-tests over the
-seeds that both have, at least three, with Holm's correction for the comparisons of a column. Pure: imports no torch.
+A group holds trained rows of equal width, training tokens and, within 2 %, L0. Its best row is compared with every
+other by paired t-tests over the seeds that both have, at least three, with Holm's correction for their number. It and
+the rows next to it that are not told apart have rank 1; the next rank begins with the best of the rest. Pure: imports
+no torch.
 """
 
 from __future__ import annotations
@@ -9,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from typing import Any
 
 from eval_runners.leaderboard.rows import Column, Row, metrics_of
-from eval_runners.store.seeds import FEWEST_SEEDS, LEVEL, holm, paired_p_value
+from eval_runners.store.seeds import FEWEST_SEEDS, LEVEL, holm, paired_p_value, paired_p_values
 
 SAME_L0 = 1.02
 """Two L0 of which one is at most this factor above the other count as equal."""
@@ -47,133 +48,146 @@ class Board:
 
     @cached_property
     def groups(self) -> list[list[Row]]:
-        """Trained rows of one width and number of training tokens, each of about the L0 of the next."""
+        """Trained rows of one width, number of training tokens and L0."""
         return list(_group_rows([row for row in self.rows if row.results and not row.untrained]))
 
-    def matched(self, row: Row) -> list[Row]:
-        """The other rows that may be ranked with this one. Empty for untrained rows and references."""
-        return [other for other in self._group_of.get(id(row), []) if other is not row and _have_same_l0(row, other)]
+    def group(self, row: Row) -> list[Row]:
+        """Rows that may be ranked with this one, itself included. Empty for untrained rows and references."""
+        return self._group_of.get(id(row), [])
 
     def rank(self, row: Row, column: Column) -> int | None:
-        """1 plus the number of matched rows that are better by a test.
+        """1 plus the number of rows of the group that belong to a better rank.
 
-        None without a direction, for a metric that is not for ranking, and where no matched row shares enough seeds.
+        None without a direction, for a metric that is not for ranking, for fewer than three seeds, and where no other
+        row of the group has as many.
         """
-        tests = self._tests(column).get(id(row))
-        return None if tests is None else 1 + sum(is_better for is_better in tests.values())
+        return self._ranks(column).get(id(row))
 
     def is_best(self, row: Row, column: Column) -> bool:
-        """Whether it is better, by tests, than every matched row; than one that shares too few seeds, by its mean."""
-        if self.rank(row, column) != 1:
+        """Whether it alone has rank 1, and rows of the group without a rank are worse than its interval."""
+        number = row.number(column)
+        if self.rank(row, column) != 1 or number is None or number[1] is None:
             return False
-        number, every = row.number(column), self._tests(column)
-        assert number is not None, "a row with a rank has a number"
-        for other in self.matched(row):
-            if id(row) in (tests := every.get(id(other), {})):
-                if not tests[id(row)]:
-                    return False
-            elif (theirs := other.number(column)) and _is_better(theirs[0], number[0], column):
+        sign = _sign(column)
+        for other in self.group(row):
+            theirs = other.number(column)
+            if other is row or theirs is None:
+                continue
+            rank = self.rank(other, column)
+            if rank == 1 or (rank is None and sign * theirs[0] >= sign * number[0] - number[1]):
                 return False
         return True
 
     def on_front(self, row: Row, column: Column) -> bool:
         """Whether no trained row of the board is better at the same or a smaller L0.
 
-        Better is one of a better mean, by a paired t-test where they share enough seeds.
+        Better is one of a better mean, by a paired t-test where they share three seeds; and one of a better mean that
+        is not on the front itself.
         """
-        number, l0 = row.number(column), row.l0
-        if not column.metric.against_l0 or number is None or l0 is None or id(row) not in self._group_of:
-            return False
-        points = self._points_over_l0(column)
-        others = [other for x, _, other in points if x <= SAME_L0 * l0 and other is not row]
-        better = (other for x, y, other in points if x <= SAME_L0 * l0 and _is_better(y, number[0], column))
-        return len(points) > 1 and not any(_differ(row, other, column, LEVEL / len(others)) for other in better)
+        return id(row) in self._front(column)
 
     @cached_property
     def _group_of(self) -> dict[int, list[Row]]:
         return {id(row): group for group in self.groups for row in group}
 
-    def _tests(self, column: Column) -> dict[int, dict[int, bool]]:
-        """Id of each row that was compared -> id of each row that it was compared with -> whether that is better."""
-        if column.key not in self._tests_of:
+    def _ranks(self, column: Column) -> dict[int, int]:
+        """Id of each row that has a rank -> its rank."""
+        if column.key not in self._ranks_of:
             is_ranked = column.metric.better != "neither" and column.metric.trust != "not for ranking"
             groups = self.groups if is_ranked else []
-            self._tests_of[column.key] = dict(item for group in groups for item in _compare(group, column).items())
-        return self._tests_of[column.key]
+            self._ranks_of[column.key] = {id(row): rank for group in groups for row, rank in _rank(group, column)}
+        return self._ranks_of[column.key]
 
     @cached_property
-    def _tests_of(self) -> dict[str, dict[int, dict[int, bool]]]:
+    def _ranks_of(self) -> dict[str, dict[int, int]]:
         return {}
 
-    def _points_over_l0(self, column: Column) -> list[tuple[float, float, Row]]:
-        """L0 and mean of every trained row."""
-        if column.key not in self._points:
-            self._points[column.key] = [
-                (other.l0, number[0], other)
-                for group in self.groups
-                for other in group
-                if other.l0 is not None and (number := other.number(column))
-            ]
-        return self._points[column.key]
+    def _front(self, column: Column) -> set[int]:
+        """Ids of the rows on the Pareto front."""
+        if column.key not in self._fronts:
+            rows = [row for group in self.groups for row in group if row.l0 is not None and row.number(column)]
+            of_interest = column.metric.against_l0 and len(rows) > 1
+            self._fronts[column.key] = {id(row) for row in _front(rows, column)} if of_interest else set()
+        return self._fronts[column.key]
 
     @cached_property
-    def _points(self) -> dict[str, list[tuple[float, float, Row]]]:
+    def _fronts(self) -> dict[str, set[int]]:
         return {}
 
 
-def _compare(group: Sequence[Row], column: Column) -> dict[int, dict[int, bool]]:
-    """Test every pair of matched rows of a group, as `Board._tests` gives it."""
-    pairs = [
-        (row, other, differences)
-        for row, other in combinations((row for row in group if row.number(column)), 2)
-        if _have_same_l0(row, other) and len(differences := _differences(row, other, column)) >= FEWEST_SEEDS
-    ]
-    significant = holm([paired_p_value(differences) for _, _, differences in pairs])
-    tests: dict[int, dict[int, bool]] = {}
-    for (row, other, differences), is_real in zip(pairs, significant, strict=True):
-        is_better = _is_better(sum(differences), 0, column)
-        tests.setdefault(id(row), {})[id(other)] = is_real and not is_better
-        tests.setdefault(id(other), {})[id(row)] = is_real and is_better
-    return tests
+def _sign(column: Column) -> int:
+    return -1 if column.metric.better == "lower" else 1
 
 
-def _differences(row: Row, other: Row, column: Column) -> list[float]:
-    """Number of the one minus number of the other, for each seed that both have."""
-    here, there = row.by_seed(column), other.by_seed(column)
-    return [here[seed] - there[seed] for seed in here.keys() & there.keys()]
+def _best_first(rows: Iterable[Row], column: Column) -> list[Row]:
+    sign = _sign(column)
+    means = [(sign * number[0], row) for row in rows if (number := row.number(column))]
+    return [row for _, row in sorted(means, key=lambda item: -item[0])]
 
 
-def _differ(row: Row, other: Row, column: Column, level: float) -> bool:
-    """Whether two rows differ by a test; rows that share too few seeds for one are taken to."""
-    differences = _differences(row, other, column)
-    return len(differences) < FEWEST_SEEDS or paired_p_value(differences) <= level
+def _rank(group: Sequence[Row], column: Column) -> Iterable[tuple[Row, int]]:
+    """Ranks of the rows of a group that have enough seeds, if there are two."""
+    import numpy as np
+
+    rows = _best_first((row for row in group if len(row.by_seed(column)) >= FEWEST_SEEDS), column)
+    if len(rows) < 2:
+        return
+    seeds = sorted({seed for row in rows for seed in row.by_seed(column)})
+    values_RS = np.array([[row.by_seed(column).get(seed, np.nan) for seed in seeds] for row in rows])
+    first = 0
+    while first < len(rows):
+        told_apart = holm(paired_p_values(values_RS[first + 1 :], values_RS[first]).tolist())
+        n_equal = 1 + (told_apart.index(True) if True in told_apart else len(told_apart))
+        for row in rows[first : first + n_equal]:
+            yield row, first + 1
+        first += n_equal
 
 
-def _is_better(value: float, than: float, column: Column) -> bool:
-    return value < than if column.metric.better == "lower" else value > than
+def _front(rows: Sequence[Row], column: Column) -> Iterable[Row]:
+    """Rows that no other is better than at the same or a smaller L0, the best first."""
+    done: list[Row] = []
+    least_beaten = float("inf")
+    for row in _best_first(rows, column):
+        assert row.l0 is not None, "rows without an L0 are not on the front"
+        reach = SAME_L0 * row.l0
+        better = next((other for other in done if other.l0 is not None and other.l0 <= reach), None)
+        done.append(row)
+        if least_beaten <= reach or (better is not None and _differ(row, better, column)):
+            least_beaten = min(least_beaten, row.l0)
+        else:
+            yield row
 
 
-def _have_same_l0(row: Row, other: Row) -> bool:
-    least, most = sorted((row.l0 or 0.0, other.l0 or 0.0))
-    return most <= SAME_L0 * least
+def _differ(row: Row, better: Row, column: Column) -> bool:
+    """Whether two rows differ by a test, or by their means where they share too few seeds for one."""
+    here, there = row.by_seed(column), better.by_seed(column)
+    differences = [here[seed] - there[seed] for seed in here.keys() & there.keys()]
+    if len(differences) >= FEWEST_SEEDS:
+        return paired_p_value(differences) <= LEVEL
+    mine, theirs = row.number(column), better.number(column)
+    return mine is not None and theirs is not None and mine[0] != theirs[0]
 
 
 def _group_rows(rows: Sequence[Row]) -> Iterable[list[Row]]:
-    """Rows of one width and training tokens, in order of L0, cut where the next L0 is not the same.
-
-    A row for which one of them is unknown is a group of its own.
-    """
-    known = [row for row in rows if None not in _matched_by(row)]
-    group: list[Row] = []
-    for row in sorted(known, key=lambda row: (*_matched_by(row), row.label)):
-        if group and (_matched_by(row)[:2] != _matched_by(group[-1])[:2] or not _have_same_l0(group[-1], row)):
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
-    yield from ([row] for row in rows if row not in known)
+    """Rows of one width, training tokens and L0. A row for which one of them is unknown is a group of its own."""
+    by_sizes: dict[tuple[int, int], list[Row]] = {}
+    alone = []
+    for row in rows:
+        if row.d_sae is None or row.training_tokens is None or row.l0 is None:
+            alone.append([row])
+        else:
+            by_sizes.setdefault((row.d_sae, row.training_tokens), []).append(row)
+    for _, same_size in sorted(by_sizes.items()):
+        yield from _split_by_l0(sorted(same_size, key=lambda row: (row.l0, row.label)))
+    yield from alone
 
 
-def _matched_by(row: Row) -> tuple[Any, Any, Any]:
-    return row.d_sae, row.training_tokens, row.l0
+def _split_by_l0(rows: list[Row]) -> Iterable[list[Row]]:
+    """Cut rows in order of L0 at their widest gaps, until the L0 of each part are equal within `SAME_L0`."""
+    levels = [row.l0 or 0.0 for row in rows]
+    if levels[-1] <= SAME_L0 * levels[0]:
+        yield rows
+        return
+    cut = max(range(1, len(levels)), key=lambda i: levels[i] / levels[i - 1] if levels[i - 1] else float("inf"))
+    yield from _split_by_l0(rows[:cut])
+    yield from _split_by_l0(rows[cut:])

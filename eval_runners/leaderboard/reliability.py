@@ -8,28 +8,39 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from statistics import fmean, stdev
+from statistics import fmean, stdev, variance
+from typing import Any
 
 from eval_runners.leaderboard.boards import make_boards
 from eval_runners.leaderboard.ranking import Board
-from eval_runners.leaderboard.rows import Column, Row
-from eval_runners.store.read import Result, metric_value, provenance_of, weight_hash_of
+from eval_runners.leaderboard.rows import Column, Row, to_sorted_json, written_at
+from eval_runners.store.read import (
+    Result,
+    conditions_of,
+    eval_seed_of,
+    metric_value,
+    provenance_of,
+    weight_hash_of,
+)
 from eval_runners.store.seeds import FEWEST_SEEDS, holm, least_reliable_difference, paired_p_value
 
 HEADS = (
     "between SAEs",
     "training seeds",
     "evaluation seeds",
-    "difference of two SAEs",
+    "difference, training seeds",
+    "difference, evaluation seeds",
     f"reliable from, {FEWEST_SEEDS} seeds",
     "reliable from, 5 seeds",
     "pairs told apart",
 )
 EXPLANATION = (
     "Standard deviations: of the means of SAEs; over training seeds of one SAE; over evaluation seeds (other held-out "
-    "contexts, other probe splits) of the same weights; over training seeds of the difference of two SAEs of the same "
-    "seed. Each is pooled over SAEs, or pairs (root mean square). A difference of two means is reliable from the one "
-    "on that a paired t-test at 5 % takes for real. Pairs told apart: by such tests, corrected for their number (Holm)."
+    "contexts, other probe splits) of the same weights; of the difference of two SAEs, over training seeds that both "
+    "have, and over evaluation seeds. Each is pooled over SAEs, or pairs. A difference of two means is reliable from "
+    "the one on that a single paired t-test over training seeds takes for real (5 %); a true difference of that size "
+    "is found about every second time, and several comparisons need more. Pairs told apart: by such tests, corrected "
+    "for their number (Holm)."
 )
 
 
@@ -50,6 +61,8 @@ class Reliability:
     """Over evaluation seeds of the same weights; None where there is one."""
     difference: float
     """Over training seeds, of the difference of two SAEs of the same seed."""
+    evaluation_difference: float | None
+    """Over evaluation seeds, of the difference of two SAEs; None where there is one."""
     pairs: int
     told_apart: int
     """Pairs of SAEs that differ by a paired t-test with Holm's correction."""
@@ -58,8 +71,9 @@ class Reliability:
     def cells(self) -> list[str]:
         """Texts of a row of the table, in the order of `HEADS`."""
         differences = [least_reliable_difference(self.difference, n) for n in (FEWEST_SEEDS, 5)]
-        spreads = (self.between, self.training, self.evaluation, self.difference, *differences)
-        return [*("-" if each is None else f"{each:.2g}" for each in spreads), f"{self.told_apart} of {self.pairs}"]
+        spreads = (self.between, self.training, self.evaluation, self.difference, self.evaluation_difference)
+        numbers = ("-" if each is None else f"{each:.2g}" for each in (*spreads, *differences))
+        return [*numbers, f"{self.told_apart} of {self.pairs}"]
 
 
 def measure_reliability(results: Sequence[Result]) -> Iterator[tuple[Board, list[Reliability]]]:
@@ -72,10 +86,10 @@ def measure_reliability(results: Sequence[Result]) -> Iterator[tuple[Board, list
     Yields:
         Boards with their metrics.
     """
-    repeated: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
-        if provenance_of(result).get("eval_seed"):
-            repeated.setdefault((result["eval_type_id"], weight_hash_of(result) or ""), []).append(result)
+    repeated: Repeated = {}
+    for result in sorted(results, key=written_at):
+        if seed := eval_seed_of(result):
+            repeated.setdefault(_repeated_key(result), {})[seed] = result
     for board in make_boards(results):
         columns = [column for column in board.columns if column.metric.better != "neither"]
         measured = [_measure(board, column, repeated) for column in columns]
@@ -83,46 +97,74 @@ def measure_reliability(results: Sequence[Result]) -> Iterator[tuple[Board, list
             yield board, [each for each in measured if each]
 
 
-def _measure(board: Board, column: Column, repeated: dict[tuple[str, str], list[Result]]) -> Reliability | None:
+Repeated = dict[Any, dict[int, Result]]
+"""What two results by different evaluation seeds agree on -> evaluation seed -> the newest result."""
+
+
+def _repeated_key(result: Result) -> tuple[str | None, str]:
+    """Weights, and conditions but for what an evaluation seed changes."""
+    of_seed = ("eval_seed", "seed", "random_seed", "documents")
+    conditions = {key: value for key, value in conditions_of(result).items() if key not in of_seed}
+    return weight_hash_of(result), to_sorted_json(conditions)
+
+
+def _measure(board: Board, column: Column, repeated: Repeated) -> Reliability | None:
     rows = [
         row
         for row in board.rows
-        if row.results
-        and not row.untrained
+        if not row.untrained
         and len(row.by_seed(column)) >= FEWEST_SEEDS
-        and any((column.evaluation, digest) in repeated for digest in row.weight_hashes)
+        and any(_repeated_key(result) in repeated for result in row.results[column.evaluation])
     ]
     seeds = sorted(set.intersection(*(set(row.by_seed(column)) for row in rows))) if rows else []
     if len(rows) < 2 or len(seeds) < FEWEST_SEEDS:
         return None
     values = [[row.by_seed(column)[seed] for seed in seeds] for row in rows]
-    again = [spread for row in rows for spread in _evaluation_spreads(row, column, repeated)]
-    pairs = [[a - b for a, b in zip(one, other, strict=True)] for one, other in combinations(values, 2)]
+    by_eval_seed = [_by_eval_seed(row, column, repeated) for row in rows]
+    differences = [_differences(dict(enumerate(a)), dict(enumerate(b))) for a, b in combinations(values, 2)]
+    again = [list(numbers.values()) for of_row in by_eval_seed for numbers in of_row.values()]
+    eval_differences = [
+        _differences(here[seed], there[seed])
+        for here, there in combinations(by_eval_seed, 2)
+        for seed in here.keys() & there.keys()
+    ]
+    pooled = _pooled_deviation(differences)
+    assert pooled is not None, "there are two rows with three seeds"
     return Reliability(
         column,
         [row.label for row in rows],
         len(seeds),
         between=stdev(map(fmean, values)),
-        training=_root_mean_square([stdev(of_seeds) for of_seeds in values]),
-        evaluation=_root_mean_square(again) if again else None,
-        difference=_root_mean_square([stdev(differences) for differences in pairs]),
-        pairs=len(pairs),
-        told_apart=sum(holm([paired_p_value(differences) for differences in pairs])),
+        training=_pooled_deviation(values) or 0.0,
+        evaluation=_pooled_deviation(again),
+        difference=pooled,
+        evaluation_difference=_pooled_deviation(eval_differences),
+        pairs=len(differences),
+        told_apart=sum(holm([paired_p_value(of_pair) for of_pair in differences])),
     )
 
 
-def _evaluation_spreads(row: Row, column: Column, repeated: dict[tuple[str, str], list[Result]]) -> Iterator[float]:
-    """Standard deviation over evaluation seeds of every SAE of the row that has several."""
-    for result in row.results.get(column.evaluation, []):
-        others = repeated.get((column.evaluation, weight_hash_of(result) or ""), [])
-        values = [metric_value(column.metric, each) for each in (result, *others)]
-        known = [value for value in values if value is not None]
+def _by_eval_seed(row: Row, column: Column, repeated: Repeated) -> dict[int, dict[int, float]]:
+    """Training seed -> evaluation seed -> number, for the SAEs of a row that were evaluated several times."""
+    found: dict[int, dict[int, float]] = {}
+    for result in row.results[column.evaluation]:
+        others = repeated.get(_repeated_key(result), {})
+        numbers = {seed: metric_value(column.metric, each) for seed, each in {0: result, **others}.items()}
+        known = {seed: number for seed, number in numbers.items() if number is not None}
         if len(known) > 1:
-            yield stdev(known)
+            found[provenance_of(result).get("seed") or 0] = known
+    return found
 
 
-def _root_mean_square(values: Sequence[float]) -> float:
-    return fmean(value**2 for value in values) ** 0.5
+def _differences(here: dict[int, float], there: dict[int, float]) -> list[float]:
+    return [here[key] - there[key] for key in sorted(here.keys() & there.keys())]
+
+
+def _pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:
+    """Standard deviation within groups, weighted by their degrees of freedom; None where no group has two numbers."""
+    several = [group for group in groups if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in several)
+    return (sum(variance(group) * (len(group) - 1) for group in several) / freedom) ** 0.5 if freedom else None
 
 
 def reliability_markdown(results: Sequence[Result]) -> str:

@@ -18,9 +18,9 @@ ARROWS: dict[Direction, str] = {"higher": "↑", "lower": "↓", "neither": ""}
 BOLD, FRONT = "**", "◆"
 LEGEND = (
     "Mean ± half of its 95 % interval over seeds (Student's t). Bold: better than every other trained SAE of this "
-    "table with the same width, number of training tokens and, within 2 %, L0, by paired t-tests over at least three "
-    f"common seeds, corrected for their number (Holm, 5 %). {FRONT}: by such tests no SAE of this table is better at "
-    "the same or a smaller L0."
+    "table that has the same width, number of training tokens and, within 2 %, L0: by paired t-tests over at least "
+    f"three common seeds, corrected for their number (Holm, 5 %). {FRONT}: no SAE of this table is better at the same "
+    "or a smaller L0, by such a test with the best of them."
 )
 
 
@@ -170,6 +170,7 @@ def to_records(board: Board) -> list[dict[str, Any]]:
                 continue
             value = {"value": number[0], "half_interval": number[1], "rank": board.rank(row, column)}
             value |= {"best": True} if board.is_best(row, column) else {}
+            value |= {"trust": column.metric.trust} if column.metric.trust else {}
             front = {"front": board.on_front(row, column)} if column.metric.against_l0 else {}
             record["metrics"][column.key] = {**value, **front}
         records.append(record)

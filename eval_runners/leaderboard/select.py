@@ -18,6 +18,7 @@ from eval_runners.store.read import (
     PUBLISHED,
     RUNS,
     Result,
+    eval_seed_of,
     provenance_of,
     read_results,
     weight_hash_of,
@@ -84,7 +85,8 @@ def find_boards(args: Namespace) -> tuple[list[Board], list[str]]:
 def _replaced(results: Sequence[Result], boards: Sequence[Board]) -> list[str]:
     """SAEs of which no result is on a board, because one of other weights with the same name and seed is newer."""
     shown = {digest for board in boards for row in board.rows for digest in row.weight_hashes}
-    hidden = [result for result in results if (digest := weight_hash_of(result)) and digest not in shown]
+    by_seed_0 = [result for result in results if not eval_seed_of(result)]
+    hidden = [result for result in by_seed_0 if (digest := weight_hash_of(result)) and digest not in shown]
     return sorted({f"{result['sae_lens_id']} (seed {provenance_of(result).get('seed')})" for result in hidden})
 
 

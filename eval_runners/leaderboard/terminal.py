@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_runners.contract.contract import Metric, value_at
-from eval_runners.leaderboard.notes import untrained_reasons
+from eval_runners.leaderboard.notes import trust_notes, untrained_reasons
 from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.render import (
     ARROWS,
@@ -191,5 +191,7 @@ def print_boards(boards: Sequence[Board]) -> None:
         console.print(table)
         for label, reason in untrained_reasons(board):
             console.print(f"{escape(label)} is untrained: {escape(reason)}", style="dim")
+        for note in trust_notes(board):
+            console.print(escape(note), style="dim")
     if boards:
         console.print(LEGEND.replace("Bold", "*"), style="dim")

@@ -150,6 +150,7 @@ AVERAGED = (
     "children_share",
     "other_children_share",
 )
+PAIRED = ("kl", "kl_random", "kl_excess")
 WITH_INTERVAL = ("kl", "kl_random", "kl_excess", "children_share")
 
 
@@ -170,7 +171,8 @@ def summarize_traces(rows: list[dict[str, Any]], seed: int) -> dict[str, float |
         return values
     columns = {name: np.array([row[name] for row in rows], float) for name in AVERAGED if name in rows[0]}
     columns["kl_excess"] = columns["kl"] - columns["kl_random"]  # paired: latents differ more than their effects do
-    finite = {name: column[np.isfinite(column)] for name, column in columns.items()}
+    both = np.isfinite(columns["kl_excess"])
+    finite = {name: column[np.isfinite(column) & (both | (name not in PAIRED))] for name, column in columns.items()}
     for name, column in finite.items():
         values[name] = float(column.mean()) if len(column) else None
         if name in WITH_INTERVAL and len(column):

@@ -110,15 +110,15 @@ def _correlations(
     return ((products_M / len(x_ND) - mean_M * other_mean_M) / scale_M)[scale_M > 0]
 
 
-def match_random_directions(n: int, m: int, rows_SD: np.ndarray, seed: int) -> dict[str, float | None]:
+def match_random_directions(n: int, m: int, rows_FD: np.ndarray, seed: int) -> dict[str, float | None]:
     """Survival and mean cosine of n random directions matched with m others.
 
-    The directions have the second moments of decoder rows: where these fill a subspace, so do they.
+    The directions have the second moments of decoder rows, each at unit norm: where these fill a subspace, so do they.
 
     Args:
         n: directions that are matched.
         m: directions among which a match is sought.
-        rows_SD: decoder rows of unit norm.
+        rows_FD: decoder rows of F latents, none of them zero.
         seed: seed of the directions.
     """
     import numpy as np
@@ -128,7 +128,8 @@ def match_random_directions(n: int, m: int, rows_SD: np.ndarray, seed: int) -> d
     if not n or not m:
         return {"survival": None, "cosine": None, "latents": float(n)}
     generator = np.random.default_rng(seed)
-    rows, others = (generator.standard_normal((size, len(rows_SD))) @ rows_SD for size in (n, m))
+    unit_FD = rows_FD / np.linalg.norm(rows_FD, axis=1, keepdims=True)
+    rows, others = (generator.standard_normal((size, len(unit_FD))) @ unit_FD for size in (n, m))
     _, _, cosines_M = match_rows(rows, others)
     survival = float((cosines_M > SURVIVAL_COSINE).sum() / n)
     return {"survival": survival, "cosine": float(cosines_M.mean()), "latents": float(n)}

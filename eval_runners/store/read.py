@@ -17,7 +17,7 @@ from sae_variants.common.errors import UsageError
 
 PUBLISHED, BASELINES, RUNS = (Path("results") / name for name in ("published", "baselines", "runs"))
 
-HUGE = 1e308
+HUGE = 1e150
 IMMATERIAL = {
     "llm_batch_size",
     "sae_batch_size",
@@ -163,6 +163,11 @@ def why_missing(metric: Metric, result: Result) -> str | None:
     return None
 
 
+def eval_seed_of(result: Result) -> int:
+    """Evaluation seed of a result: 0, unless `reliability` made it for the spread between such seeds."""
+    return provenance_of(result).get("eval_seed") or 0
+
+
 def provenance_of(result: Result) -> dict[str, Any]:
     """Provenance of a result of ours; empty for results of others."""
     provenance = (result.get(UNSTRUCTURED) or {}).get("provenance")
@@ -196,6 +201,7 @@ def conditions_of(result: Result) -> dict[str, Any]:
         "text": provenance.get("text"),
         "text_version": provenance.get("text_version"),
         "evaluator_version": provenance.get("evaluator_version", 1),
+        "eval_seed": eval_seed_of(result),
         **settings,
     }
 

@@ -8,12 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from math import inf, sqrt
-from statistics import fmean, stdev
+from statistics import stdev
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LEVEL = 0.05
 """Probability of a false difference; intervals hold the mean with 1 - LEVEL."""
 FEWEST_SEEDS = 3
 """Seeds that two SAEs must share for a test of their difference."""
+ROUNDING = 1e-12
+"""Relative size up to which a difference is taken for a rounding error."""
 
 
 @cache
@@ -31,18 +37,41 @@ def half_width(values: Sequence[float]) -> float | None:
     return t_quantile(len(values)) * stdev(values) / sqrt(len(values))
 
 
-def paired_p_value(differences: Sequence[float]) -> float:
-    """Two-sided p value of the paired t-test that the differences of two SAEs, one per seed, are 0 on average.
+def paired_p_values(values_RS: np.ndarray, other_S: np.ndarray) -> np.ndarray:
+    """Two-sided p values of paired t-tests of several SAEs against one, over the seeds that both have.
+
+    Where all differences are equal there is no spread to compare with; then p is that of the sign test, 2^(1 - n).
 
     Args:
-        differences: at least two. If all are equal, p is 0, or 1 if they are 0.
+        values_RS: numbers of R SAEs, by seed; NaN where an SAE lacks a seed.
+        other_S: numbers of the one, by seed.
+
+    Returns:
+        p [R]; 1 for an SAE with fewer than `FEWEST_SEEDS` common seeds, and for one that does not differ.
     """
+    import numpy as np
     from scipy.special import stdtr
 
-    mean, error = fmean(differences), stdev(differences) / sqrt(len(differences))
-    if error == 0:
-        return 0.0 if mean else 1.0
-    return float(2 * stdtr(len(differences) - 1, -abs(mean) / error))
+    differences_RS = values_RS - other_S
+    n_R = np.isfinite(differences_RS).sum(1)
+    enough_R = n_R >= FEWEST_SEEDS
+    differences_RS = np.where(enough_R[:, None], differences_RS, 0.0)
+    mean_R = np.nanmean(differences_RS, axis=1)
+    squares_R = np.nansum((differences_RS - mean_R[:, None]) ** 2, axis=1)
+    n_R = np.maximum(n_R, 2)
+    error_R = np.sqrt(squares_R / (n_R - 1) / n_R)
+    scale = max(float(np.nanmax(np.abs(values_RS), initial=0)), float(np.nanmax(np.abs(other_S), initial=0)))
+    spreads_R = error_R > ROUNDING * scale
+    p_R = 2 * stdtr(n_R - 1, -np.abs(mean_R) / np.where(spreads_R, error_R, 1.0))
+    p_R = np.where(spreads_R, p_R, 2.0 ** (1 - n_R))
+    return np.where(enough_R & (np.abs(mean_R) > ROUNDING * scale), p_R, 1.0)
+
+
+def paired_p_value(differences: Sequence[float]) -> float:
+    """`paired_p_values` of the differences of two SAEs, one per seed."""
+    import numpy as np
+
+    return float(paired_p_values(np.array([differences], float), np.zeros(len(differences)))[0])
 
 
 def holm(p_values: Sequence[float]) -> list[bool]:

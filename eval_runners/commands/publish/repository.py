@@ -13,7 +13,7 @@ from eval_runners.contract.located import LocatedSAE
 from eval_runners.leaderboard.boards import make_boards
 from eval_runners.leaderboard.rows import Column, Row, metrics_of, written_at
 from eval_runners.store.paths import without_paths
-from eval_runners.store.read import provenance_of, weight_hash_of
+from eval_runners.store.read import eval_seed_of, provenance_of, weight_hash_of
 from eval_runners.views.card import CardEntry, render_card
 from sae_variants.common.errors import UsageError
 from sae_variants.training.plan import RECORD, TRACE
@@ -72,8 +72,9 @@ def build_repository(
 
 
 def _newest(results: Iterable[Result]) -> list[Result]:
-    """The newest result of each evaluation."""
-    return list({result["eval_type_id"]: result for result in sorted(results, key=written_at)}.values())
+    """The newest result of each evaluation, without those by other evaluation seeds."""
+    by_seed_0 = (result for result in results if not eval_seed_of(result))
+    return list({result["eval_type_id"]: result for result in sorted(by_seed_0, key=written_at)}.values())
 
 
 def _why_not_to_publish(results: Sequence[Result]) -> str:
