@@ -61,6 +61,9 @@ METRICS = (
         "higher",
         short="explained variance",
         against_l0=True,
+        trust="trusted",
+        why_trust="as a measure of reconstruction, not of features: seeds differ by a twentieth of what SAEs do "
+        "(results/reliability.md)",
         section=UNSTRUCTURED,
     ),
     Metric("reconstruction_quality", "explained_variance", "explained variance, SAEBench's", "higher"),

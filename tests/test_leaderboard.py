@@ -526,6 +526,9 @@ def test_differences_to_a_baseline(tmp_path, capsys):
     assert "+0.105" in said
     assert "better" in said
     assert "b cannot be compared with base: context_size is 64 here and 32 there" in said
+    (tmp_path / "near.json").write_text(json.dumps(made("near", ce=0.88)))
+    main(["leaderboard", "--results", str(tmp_path / "r"), "--sae", "a", "--baseline", str(tmp_path / "near.json")])
+    assert "within the interval" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

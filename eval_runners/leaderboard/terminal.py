@@ -155,7 +155,7 @@ def print_details(title: str, rows: Iterable[dict[str, Any]]) -> None:
 def print_differences(
     metrics: Iterable[Metric], label: str, results: list[Result], name: str, baseline: Result
 ) -> None:
-    """Print every metric that both have, the difference, and whether it is better or worse."""
+    """Print every metric that both have, the difference, and whether it is better, worse, or within our interval."""
     from rich.table import Table
 
     table = Table("metric", label, name, "difference", "")
@@ -165,7 +165,9 @@ def print_differences(
             continue
         difference = ours[0] - theirs
         is_better = {"higher": difference > 0, "lower": difference < 0}.get(metric.better)
+        within = ours[1] is not None and abs(difference) <= ours[1]
         verdict = "" if is_better is None or difference == 0 else "better" if is_better else "worse"
+        verdict = "within the interval" if verdict and within else verdict
         table.add_row(metric.title, _short_number(ours), f"{theirs:.4g}", f"{difference:+.4g}", verdict)
     _print_table(table)
 
