@@ -45,6 +45,10 @@ class Settings:
     """Seed of the sampled documents."""
 
 
+WHY_TRUST = (
+    "the most reliable of SAEBench's metrics in arXiv 2605.18229; on few datasets, as on the sandbox, it tells no "
+    "architectures apart (results/reliability.md)"
+)
 SHOWN = (5, "accuracy")
 """Number of latents and score that have a column on the leaderboard."""
 
@@ -59,7 +63,7 @@ def _sae_metric(k: int, score: str) -> Metric:
         short=f"sae-probes, k = {k}" if (k, score) == SHOWN else "",
         references=(("residual stream, all channels", f"llm.llm_test_{score}"),) if (k, score) == SHOWN else (),
         trust="trusted" if is_audited else "",
-        why_trust="the most reliable of SAEBench's metrics in arXiv 2605.18229" if is_audited else "",
+        why_trust=WHY_TRUST if is_audited else "",
     )
 
 

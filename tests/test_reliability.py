@@ -72,7 +72,7 @@ def test_results_by_other_evaluation_seeds_are_on_no_board(results):
 def test_markdown(results):
     text = reliability_markdown(results)
     assert text.startswith("tiny, blocks.0.hook_resid_post, 3 seeds of `")
-    assert "| CE loss score | 0.058 |" in text
+    assert "| core | CE loss score | 0.058 |" in text
     assert "| 2 of 3 |" in text
     assert reliability_markdown(over_seeds("a", A)) == ""
 

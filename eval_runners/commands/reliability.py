@@ -113,7 +113,11 @@ def _parser() -> Parser:
 def _print_table(scored: list[Scored], markdown: str | None) -> None:
     results = [result for _, result in scored]
     for board, metrics in measure_reliability(results):
-        rows = ({"metric": each.column.metric.title, **dict(zip(HEADS, each.cells, strict=True))} for each in metrics)
+        rows = (
+            {"evaluation": each.column.evaluation, "metric": each.column.metric.title}
+            | dict(zip(HEADS, each.cells, strict=True))
+            for each in metrics
+        )
         print_details(f"{board.model}, {board.hook_name}", rows)
     print(EXPLANATION)
     if markdown:

@@ -130,6 +130,8 @@ def _measure(board: Board, column: Column, repeated: Repeated) -> Reliability | 
     ]
     pooled = _pooled_deviation(differences)
     assert pooled is not None, "there are two rows with three seeds"
+    if not any(map(any, differences)):
+        return None  # it is of the language model, not of the SAEs
     return Reliability(
         column,
         [row.label for row in rows],
@@ -168,14 +170,16 @@ def _pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:
 
 
 def reliability_markdown(results: Sequence[Result]) -> str:
-    """A Markdown table for every board, and what its columns are."""
+    """A Markdown table of the leaderboard's metrics for every board, and what its columns are."""
     lines: list[str] = []
-    for board, metrics in measure_reliability(results):
-        heads = ["metric", *HEADS]
+    for board, every in measure_reliability(results):
+        metrics = [each for each in every if each.column.metric.short]
+        heads = ["evaluation", "metric", *HEADS]
         seeds = {each.n_seeds for each in metrics}
         labels = ", ".join(f"`{label}`" for label in dict.fromkeys(label for each in metrics for label in each.labels))
         lines += [f"{board.model}, {board.hook_name}, {'-'.join(map(str, sorted(seeds)))} seeds of {labels}.", ""]
         lines += [f"| {' | '.join(heads)} |", f"| {' | '.join(['---'] * len(heads))} |"]
-        lines += [f"| {' | '.join([each.column.metric.title, *each.cells])} |" for each in metrics]
+        for each in metrics:
+            lines.append(f"| {' | '.join([each.column.evaluation, each.column.metric.title, *each.cells])} |")
         lines.append("")
     return "\n".join([*lines, EXPLANATION, ""]) if lines else ""

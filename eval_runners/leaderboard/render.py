@@ -127,7 +127,7 @@ def _varying_sizes(board: Board) -> tuple[list[SizeColumn], list[str]]:
     sizes: list[tuple[str, str, list[Row], Callable[[Row], str]]] = [
         ("latents", "latents", saes, lambda row: format_count(row.d_sae)),
         ("tokens", "training tokens", trained, lambda row: format_count(row.training_tokens)),
-        ("seeds", "seeds", saes, lambda row: row.n_seeds),
+        ("seeds", "seeds", saes, lambda row: row.n_seeds(board.conditions)),
     ]
     varying: list[SizeColumn] = []
     constants = []

@@ -6,6 +6,7 @@ Pure: imports no torch.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -137,10 +138,9 @@ class Row:
         seeds = {provenance_of(result).get("seed") for result in self.all_results}
         return sorted(seed for seed in seeds if seed is not None)
 
-    @property
-    def n_seeds(self) -> str:
-        """`3`, or `1-3` where evaluations differ in their number of seeds."""
-        counts = {len(results) for results in self.results.values()} if self.seeds else set()
+    def n_seeds(self, evaluations: Iterable[str]) -> str:
+        """Seeds of these evaluations: `3`, or `1-3` where they differ in their number of seeds."""
+        counts = {len(self.results[name]) for name in evaluations if name in self.results} if self.seeds else set()
         return "-".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else "-"
 
     @cached_property

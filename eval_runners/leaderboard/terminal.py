@@ -189,7 +189,7 @@ def print_boards(boards: Sequence[Board]) -> None:
             cells = [format_cell(board, row, column, "*") for column in board.shown]
             style = "dim" if row.untrained or not row.results else None
             sizes = format_count(row.d_sae), format_count(row.training_tokens)
-            table.add_row(escape(name), format_l0(row), *sizes, row.n_seeds, *cells, style=style)
+            table.add_row(escape(name), format_l0(row), *sizes, row.n_seeds(board.conditions), *cells, style=style)
         console.print(table)
         for label, reason in untrained_reasons(board):
             console.print(f"{escape(label)} is untrained: {escape(reason)}", style="dim")
