@@ -62,7 +62,7 @@ METRICS = (
         short="explained variance",
         against_l0=True,
         trust="trusted",
-        why_trust="as a measure of reconstruction, not of features: seeds differ by a twentieth of what SAEs do "
+        why_trust="as a measure of reconstruction, not of features: seeds differ by a thirtieth of what SAEs do "
         "(results/reliability.md)",
         section=UNSTRUCTURED,
     ),
