@@ -42,9 +42,13 @@ TRUSTED: Any = {
     "trust": "trusted",
     "why_trust": "trained SAEs are above all controls, lower levels aside (results/ground_truth.md)",
 }
+UNRANKED: Any = {
+    "trust": "not for ranking",
+    "why_trust": "soft_frozen_decoder, a control, is above most trained SAEs (results/ground_truth.md)",
+}
 CARE: Any = {
     "trust": "with care",
-    "why_trust": "soft_frozen_decoder, a control, is above most trained SAEs (results/ground_truth.md)",
+    "why_trust": "soft_frozen_decoder, a control, is above some trained SAEs (results/ground_truth.md)",
 }
 
 
@@ -70,12 +74,12 @@ def _metrics() -> Iterator[Metric]:
         "recovery", "mcc", "mean correlation coefficient with the true features", "higher", short="MCC", **TRUSTED
     )
     yield Metric(
-        "recovery", "f1", "F1 of latents as detectors of features", "higher", short="F1", references=probe, **CARE
+        "recovery", "f1", "F1 of latents as detectors of features", "higher", short="F1", references=probe, **UNRANKED
     )
     yield Metric("recovery", "precision", "precision of latents", "higher")
     yield Metric("recovery", "recall", "recall of latents", "higher")
     yield Metric("recovery", "uniqueness", "latents with a feature of their own", "higher", short="unique")
-    yield Metric("recovery", "explained_variance", "explained variance", "higher", short="explained variance")
+    yield Metric("recovery", "explained_variance", "explained variance", "higher", short="explained variance", **CARE)
     yield Metric("recovery", "dead", "dead latents", "lower", short="dead")
     yield Metric("recovery", "shrinkage", "norm out / norm in", "neither")
     yield Metric("recovery", "l0", "L0", "neither")
@@ -88,7 +92,7 @@ def _metrics() -> Iterator[Metric]:
     yield Metric("tree", "parent_accuracy", "children under their true parent", "higher")
     yield Metric("tree", "edge_precision", "precision of the tree's edges", "higher")
     yield Metric("tree", "edge_recall", "recall of the tree's edges", "higher")
-    yield Metric("tree", "edge_f1", "F1 of the tree's edges", "higher", short="edge F1", **CARE)
+    yield Metric("tree", "edge_f1", "F1 of the tree's edges", "higher", short="edge F1", **UNRANKED)
     yield Metric("tree", "ari", "adjusted Rand index of groups and true trees", "higher", short="ARI")
     yield Metric("persistence", "auroc", "AUROC of half-life, slow latents", "higher", short="half-life AUROC")
     yield Metric("persistence", "rate_matched_auroc", "the same against other latents of their rate", "higher")

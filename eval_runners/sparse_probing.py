@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
     from sae_variants.language_model.target import Target
 
-WHY_CARE = "seeds of one SAE differ as much as SAEs do (arXiv 2605.18229; results/reliability.md)"
+WHY_CARE: dict[int | None, str] = {
+    1: "seeds of one SAE differ as much as SAEs do (arXiv 2605.18229; results/reliability.md)",
+    5: "most SAEs are not told from one that was never trained (results/reliability.md)",
+}
+"""Number of latents -> reason for its trust label."""
 SHOWN_KS = (1, 5)
 """Numbers of latents that have columns on the leaderboard."""
 PROTOCOL = "activations of all datasets collected first, from the seed each; every SAE scored on them (warm)"
@@ -89,8 +93,8 @@ def _metrics() -> Iterator[Metric]:
                     references=(("residual stream", reference),) if is_sae else (),
                     curve=Curve(f"{title} of probes", "latents that a probe may use", k) if is_sae and k else None,
                     section=UNSTRUCTURED if is_f1 else RESULT_METRICS,
-                    trust="with care" if is_sae and k == 1 else "",
-                    why_trust=WHY_CARE if is_sae and k == 1 else "",
+                    trust="with care" if is_sae and k in WHY_CARE else "",
+                    why_trust=WHY_CARE.get(k, "") if is_sae else "",
                 )
 
 

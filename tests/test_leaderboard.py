@@ -156,6 +156,14 @@ def test_l0_of_a_group_are_within_two_per_cent_and_cut_at_the_widest_gap():
     assert board.group(row_of(board, "31.9")) == [row_of(board, "31.9")]
 
 
+def test_no_row_is_the_best_beside_a_better_one_of_the_same_l0_across_a_cut():
+    levels = {"a": (30.0, 0.7), "b": (30.2, 0.6), "c": (30.5, 0.9), "d": (30.75, 0.8)}
+    rows = [over_seeds(name, [ce, ce + 0.01 + l0 / 1e5, ce + 0.02], l0=l0) for name, (l0, ce) in levels.items()]
+    board = board_of(*rows)
+    assert [board.rank(row_of(board, label), CE) for label in "abcd"] == [1, 2, 1, 2]
+    assert [label for label in "abcd" if board.is_best(row_of(board, label), CE)] == ["c"], "c is 1.7 % above a"
+
+
 def test_what_stands_beside_results_just_asked_for():
     asked = over_seeds("mine", [0.9, 0.91])
     others = [

@@ -138,6 +138,7 @@ def test_a_published_model_is_downloaded_or_built(tmp_path, monkeypatch):
         ({"half_lives": [0, 4]}, r"half_lives in .* must be two numbers of tokens"),
         ({"half_lives": [1, 4], **TREES}, "has half_lives and hierarchy: remove hierarchy"),
         ({"hierarchy": {"total_root_nodes": 0}}, "cannot be used: total_root_nodes must be positive"),
+        ({"hierarchy": {"total_root_nodes": 10**4}}, "no feature is left to be a child; lower total_root_nodes"),
     ],
 )
 def test_a_config_that_cannot_work_is_one_line(changes, says, tmp_path):

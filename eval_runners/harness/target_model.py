@@ -17,16 +17,21 @@ def require_source(purpose: str, target: Target, needs_truth: bool = False) -> N
     """Check that a target is of the kind that an evaluation or a command needs.
 
     Raises:
-        UsageError: it has a language model where known features are needed, or the other way round.
+        UsageError: it has a language model where known features are needed, or the other way round; or its synthetic
+            model cannot be.
     """
-    if needs_truth and not target.synthetic:
+    if needs_truth and target.synthetic is None:
         raise UsageError(
             f"{purpose} needs features that are known, and {target.name} is a language model: give --target synthetic"
         )
-    if target.synthetic and not needs_truth:
+    if target.synthetic is not None and not needs_truth:
         raise UsageError(
             f"{purpose} needs a language model, and {target.name} is synthetic: its SAEs are scored by ground_truth"
         )
+    if target.synthetic is not None:
+        from sae_variants.synthetic.config import read_synthetic
+
+        read_synthetic(target.synthetic, f"[synthetic] of {target.name}")
 
 
 def model_loader(target: Target, device: str) -> Callable[[], LoadedModel]:
@@ -34,7 +39,7 @@ def model_loader(target: Target, device: str) -> Callable[[], LoadedModel]:
     from sae_variants.language_model.load import load_model
     from sae_variants.synthetic.model import load_synthetic
 
-    if target.synthetic:
+    if target.synthetic is not None:
         table = target.synthetic
         return cache(lambda: load_synthetic(table, device, f"[synthetic] of {target.name}"))
     return cache(lambda: load_model(target.model_name, device, target.dtype))

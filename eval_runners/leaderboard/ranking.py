@@ -64,16 +64,20 @@ class Board:
         return self._ranks(column).get(id(row))
 
     def is_best(self, row: Row, column: Column) -> bool:
-        """Whether it alone has rank 1, and rows of the group without a rank are worse than its interval."""
+        """Whether it alone has rank 1, and is better than the rest of the same width, tokens and L0.
+
+        The rest are rows without a rank, and rows within 2 % of its L0 in a neighbouring group. Their numbers must lie
+        beyond its interval.
+        """
         number = row.number(column)
         if self.rank(row, column) != 1 or number is None or number[1] is None:
             return False
-        sign = _sign(column)
-        for other in self.group(row):
+        sign, group = _sign(column), self.group(row)
+        for other in self._neighbours.get(id(row), []):
             theirs = other.number(column)
-            if other is row or theirs is None:
+            if theirs is None:
                 continue
-            rank = self.rank(other, column)
+            rank = self.rank(other, column) if other in group else None
             if rank == 1 or (rank is None and sign * theirs[0] >= sign * number[0] - number[1]):
                 return False
         return True
@@ -85,6 +89,20 @@ class Board:
         is not on the front itself.
         """
         return id(row) in self._front(column)
+
+    @cached_property
+    def _neighbours(self) -> dict[int, list[Row]]:
+        """Id of each trained row -> the other rows of its width, tokens and, within 2 %, L0."""
+        known = sorted((row for group in self.groups for row in group if row.l0 is not None), key=_sizes)
+        found: dict[int, list[Row]] = {id(row): [] for row in known}
+        first = 0
+        for index, row in enumerate(known):
+            while _sizes(known[first])[:2] != _sizes(row)[:2] or not _have_same_l0(known[first], row):
+                first += 1
+            for other in known[first:index]:
+                found[id(row)].append(other)
+                found[id(other)].append(row)
+        return found
 
     @cached_property
     def _group_of(self) -> dict[int, list[Row]]:
@@ -166,6 +184,15 @@ def _differ(row: Row, better: Row, column: Column) -> bool:
         return paired_p_value(differences) <= LEVEL
     mine, theirs = row.number(column), better.number(column)
     return mine is not None and theirs is not None and mine[0] != theirs[0]
+
+
+def _sizes(row: Row) -> tuple[int, int, float]:
+    return row.d_sae or 0, row.training_tokens or 0, row.l0 or 0.0
+
+
+def _have_same_l0(row: Row, other: Row) -> bool:
+    least, most = sorted((row.l0 or 0.0, other.l0 or 0.0))
+    return most <= SAME_L0 * least
 
 
 def _group_rows(rows: Sequence[Row]) -> Iterable[list[Row]]:

@@ -141,14 +141,15 @@ def write_csv(path: Path, results: Sequence[tuple[Any, Result]]) -> None:
 
 def print_details(title: str, rows: Iterable[dict[str, Any]]) -> None:
     """Print rows that all have the same columns."""
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title)
+    table = Table(title=escape(title))
     for number, row in enumerate(rows):
         if number == 0:
             for name, value in row.items():
-                table.add_column(name, justify="left" if isinstance(value, str) else "right")
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+                table.add_column(escape(name), justify="left" if isinstance(value, str) else "right")
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else escape(str(value)) for value in row.values()))
     _print_table(table)
 
 

@@ -155,8 +155,8 @@ def score_tree(found: FoundTree, truth: TrueTree) -> dict[str, float]:
     return {
         "parent_accuracy": float(is_right_E[has_parent_E].float().mean()) if has_parent_E.any() else 0.0,
         "edge_precision": right / len(edges) if edges else 0.0,
-        "edge_recall": right / len(true_edges),
-        "edge_f1": 2 * right / (len(edges) + len(true_edges)),
+        "edge_recall": right / len(true_edges) if true_edges else 0.0,
+        "edge_f1": 2 * right / max(len(edges) + len(true_edges), 1),
     }
 
 

@@ -44,6 +44,12 @@ def read_synthetic(table: Mapping[str, Any], where: str) -> SyntheticModelConfig
     if not isinstance(values["seed"], int):
         raise UsageError(f"seed in {where} must be a whole number, so that the model can be made again")
     _check_half_lives(table.get(HALF_LIVES), values, where)
+    roots = (values.get("hierarchy") or {}).get("total_root_nodes")
+    if isinstance(roots, int) and roots >= values["num_features"]:
+        raise UsageError(
+            f"hierarchy in {where} has {roots} roots and num_features is {values['num_features']}: no feature is left "
+            "to be a child; lower total_root_nodes"
+        )
     try:
         config = SyntheticModelConfig.from_dict(values)
         rates = config.firing_probability.generate(min(config.num_features, LOOKED_AT), seed=config.seed)
