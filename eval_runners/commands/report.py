@@ -75,10 +75,10 @@ def _compressed_plotly() -> str:
 
 
 def _describe_board(board: Board, logs: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
-    group_of = {id(row): number for number, group in enumerate(board.groups) for row in group}
+    group_of = {id(row): number for number, group in enumerate(board.levels) for row in group}
     for row in board.rows:  # an untrained row is shown with the group of about its L0
         if row.untrained:
-            near = (n for n, group in enumerate(board.groups) if has_l0_near(row, [r.l0 for r in group if r.l0]))
+            near = (n for n, group in enumerate(board.levels) if has_l0_near(row, [r.l0 for r in group if r.l0]))
             group_of[id(row)] = next(near, -1)
     curves: dict[str, dict[str, Any]] = {}
     for column in board.columns:
@@ -100,7 +100,7 @@ def _describe_board(board: Board, logs: Mapping[str, Sequence[Line]]) -> dict[st
             for column in board.shown
         ],
         "curves": list(curves.values()),
-        "groups": [_group_title(group) for group in board.groups],
+        "groups": [_group_title(group) for group in board.levels],
         "rows": [
             _describe_row(board, row, group_of.get(id(row)), curves) | {"logs": _describe_logs(row, logs)}
             for row in board.rows

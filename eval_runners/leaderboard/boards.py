@@ -193,8 +193,8 @@ def _with_rows_of(board: Board, columns: Sequence[Column]) -> Board:
 
 
 def _sort_rows(board: Board) -> Board:
-    """Trained rows group by group, the best of the first column first; then references; then the untrained."""
-    trained = [row for group in board.groups for row in _best_first(group, board.shown)]
+    """Trained rows level by level, the best of the first column first; then references; then the untrained."""
+    trained = [row for level in board.levels for row in _best_first(level, board.shown)]
     references = [row for row in board.rows if not row.results]
     untrained = sorted((row for row in board.rows if row.untrained), key=lambda row: row.label)
     return replace(board, rows=[*trained, *references, *untrained])

@@ -18,6 +18,8 @@ from eval_runners.store.seeds import FEWEST_SEEDS, LEVEL, holm, paired_p_value, 
 
 SAME_L0 = 1.02
 """Two L0 of which one is at most this factor above the other count as equal."""
+ABOUT_L0 = 1.15
+"""Rows whose L0 are within this factor stand together in tables."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,16 @@ class Board:
     @cached_property
     def groups(self) -> list[list[Row]]:
         """Trained rows of one width, number of training tokens and L0."""
-        return list(_group_rows([row for row in self.rows if row.results and not row.untrained]))
+        return list(_group_rows(self._trained, SAME_L0))
+
+    @cached_property
+    def levels(self) -> list[list[Row]]:
+        """Trained rows of one width, number of training tokens and about the same L0, as tables show them."""
+        return list(_group_rows(self._trained, ABOUT_L0))
+
+    @property
+    def _trained(self) -> list[Row]:
+        return [row for row in self.rows if row.results and not row.untrained]
 
     def group(self, row: Row) -> list[Row]:
         """Rows that may be ranked with this one, itself included. Empty for untrained rows and references."""
@@ -195,8 +206,11 @@ def _have_same_l0(row: Row, other: Row) -> bool:
     return most <= SAME_L0 * least
 
 
-def _group_rows(rows: Sequence[Row]) -> Iterable[list[Row]]:
-    """Rows of one width, training tokens and L0. A row for which one of them is unknown is a group of its own."""
+def _group_rows(rows: Sequence[Row], factor: float) -> Iterable[list[Row]]:
+    """Rows of one width, training tokens and, within a factor, L0.
+
+    A row for which one of them is unknown is a group of its own.
+    """
     by_sizes: dict[tuple[int, int], list[Row]] = {}
     alone = []
     for row in rows:
@@ -205,16 +219,16 @@ def _group_rows(rows: Sequence[Row]) -> Iterable[list[Row]]:
         else:
             by_sizes.setdefault((row.d_sae, row.training_tokens), []).append(row)
     for _, same_size in sorted(by_sizes.items()):
-        yield from _split_by_l0(sorted(same_size, key=lambda row: (row.l0, row.label)))
+        yield from _split_by_l0(sorted(same_size, key=lambda row: (row.l0, row.label)), factor)
     yield from alone
 
 
-def _split_by_l0(rows: list[Row]) -> Iterable[list[Row]]:
-    """Cut rows in order of L0 at their widest gaps, until the L0 of each part are equal within `SAME_L0`."""
+def _split_by_l0(rows: list[Row], factor: float) -> Iterable[list[Row]]:
+    """Cut rows in order of L0 at their widest gaps, until the L0 of each part are within a factor."""
     levels = [row.l0 or 0.0 for row in rows]
-    if levels[-1] <= SAME_L0 * levels[0]:
+    if levels[-1] <= factor * levels[0]:
         yield rows
         return
     cut = max(range(1, len(levels)), key=lambda i: levels[i] / levels[i - 1] if levels[i - 1] else float("inf"))
-    yield from _split_by_l0(rows[:cut])
-    yield from _split_by_l0(rows[cut:])
+    yield from _split_by_l0(rows[:cut], factor)
+    yield from _split_by_l0(rows[cut:], factor)
