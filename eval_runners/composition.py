@@ -115,12 +115,13 @@ def _split_contexts(target: Target, model: HookedTransformer, settings: Settings
     x_CTD, special_CT = (torch.cat(parts) for parts in zip(*batches, strict=True))
     if len(x_CTD) < 2:
         raise UsageError("two held-out contexts at least are needed: raise --n-contexts or lower --context-size")
-    half = len(x_CTD) // 2
-    counted_CT = ~special_CT
-    is_new_document = special_CT[half:].flatten().cumsum(0).view_as(special_CT[half:]) > 0
-    if 2 * (is_new_document & counted_CT[half:]).sum() >= counted_CT[half:].sum():
-        counted_CT[half:] &= is_new_document
-    return [x_CTD[part][counted_CT[part]] for part in (slice(half), slice(half, None))]
+    half, counted_CT = len(x_CTD) // 2, ~special_CT
+    special_N, counted_N = special_CT[half:].flatten(), counted_CT[half:].flatten()
+    after_a_separator_N = special_N.cumsum(0) > 0
+    of_new_documents_N = counted_N & after_a_separator_N
+    if 2 * of_new_documents_N.sum() >= counted_N.sum():
+        counted_N = of_new_documents_N
+    return [x_CTD[:half][counted_CT[:half]], x_CTD[half:].flatten(0, 1)[counted_N]]
 
 
 if __name__ == "__main__":

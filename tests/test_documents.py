@@ -38,6 +38,13 @@ def test_tables_in_a_file_are_generated_and_checked(tmp_path, capsys):
     assert "up to date" in capsys.readouterr().out
 
 
+def test_a_block_without_options_refuses_them(tmp_path):
+    block = "<!-- reliability --model tiny -->\n<!-- /reliability -->\n"
+    _, fill = document(tmp_path, over_seeds("a", [0.9, 0.91]), block)
+    with pytest.raises(UsageError, match="has no options: leave out '--model tiny'"):
+        main(fill)
+
+
 def test_sizes_in_which_rows_differ_have_a_column():
     text = to_markdown([board_of(made("a"), made("b", d_sae=128), made("random", tokens=0, trained=False))])
     assert "1000 training tokens, 1 seeds. core" in text, "an untrained row has no training tokens"

@@ -49,8 +49,11 @@ def fill_blocks(file: Path, results: Sequence[Result]) -> tuple[str, str]:
     boards = make_boards(results)
 
     def fill_block(match: re.Match[str]) -> str:
+        options = match["options"].strip()
+        if options and match["kind"] != "leaderboard":
+            raise UsageError(f"{file}: <!-- {match['kind']} --> has no options: leave out {options!r}")
         content = {
-            "leaderboard": lambda: _render_boards(file, boards, match["options"].strip()),
+            "leaderboard": lambda: _render_boards(file, boards, options),
             "reliability": lambda: reliability_markdown(results),
             "variants": variant_table,
             "evaluations": lambda: evaluation_table(results),

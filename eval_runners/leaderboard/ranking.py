@@ -173,16 +173,20 @@ def _rank(group: Sequence[Row], column: Column) -> Iterable[tuple[Row, int]]:
 
 
 def _front(rows: Sequence[Row], column: Column) -> Iterable[Row]:
-    """Rows that no other is better than at the same or a smaller L0, the best first."""
+    """Rows that no other is better than at the same or a smaller L0, the best first.
+
+    Each is compared with the best row at the same or a smaller L0. One that is not told apart from it stays on the
+    front, unless a row between the two, of a better mean than its own, left it.
+    """
     done: list[Row] = []
-    least_beaten = float("inf")
+    lowest_off = float("inf")  # L0 of the sparsest row that is not on the front, of those with better means
     for row in _best_first(rows, column):
         assert row.l0 is not None, "rows without an L0 are not on the front"
-        reach = SAME_L0 * row.l0
-        better = next((other for other in done if other.l0 is not None and other.l0 <= reach), None)
+        same_or_less = SAME_L0 * row.l0
+        best = next((other for other in done if other.l0 is not None and other.l0 <= same_or_less), None)
         done.append(row)
-        if least_beaten <= reach or (better is not None and _differ(row, better, column)):
-            least_beaten = min(least_beaten, row.l0)
+        if lowest_off <= same_or_less or (best is not None and _differ(row, best, column)):
+            lowest_off = min(lowest_off, row.l0)
         else:
             yield row
 

@@ -77,7 +77,7 @@ class Reliability:
 
 
 def measure_reliability(results: Sequence[Result]) -> Iterator[tuple[Board, list[Reliability]]]:
-    """Measure every metric with a direction on every board that has results by several evaluation seeds.
+    """Measure the leaderboard's metrics on every board that has results by several evaluation seeds.
 
     Args:
         results: of several SAEs, training seeds and evaluation seeds. SAEs of which none was evaluated by a further
@@ -91,7 +91,7 @@ def measure_reliability(results: Sequence[Result]) -> Iterator[tuple[Board, list
         if seed := eval_seed_of(result):
             repeated.setdefault(_repeated_key(result), {})[seed] = result
     for board in make_boards(results):
-        columns = [column for column in board.columns if column.metric.better != "neither"]
+        columns = [column for column in board.shown if column.metric.better != "neither"]
         measured = [_measure(board, column, repeated) for column in columns]
         if any(measured):
             yield board, [each for each in measured if each]
@@ -170,10 +170,9 @@ def _pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:
 
 
 def reliability_markdown(results: Sequence[Result]) -> str:
-    """A Markdown table of the leaderboard's metrics for every board, and what its columns are."""
+    """A Markdown table for every board, and what its columns are."""
     lines: list[str] = []
-    for board, every in measure_reliability(results):
-        metrics = [each for each in every if each.column.metric.short]
+    for board, metrics in measure_reliability(results):
         heads = ["evaluation", "metric", *HEADS]
         seeds = {each.n_seeds for each in metrics}
         labels = ", ".join(f"`{label}`" for label in dict.fromkeys(label for each in metrics for label in each.labels))
