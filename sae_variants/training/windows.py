@@ -110,13 +110,14 @@ class WindowStream:
         rows = self.windows_per_context * self.window
         slack = self.context_size - 1 - rows
         first = 1 + int(torch.randint(slack + 1, (1,), generator=generator))
-        acts_CTD = self.activations(tokens_CT)[:, first : first + rows]
-        special_CT = torch.isin(tokens_CT, torch.tensor(self.special_ids, dtype=tokens_CT.dtype))[
-            :, first : first + rows
-        ]
+        acts_CTD = self.activations(tokens_CT)
+        special_CT = torch.isin(tokens_CT, torch.tensor(self.special_ids, dtype=tokens_CT.dtype))
         order = torch.randperm(len(tokens_CT) * self.windows_per_context, generator=generator)
-        special_N = special_CT.reshape(-1, self.window)[order].flatten()
-        acts_ND = acts_CTD.reshape(-1, self.window, acts_CTD.shape[-1])[order.to(acts_CTD.device)].flatten(0, 1)
+        context, in_context = order // self.windows_per_context, order % self.windows_per_context
+        starts = context * self.context_size + first + in_context * self.window
+        index_N = (starts[:, None] + torch.arange(self.window)).flatten()
+        special_N = special_CT.flatten()[index_N]
+        acts_ND = acts_CTD.flatten(0, 1)[index_N.to(acts_CTD.device)]
         if special_N.any() and not special_N.all():
             ordinary = (~special_N).nonzero().squeeze(1)
             chosen = ordinary[torch.randint(len(ordinary), (int(special_N.sum()),), generator=generator)]
