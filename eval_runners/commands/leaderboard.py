@@ -24,10 +24,9 @@ from eval_runners.leaderboard.select import (
     add_columns,
     add_filters,
     add_result_folders,
+    boards_of,
     choose_columns,
-    find_boards,
     read_folders,
-    read_requested,
     read_some,
 )
 from eval_runners.leaderboard.terminal import print_boards, print_details, print_differences
@@ -62,8 +61,8 @@ def main(argv: list[str]) -> int:
         folders = [Path(folder) for folder in args.results] or [PUBLISHED, BASELINES]
         results, _ = read_folders(folders, bool(args.results))
         return max([_fill(Path(file), results, args.check) for file in args.readme])
-    boards, broken = find_boards(args)
-    boards = choose_columns(boards, args)
+    results, broken = read_some(args)
+    boards = choose_columns(boards_of(results, args), args)
     for file, option, render in (
         (args.markdown, "--markdown", to_markdown),
         (args.csv, "--csv", to_csv),
@@ -76,7 +75,7 @@ def main(argv: list[str]) -> int:
     if args.baseline:
         _print_differences(boards, load_result(Path(args.baseline)), Path(args.baseline).stem)
     if args.keep:
-        _keep([*_shown(boards), *_by_eval_seeds(boards, read_requested(args)[0])], Path(args.keep))
+        _keep([*_shown(boards), *_by_eval_seeds(boards, results)], Path(args.keep))
     if not (args.baseline or args.keep or args.markdown or args.csv or args.json or args.picture):
         print_boards(boards)
     return 1 if broken else 0

@@ -30,10 +30,7 @@ from sae_variants.cli.options import Parser, device_from, parse_seeds, split_unk
 from sae_variants.common.console import hide_host_warnings
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import check_file_writable, check_folder_writable, write_atomically
-from sae_variants.registry.contract import config_hooks
-from sae_variants.registry.variants import find_variant
 from sae_variants.training.grid import grid_fields, parse_grid
-from sae_variants.training.plan import Plan
 
 EVALUATIONS = "core,sparse_probing,sae_probes,positional_consistency"
 
@@ -75,7 +72,7 @@ def main(argv: list[str]) -> int:
         list(dict.fromkeys(args.saes)), target, overrides, grid_points, args.seeds, args.trained
     )
     check_training_options(overrides, args, [requests])
-    if len({request.plan.label for request in requests if request.plan and _learns(request.plan)}) < 2:
+    if len({request.plan.label for request in requests if request.plan and request.plan.learns}) < 2:
         raise UsageError("--sae must name two SAEs at least that are trained here: differences are between SAEs")
     check_supported(scorings, requests)
     check_folder_writable(output)
@@ -86,10 +83,6 @@ def main(argv: list[str]) -> int:
     again, further_failures = score_all(further, of_first_seed, load_model, args.force, keep_going=True)
     _print_table([*scored, *again], args.markdown)
     return report_failures([*scored, *again], [*untrainable, *failures, *further_failures])
-
-
-def _learns(plan: Plan) -> bool:
-    return config_hooks(find_variant(plan.name).config_class).learns
 
 
 def _parser() -> Parser:

@@ -19,8 +19,7 @@ from eval_runners.harness.saved_sae import check_source, locate_name
 from sae_variants.common.errors import UsageError
 from sae_variants.formats.hub import parse_hub_id
 from sae_variants.language_model.target import Target
-from sae_variants.registry.contract import config_hooks
-from sae_variants.registry.variants import find_variant, scorable_names
+from sae_variants.registry.variants import scorable_names
 from sae_variants.training.grid import GridPoint, make_plans
 from sae_variants.training.plan import RECORD, Plan
 from sae_variants.training.train import TrainingFailed, train_plans
@@ -162,7 +161,7 @@ def _locate_plan(plan: Plan, axes: Iterable[str]) -> LocatedSAE:
         seed=plan.settings.seed,
         training_tokens=record["trained_tokens"],
         kind=plan.kind,
-        learns=config_hooks(find_variant(plan.name).config_class).learns,
+        learns=plan.learns,
         grid_point={field: plan.values[field] for field in axes if field in plan.values},
         plan=plan,
     )

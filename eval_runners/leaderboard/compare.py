@@ -10,7 +10,7 @@ from eval_runners.leaderboard.ranking import SAME_L0, Board
 from eval_runners.leaderboard.render import format_number
 from eval_runners.leaderboard.rows import Row, training_fields
 from eval_runners.store.read import conditions_of, describe_differences
-from eval_runners.store.seeds import FEWEST_SEEDS, half_width, paired_p_value
+from eval_runners.store.seeds import FEWEST_SEEDS, common_differences, half_width, paired_p_value
 from sae_variants.common.errors import check_name
 
 
@@ -71,8 +71,7 @@ def differences_over_seeds(board: Board, row: Row, other: Row) -> Iterator[dict[
     for column in board.columns:
         if len({number[0] for each in board.rows if (number := each.number(column))}) < 2:
             continue  # it is of the language model, not of the SAEs
-        here, there = row.by_seed(column), other.by_seed(column)
-        differences = [here[seed] - there[seed] for seed in here.keys() & there.keys()]
+        differences = common_differences(row.by_seed(column), other.by_seed(column))
         if len(differences) >= FEWEST_SEEDS:
             yield {
                 "evaluation": column.evaluation,

@@ -8,13 +8,13 @@ no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from eval_runners.leaderboard.rows import Column, Row, metrics_of
-from eval_runners.store.seeds import FEWEST_SEEDS, LEVEL, holm, paired_p_value, paired_p_values
+from eval_runners.store.seeds import FEWEST_SEEDS, LEVEL, common_differences, holm, paired_p_value, paired_p_values
 
 SAME_L0 = 1.02
 """Two L0 of which one is at most this factor above the other count as equal."""
@@ -64,7 +64,8 @@ class Board:
 
     def group(self, row: Row) -> list[Row]:
         """Rows that may be ranked with this one, itself included. Empty for untrained rows and references."""
-        return self._group_of.get(id(row), [])
+        number = self._number_of.get(id(row))
+        return [] if number is None else self.groups[number]
 
     def rank(self, row: Row, column: Column) -> int | None:
         """1 plus the number of rows of the group that belong to a better rank.
@@ -84,11 +85,11 @@ class Board:
         if self.rank(row, column) != 1 or number is None or number[1] is None:
             return False
         sign, group = _sign(column), self.group(row)
-        for other in self._neighbours.get(id(row), []):
+        for other in self._matched(row):
             theirs = other.number(column)
-            if theirs is None:
+            if other is row or theirs is None:
                 continue
-            rank = self.rank(other, column) if other in group else None
+            rank = self.rank(other, column) if self.group(other) is group else None
             if rank == 1 or (rank is None and sign * theirs[0] >= sign * number[0] - number[1]):
                 return False
         return True
@@ -102,22 +103,20 @@ class Board:
         return id(row) in self._front(column)
 
     @cached_property
-    def _neighbours(self) -> dict[int, list[Row]]:
-        """Id of each trained row -> the other rows of its width, tokens and, within 2 %, L0."""
-        known = sorted((row for group in self.groups for row in group if row.l0 is not None), key=_sizes)
-        found: dict[int, list[Row]] = {id(row): [] for row in known}
-        first = 0
-        for index, row in enumerate(known):
-            while _sizes(known[first])[:2] != _sizes(row)[:2] or not _have_same_l0(known[first], row):
-                first += 1
-            for other in known[first:index]:
-                found[id(row)].append(other)
-                found[id(other)].append(row)
-        return found
+    def _number_of(self) -> dict[int, int]:
+        """Id of each trained row -> number of its group."""
+        return {id(row): number for number, group in enumerate(self.groups) for row in group}
 
-    @cached_property
-    def _group_of(self) -> dict[int, list[Row]]:
-        return {id(row): group for group in self.groups for row in group}
+    def _matched(self, row: Row) -> Iterator[Row]:
+        """Rows of a row's group, and of the groups beside it as far as they have its width, tokens and L0."""
+        own = self._number_of[id(row)]
+        yield from self.groups[own]
+        for beside in (reversed(self.groups[:own]), self.groups[own + 1 :]):
+            for group in beside:
+                matched = [other for other in group if _are_matched(row, other)]
+                if not matched:
+                    break
+                yield from matched
 
     def _ranks(self, column: Column) -> dict[int, int]:
         """Id of each row that has a rank -> its rank."""
@@ -193,21 +192,18 @@ def _front(rows: Sequence[Row], column: Column) -> Iterable[Row]:
 
 def _differ(row: Row, better: Row, column: Column) -> bool:
     """Whether two rows differ by a test, or by their means where they share too few seeds for one."""
-    here, there = row.by_seed(column), better.by_seed(column)
-    differences = [here[seed] - there[seed] for seed in here.keys() & there.keys()]
+    differences = common_differences(row.by_seed(column), better.by_seed(column))
     if len(differences) >= FEWEST_SEEDS:
         return paired_p_value(differences) <= LEVEL
     mine, theirs = row.number(column), better.number(column)
     return mine is not None and theirs is not None and mine[0] != theirs[0]
 
 
-def _sizes(row: Row) -> tuple[int, int, float]:
-    return row.d_sae or 0, row.training_tokens or 0, row.l0 or 0.0
-
-
-def _have_same_l0(row: Row, other: Row) -> bool:
+def _are_matched(row: Row, other: Row) -> bool:
+    """Whether two rows have the same width, training tokens and, within `SAME_L0`, L0."""
     least, most = sorted((row.l0 or 0.0, other.l0 or 0.0))
-    return most <= SAME_L0 * least
+    same_sizes = (row.d_sae, row.training_tokens) == (other.d_sae, other.training_tokens)
+    return same_sizes and most <= SAME_L0 * least
 
 
 def _group_rows(rows: Sequence[Row], factor: float) -> Iterable[list[Row]]:

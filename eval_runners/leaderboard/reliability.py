@@ -22,7 +22,7 @@ from eval_runners.store.read import (
     provenance_of,
     weight_hash_of,
 )
-from eval_runners.store.seeds import FEWEST_SEEDS, holm, least_reliable_difference, paired_p_value
+from eval_runners.store.seeds import FEWEST_SEEDS, common_differences, holm, least_reliable_difference, paired_p_value
 
 HEADS = (
     "between SAEs",
@@ -121,10 +121,10 @@ def _measure(board: Board, column: Column, repeated: Repeated) -> Reliability | 
         return None
     values = [[row.by_seed(column)[seed] for seed in seeds] for row in rows]
     by_eval_seed = [_by_eval_seed(row, column, repeated) for row in rows]
-    differences = [_differences(dict(enumerate(a)), dict(enumerate(b))) for a, b in combinations(values, 2)]
+    differences = [[a - b for a, b in zip(one, other, strict=True)] for one, other in combinations(values, 2)]
     again = [list(numbers.values()) for of_row in by_eval_seed for numbers in of_row.values()]
     eval_differences = [
-        _differences(here[seed], there[seed])
+        common_differences(here[seed], there[seed])
         for here, there in combinations(by_eval_seed, 2)
         for seed in here.keys() & there.keys()
     ]
@@ -156,10 +156,6 @@ def _by_eval_seed(row: Row, column: Column, repeated: Repeated) -> dict[int, dic
         if len(known) > 1:
             found[provenance_of(result).get("seed") or 0] = known
     return found
-
-
-def _differences(here: dict[int, float], there: dict[int, float]) -> list[float]:
-    return [here[key] - there[key] for key in sorted(here.keys() & there.keys())]
 
 
 def _pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:

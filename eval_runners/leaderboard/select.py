@@ -72,6 +72,15 @@ def find_boards(args: Namespace) -> tuple[list[Board], list[str]]:
         UsageError: there is no such board.
     """
     results, broken = read_some(args)
+    return boards_of(results, args), broken
+
+
+def boards_of(results: Sequence[Result], args: Namespace) -> list[Board]:
+    """Make the boards of results that the options ask for.
+
+    Raises:
+        UsageError: there is no such board.
+    """
     every = make_boards(results)
     if replaced := _replaced(results, every):
         print(f"trained again: newer results of the same seed replace those of {', '.join(replaced)}", file=sys.stderr)
@@ -79,7 +88,7 @@ def find_boards(args: Namespace) -> tuple[list[Board], list[str]]:
     boards = filter_boards(every, args)
     if not boards:
         raise UsageError("no results of that kind in " + (", ".join(args.results) or "results"))
-    return boards, broken
+    return boards
 
 
 def _replaced(results: Sequence[Result], boards: Sequence[Board]) -> list[str]:

@@ -5,7 +5,7 @@ Source: Student, Biometrika 1908; Holm, Scandinavian Journal of Statistics 1979.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import inf, sqrt
 from statistics import stdev
@@ -35,6 +35,11 @@ def half_width(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
     return t_quantile(len(values)) * stdev(values) / sqrt(len(values))
+
+
+def common_differences(here: Mapping[int, float], there: Mapping[int, float]) -> list[float]:
+    """Number of the one minus number of the other, for each seed that both have."""
+    return [here[seed] - there[seed] for seed in sorted(here.keys() & there.keys())]
 
 
 def paired_p_values(values_RS: np.ndarray, other_S: np.ndarray) -> np.ndarray:

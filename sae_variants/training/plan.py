@@ -22,6 +22,7 @@ from sae_variants.common.values import check_type
 from sae_variants.language_model.folders import model_id
 from sae_variants.language_model.target import Target
 from sae_variants.registry.build import make_config
+from sae_variants.registry.contract import config_hooks
 from sae_variants.registry.variants import STOCK_PREFIX, find_variant, split_part
 from sae_variants.training.settings import SETTING_NAMES, SETTING_TYPES, TrainSettings
 
@@ -63,6 +64,11 @@ class Plan:
     """Settings and fields that the user sets, beside the recipe."""
     part: str = ""
     """The requested part of a training that gives several SAEs, such as `lower`."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether its variant is trained: `random` is not."""
+        return config_hooks(find_variant(self.name).config_class).learns
 
     @property
     def full_name(self) -> str:

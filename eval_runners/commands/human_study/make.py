@@ -57,7 +57,8 @@ def main(argv: list[str]) -> int:
     located = locate_all(requests, device)
     model = model_loader(target, device)()
     check_context(settings.context_size, target, model)
-    location = ResultLocation(Path(), evaluator.name, target, asdict(settings), {}, device, [*COMMAND, "make", *argv])
+    command = [*COMMAND, "make", *argv]
+    location = ResultLocation(Path(), evaluator.name, target, asdict(settings), {}, device, command, evaluator.version)
     saes: list[dict[str, Any]] = []
     questions: list[Question] = []
     for number, one in enumerate(located):
