@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 ROOT = "SAE_VARIANTS_SYNTHETIC"
 ROWS_AT_ONCE = 8192
 """Tokens that are sampled at once."""
+TRAINING_ROWS_AT_ONCE = 1024
+"""The same for trainings, unless features are chains: a CPU samples faster what fits into its cache."""
 MEMORY_SHARE = 0.5
 """Share of the free memory that a model and one batch of its samples may take."""
 
@@ -95,11 +97,7 @@ class SyntheticData:
         for first in range(0, n_contexts, step):
             count = min(step, n_contexts - first)
             with temporary_seed(_seed(*seed, first)):
-                if self.half_lives_F is None:
-                    acts_NF = self.model.activation_generator.sample(count * context_size)
-                    acts_CTF = acts_NF.view(count, context_size, -1)
-                else:
-                    acts_CTF = self._chains(count, context_size, self.half_lives_F)
+                acts_CTF = self._sample(count, context_size)
             yield acts_CTF
 
     @torch.no_grad()
@@ -117,9 +115,22 @@ class SyntheticData:
         for number in itertools.count():
             yield torch.full((context_size,), number)
 
+    @torch.no_grad()
     def training_activations(self, numbers_CT: Tensor, seed: int) -> Tensor:
         """Return the activations [C, T, D] of contexts that `contexts` numbered, for a training of that seed."""
-        return self.activations(*numbers_CT.shape, "training", seed, int(numbers_CT[0, 0]))
+        from sae_lens.util import temporary_seed
+
+        rows = TRAINING_ROWS_AT_ONCE if self.half_lives_F is None else ROWS_AT_ONCE
+        parts = numbers_CT.split(max(1, round(rows / numbers_CT.shape[1])))
+        with temporary_seed(_seed("training", seed, int(numbers_CT[0, 0]))):
+            return torch.cat([self.embed(self._sample(*part_CT.shape)) for part_CT in parts])
+
+    def _sample(self, n_contexts: int, context_size: int) -> Tensor:
+        """Sample features [C, T, F] by the global random state."""
+        if self.half_lives_F is not None:
+            return self._chains(n_contexts, context_size, self.half_lives_F)
+        acts_NF = self.model.activation_generator.sample(n_contexts * context_size)
+        return acts_NF.view(n_contexts, context_size, -1)
 
     def _chains(self, n_contexts: int, context_size: int, half_lives_F: Tensor) -> Tensor:
         """Sample features [C, T, F] that keep their state from token to token with their half-lives."""

@@ -117,7 +117,7 @@ class WindowStream:
         starts = context * self.context_size + first + in_context * self.window
         index_N = (starts[:, None] + torch.arange(self.window)).flatten()
         special_N = special_CT.flatten()[index_N]
-        acts_ND = acts_CTD.flatten(0, 1)[index_N.to(acts_CTD.device)]
+        acts_ND = acts_CTD.flatten(0, 1).index_select(0, index_N.to(acts_CTD.device))
         if special_N.any() and not special_N.all():
             ordinary = (~special_N).nonzero().squeeze(1)
             chosen = ordinary[torch.randint(len(ordinary), (int(special_N.sum()),), generator=generator)]
