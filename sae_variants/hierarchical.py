@@ -1,7 +1,10 @@
 """A dense lower level of latents, and a sparse upper level that reads it and groups its latents under parents.
 
-The levels are trained one after the other and then together; `two_level.levels` has their equations. Once the parents
-are fixed, two terms make the children of a parent similar:
+`two_level.levels` has the equations of the levels. The lower level trains throughout, with a refined encoder
+(`refinement.steps`). After a first phase the upper level starts from groups of lower latents that fire together
+(`two_level.groups`), and trains on the lower level without a gradient to it; the latents of its group are the children
+of an upper latent. With `separate = false` the levels train one after the other and then together, and two terms can
+make the children of a parent similar; both cost the lower level its features (results/ground_truth.md):
 
     λ_cos · mean over lower latents i of 1 - cos(row of i, row of its parent)
     λ_21 · Σ over groups G of siblings of √|G| · |f_G|₂        an L2,1 norm: few groups fire, not few latents
@@ -40,9 +43,9 @@ class HierarchicalTrainingSAEConfig(TwoLevelTrainingSAEConfig):
     """β₂, weight of the upper level's L1 penalty, which determines L0 instead of k; 0 disables it."""
     lower_l1_coefficient: float = 1.0
     """β₁, weight of the lower level's L1 penalty, which must be below β₂."""
-    cosine_coefficient: float = 3.0
+    cosine_coefficient: float = 0.0
     """λ_cos, weight of the distance between lower latents and their parents; 0 disables it."""
-    group_coefficient: float = 0.1
+    group_coefficient: float = 0.0
     """λ_21, weight of the L2,1 norm over groups of siblings; 0 disables it."""
 
     @override
@@ -50,6 +53,8 @@ class HierarchicalTrainingSAEConfig(TwoLevelTrainingSAEConfig):
         super().__post_init__()
         if self.sparsity not in ("batchtopk", "l1"):
             raise ValueError(f"sparsity must be batchtopk or l1, not {self.sparsity!r}")
+        if self.separate and self.group_coefficient:
+            raise ValueError("group_coefficient needs separate=false: it would act on the lower level")
 
     @override
     def not_progressive(self) -> str:
@@ -95,7 +100,9 @@ def cosine_loss(rows_LD: Tensor, parent_rows_UD: Tensor, parent_L: Tensor) -> Te
         parent_rows_UD: Decoder rows [U, D] of upper latents, of unit norm.
         parent_L: Index [L] of each lower latent's parent.
     """
-    return (1 - (rows_LD * parent_rows_UD[parent_L]).sum(-1)).mean()
+    has_parent_L = parent_L != NO_PARENT
+    cosine_L = (rows_LD * parent_rows_UD[parent_L.clamp(min=0)]).sum(-1)
+    return torch.where(has_parent_L, 1 - cosine_L, 0.0).mean()
 
 
 def group_loss(acts_NL: Tensor, parent_L: Tensor, n_parents: int) -> Tensor:
@@ -106,8 +113,10 @@ def group_loss(acts_NL: Tensor, parent_L: Tensor, n_parents: int) -> Tensor:
         parent_L: Index [L] of each lower latent's parent.
         n_parents: Number of upper latents.
     """
+    has_parent_L = parent_L != NO_PARENT
+    acts_NL, parent_L = acts_NL * has_parent_L, parent_L.clamp(min=0)
     squares_NU = acts_NL.new_zeros(len(acts_NL), n_parents).index_add(1, parent_L, acts_NL.pow(2))
     fires = squares_NU > 0
     norms_NU = torch.where(fires, squares_NU, 1).sqrt() * fires  # the slope of the root at 0 is infinite
-    sizes_U = torch.bincount(parent_L, minlength=n_parents).to(acts_NL.dtype)
+    sizes_U = torch.bincount(parent_L[has_parent_L], minlength=n_parents).to(acts_NL.dtype)
     return (norms_NU @ sizes_U.sqrt()).mean()

@@ -1,8 +1,12 @@
 """Latents of which a slow share changes little from token to token, so that it does not depend on position.
 
-The first `slow_fraction` of the latents are slow, the others are free:
+A share `slow_fraction` of the latents is slow, the others are free:
 
     L = |x - x̂|² + λ · L_consistency(f_slow) + ν · |x - x̂_slow|² + AuxK
+
+The slow latents are those whose activations at two tokens of a window have correlated most so far, or the first ones
+throughout (`slow = first`, as in T-SAE). They are saved as the first ones. Choosing them by what persists finds more of
+what persists than making the first ones persist does (results/ground_truth.md).
 
 With ν > 0 the slow latents alone also reconstruct x. T-SAE has ν = 1. The default here is 0: with 1, slow latents carry
 most of the reconstruction and change as fast as x does; with 0, they do not become constant at λ = 1.
@@ -14,8 +18,8 @@ most of the reconstruction and change as fast as x does; with 0, they do not bec
     similarity   mean of 1 - cos(z_t, z_{t-1})
 
 With `pairs = "earlier"`, the default, every earlier token of the window replaces t-1 in the first and the last form.
-Windows with a special token count for the reconstruction only. `k` is per token, averaged over the batch. Only training
-differs from the base, so the SAE is saved as a stock SAELens `jumprelu`.
+Windows with a special token count for the reconstruction only. `k` is per token, averaged over the batch. The encoder
+is refined (`refinement.steps`), and the SAE saved as `refined`; with `refine = 0`, as a stock SAELens `jumprelu`.
 
 Source: T-SAE (arXiv 2511.05541) for the split, the nested loss and the contrast; the base is BatchTopK (arXiv
 2412.06410), or ReLU with L1 (arXiv 2309.08600).
@@ -28,10 +32,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.saes.topk_sae import act_times_W_dec
@@ -39,18 +42,24 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_variants.ops.batch_topk import BatchTopK, split_windows
+from sae_variants.ops.consistency import contrastive_loss, similarity_loss, variance_loss
 from sae_variants.ops.errors import squared_error
-from sae_variants.ops.mostly_zero import decode_sparse, sparse_gradient_product
-from sae_variants.registry.batch_topk import BatchTopKVariant
-from sae_variants.registry.contract import VariantConfig
+from sae_variants.ops.threshold import running_rate
+from sae_variants.refinement.config import RefinementConfig
+from sae_variants.refinement.training import RefinedBatchTopK
 from sae_variants.registry.variants import register
 
-EPSILON = 1e-6
+MEASURED_EVERY = 4
+"""Correlations within windows are measured in one of so many steps."""
+MEASURED_RATE = 0.02
+"""Rate at which they follow those of a step."""
 
 
 @dataclass
-class TemporalTrainingSAEConfig(VariantConfig, BatchTopKTrainingSAEConfig):
+class TemporalTrainingSAEConfig(RefinementConfig, BatchTopKTrainingSAEConfig):
     """Config of `temporal`."""
+
+    added: ClassVar[Mapping[str, Any]] = {**RefinementConfig.added, "slow": "first"}
 
     k: float = 32  # type: ignore[assignment]
     """Latents that fire per token, averaged over the batch."""
@@ -58,8 +67,12 @@ class TemporalTrainingSAEConfig(VariantConfig, BatchTopKTrainingSAEConfig):
     """Source of sparsity: BatchTopK, or ReLU with an L1 penalty."""
     l1_coefficient: float = 1.0
     """Weight of the L1 penalty with base relu, which determines L0 instead of k."""
-    slow_fraction: float = 0.1
-    """Share of the latents, the first ones, to which the consistency term applies."""
+    slow_fraction: float = 0.05
+    """Share of the latents that are slow, to which the consistency term applies; they are saved as the first ones."""
+    slow: Literal["measured", "first"] = "measured"
+    """Which latents are slow: those that so far correlate most within windows, or the first ones throughout."""
+    refine: int = 1
+    """Refinement steps of the encoder: each encodes what the code before left, at the cost of another encoding."""
     nested_coefficient: float = 0.0
     """ν, weight of the reconstruction by the slow latents alone; 0 disables it, T-SAE uses 1."""
     consistency: Literal["contrastive", "variance", "similarity"] = "contrastive"
@@ -97,6 +110,8 @@ class TemporalTrainingSAEConfig(VariantConfig, BatchTopKTrainingSAEConfig):
             raise ValueError(f"window must be at least 2 tokens, not {self.window}: one token has no neighbour")
         if not 0 < self.slow_fraction <= 1 or self.n_slow < 1:
             raise ValueError(f"slow_fraction must leave between 1 and d_sae slow latents, not {self.slow_fraction}")
+        if self.slow not in ("measured", "first"):
+            raise ValueError(f"slow must be measured or first, not {self.slow!r}")
         if self.base not in ("batchtopk", "relu"):
             raise ValueError(f"base must be batchtopk or relu, not {self.base!r}")
         if self.consistency not in CONSISTENCY:
@@ -112,89 +127,24 @@ class TemporalTrainingSAEConfig(VariantConfig, BatchTopKTrainingSAEConfig):
             raise ValueError(f"temperature must be positive, not {self.temperature}")
 
 
-def split_pairs(codes_nWL: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
-    """Return the codes [n, P, L] of the later and of the earlier token of P pairs of tokens of every window."""
-    if pairs == "adjacent":
-        return codes_nWL[:, 1:], codes_nWL[:, :-1]
-    later, earlier = torch.tril_indices(codes_nWL.shape[1], codes_nWL.shape[1], offset=-1)
-    return codes_nWL[:, later], codes_nWL[:, earlier]
-
-
-def contrastive_loss(
-    slow_nWL: Tensor, contrast: str = "cosine", temperature: float = 0.1, pairs: str = "adjacent"
-) -> Tensor:
-    """Return the symmetric InfoNCE loss over pairs of tokens.
-
-    The negatives of a window are the other windows, at the same two positions.
-
-    Args:
-        slow_nWL: Slow latents [n, W, L].
-        contrast: `cosine` or `dot`.
-        temperature: Divisor of the cosine.
-        pairs: `adjacent` or `earlier`.
-    """
-    windows = len(slow_nWL)
-    codes = F.normalize(slow_nWL, dim=-1, eps=EPSILON) if contrast == "cosine" else slow_nWL
-    scale = 1 / temperature if contrast == "cosine" else 1.0
-    later_nPL, earlier_nPL = split_pairs(codes, pairs)
-    logits_Pnn = scale * later_nPL.transpose(0, 1) @ earlier_nPL.permute(1, 2, 0)
-    target = torch.arange(windows, device=codes.device).expand(len(logits_Pnn), windows)
-    forward = F.cross_entropy(logits_Pnn.flatten(0, 1), target.flatten())
-    backward = F.cross_entropy(logits_Pnn.transpose(1, 2).flatten(0, 1), target.flatten())
-    return (forward + backward) / 2
-
-
-def variance_loss(slow_nWL: Tensor) -> Tensor:
-    """Return the variance over the mean square within a window, averaged over windows and latents that fire in them.
-
-    The result is between 0 and 1, and does not depend on the scale of the latents.
-    """
-    largest_n1L = slow_nWL.detach().amax(1, keepdim=True)
-    active_nL = largest_n1L.squeeze(1) > 0
-    scaled_nWL = slow_nWL / torch.where(largest_n1L > 0, largest_n1L, 1.0)
-    square_nL = torch.where(active_nL, scaled_nWL.pow(2).mean(1), 1.0)
-    return (scaled_nWL.var(1, unbiased=False) / square_nL).sum() / active_nL.sum().clamp(min=1)
-
-
-def similarity_loss(slow_nWL: Tensor, pairs: str = "adjacent") -> Tensor:
-    """Return the mean of 1 - cos between the codes of pairs of tokens; between 0 and 1 for non-negative codes."""
-    later_nPL, earlier_nPL = split_pairs(slow_nWL, pairs)
-    return (1 - F.cosine_similarity(later_nPL, earlier_nPL, dim=-1, eps=EPSILON)).mean()
-
-
 CONSISTENCY = {"contrastive": contrastive_loss, "variance": variance_loss, "similarity": similarity_loss}
 
 
 @register(TemporalTrainingSAEConfig)
-class TemporalTrainingSAE(BatchTopKVariant):
+class TemporalTrainingSAE(RefinedBatchTopK):
     """BatchTopK or ReLU in training, with the consistency term."""
 
     cfg: TemporalTrainingSAEConfig  # type: ignore[assignment]
+    moments_3S: Tensor
+
+    def __init__(self, cfg: TemporalTrainingSAEConfig, use_error_term: bool = False) -> None:
+        super().__init__(cfg, use_error_term)
+        if cfg.slow == "measured":
+            self.register_buffer("moments_3S", torch.zeros(3, cfg.d_sae, device=self.W_dec.device))
 
     @override
     def get_activation_fn(self) -> nn.Module:
         return BatchTopK(self.cfg.k) if self.cfg.base == "batchtopk" else nn.ReLU()
-
-    @override
-    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode as SAELens does, with norms folded into the weights and gradients of the firing latents only."""
-        x = self.process_sae_in(x)
-        x_ND = x.reshape(-1, x.shape[-1])
-        W_enc, b_enc = self.W_enc, self.b_enc
-        if self.cfg.rescale_acts_by_decoder_norm:
-            norm_S = self.W_dec.norm(dim=-1)
-            W_enc, b_enc = W_enc * norm_S, b_enc * norm_S
-        pre = self.hook_sae_acts_pre(sparse_gradient_product(x_ND, W_enc, b_enc).view(*x.shape[:-1], W_enc.shape[1]))
-        return self.hook_sae_acts_post(self.activation_fn(pre)), pre
-
-    @override
-    def decode(self, feature_acts: Tensor) -> Tensor:
-        rows = self.W_dec
-        if self.cfg.rescale_acts_by_decoder_norm:
-            rows = rows / rows.norm(dim=-1, keepdim=True)
-        acts_NS = feature_acts.reshape(-1, feature_acts.shape[-1])
-        out = decode_sparse(acts_NS, rows).view(*feature_acts.shape[:-1], rows.shape[1]) + self.b_dec
-        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(self.hook_sae_recons(out)), self.d_head)
 
     @property
     @override
@@ -211,31 +161,80 @@ class TemporalTrainingSAE(BatchTopKVariant):
             is_scaled = self.cfg.rescale_acts_by_decoder_norm  # to the units of the output
             acts_NS = feature_acts if is_scaled else feature_acts * self.W_dec.norm(dim=1)
             losses["l1_loss"] = self.cfg.l1_coefficient * acts_NS.sum(-1).mean()
-        slow_NL = feature_acts[:, : self.cfg.n_slow]
+        if self.cfg.slow == "measured":
+            self._measure(feature_acts.detach(), step_input.n_training_steps)
+        slow_L = self.slow_L
+        slow_NL = feature_acts[:, slow_L]
         if self.cfg.nested_coefficient:
-            W_slow = self.W_dec[: self.cfg.n_slow]
+            W_slow = self.W_dec[slow_L]
             slow_out = act_times_W_dec(slow_NL, W_slow, self.cfg.rescale_acts_by_decoder_norm) + self.b_dec
             losses["slow_mse_loss"] = self.cfg.nested_coefficient * squared_error(step_input.sae_in, slow_out)
         if self.cfg.consistency_coefficient:
             losses["consistency_loss"] = self.cfg.consistency_coefficient * self.consistency(slow_NL)
         return losses
 
+    @property
+    def slow_L(self) -> Tensor | slice:
+        """Indices of the slow latents."""
+        if self.cfg.slow == "first":
+            return slice(0, self.cfg.n_slow)
+        return self.correlation_S.topk(self.cfg.n_slow).indices
+
+    @property
+    def correlation_S(self) -> Tensor:
+        """Correlation [S] of a latent's activations at two tokens of a window; 0 for one that does not vary."""
+        mean_S, square_S, product_S = self.moments_3S
+        variance_S = square_S - mean_S.pow(2)
+        return torch.where(variance_S > 0, (product_S - mean_S.pow(2)) / variance_S.clamp(min=1e-30), 0.0)
+
+    @torch.no_grad()
+    def _measure(self, acts_NS: Tensor, step: int) -> None:
+        """Update the running means of f_t, f_t² and f_t f_u over pairs of tokens t, u of a window."""
+        if step % MEASURED_EVERY:
+            return
+        acts_nWS, W = split_windows(acts_NS.to(self.moments_3S), self.cfg.window), self.cfg.window
+        sum_nS, square_S = acts_nWS.sum(1), acts_nWS.pow(2).mean((0, 1))
+        product_S = (sum_nS.pow(2).mean(0) / W - square_S) / (W - 1)
+        rate = running_rate(MEASURED_RATE, step // MEASURED_EVERY)
+        self.moments_3S.lerp_(torch.stack([sum_nS.mean(0) / W, square_S, product_S]), rate)
+
+    @property
+    @override
+    def saved_order(self) -> Tensor | None:
+        if self.cfg.slow == "first":
+            return None
+        is_slow_S = torch.zeros(self.cfg.d_sae, dtype=torch.bool, device=self.moments_3S.device)
+        is_slow_S[self.slow_L] = True
+        return is_slow_S.int().argsort(descending=True, stable=True)
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        state_dict.pop("moments_3S", None)
+        if (order_S := self.saved_order) is not None:
+            for name, values in state_dict.items():
+                axis = {"W_dec": 0, "b_dec": None}.get(name, values.ndim - 1)
+                state_dict[name] = values if axis is None else values.index_select(axis, order_S).contiguous()
+
     def consistency(self, slow_NL: Tensor) -> Tensor:
         """Return the consistency term over the windows without special tokens; 0 if there are fewer than two."""
         slow_nWL = split_windows(slow_NL, self.cfg.window)
-        if self.special_N is None:
+        special_N = self.special_N
+        if special_N is None:
             warnings.warn(
                 "temporal does not know which rows are special tokens: it treats each "
                 f"{self.cfg.window} consecutive rows as neighbours of one context. Under SAELens' own runner that "
                 "holds only with activations_mixing_fraction=0; `python -m sae_variants train temporal` ensures it.",
                 stacklevel=2,
             )
-            self.special_N = torch.zeros(len(slow_NL), dtype=torch.bool, device=slow_NL.device)
-        clean_n = ~split_windows(self.special_N, self.cfg.window).any(1)
+            special_N = torch.zeros(len(slow_NL), dtype=torch.bool, device=slow_NL.device)
+        clean_n = ~split_windows(special_N, self.cfg.window).any(1)
         slow_nWL = slow_nWL[clean_n]
         if len(slow_nWL) < 2:
             return slow_NL.sum() * 0.0
         options: dict[str, Any] = {} if self.cfg.consistency == "variance" else {"pairs": self.cfg.pairs}
         if self.cfg.consistency == "contrastive":
             options |= {"contrast": self.cfg.contrast, "temperature": self.cfg.temperature}
+            if self.context_N is not None:
+                options["context_n"] = split_windows(self.context_N, self.cfg.window)[clean_n, 0]
         return CONSISTENCY[self.cfg.consistency](slow_nWL, **options)

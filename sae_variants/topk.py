@@ -35,8 +35,8 @@ from sae_variants.ops.errors import relative_squared_error
 from sae_variants.ops.geometric_median import geometric_median
 from sae_variants.ops.moving_average import add_averages, update_averages
 from sae_variants.ops.sparse import decode, encode, keep_largest, sparse_codes
-from sae_variants.registry.contract import VariantConfig
-from sae_variants.registry.topk_saving import AVERAGED, SavedTopK
+from sae_variants.refinement.config import RefinementConfig
+from sae_variants.refinement.topk_saving import AVERAGED, SavedTopK
 from sae_variants.registry.variants import register
 
 MULTI_SHARE = 1 / 8
@@ -44,7 +44,7 @@ MULTI_SHARE = 1 / 8
 
 
 @dataclass
-class SparseTopKTrainingSAEConfig(VariantConfig, TopKTrainingSAEConfig):
+class SparseTopKTrainingSAEConfig(RefinementConfig, TopKTrainingSAEConfig):
     """Config of `topk`."""
 
     k: int = 32
@@ -100,6 +100,8 @@ class SparseTopKTrainingSAEConfig(VariantConfig, TopKTrainingSAEConfig):
             "aux_every must be at least 1": self.aux_every < 1,
             "ema must be at least 0 and below 1": not 0 <= self.ema < 1,
             "learning_rate_power must not be negative": self.learning_rate_power < 0,
+            "refine needs unit_rows: other norms change which latents are the largest": self.refine > 0
+            and not self.unit_rows,
             "decoder_init_norm must be 1, or unit_rows false": self.unit_rows and self.decoder_init_norm != 1,
             **{f"{name} must be positive": not getattr(self, name) > 0 for name in positive},
         }
@@ -109,8 +111,14 @@ class SparseTopKTrainingSAEConfig(VariantConfig, TopKTrainingSAEConfig):
 
     @override
     def get_inference_sae_cfg_dict(self) -> dict[str, Any]:
+        saved = super().get_inference_sae_cfg_dict()
         # With rows of unit norm both settings give the same latents, and SAELens folds norms with this one only.
-        return {**super().get_inference_sae_cfg_dict(), "rescale_acts_by_decoder_norm": self.unit_rows}
+        return saved if self.refine else {**saved, "rescale_acts_by_decoder_norm": self.unit_rows}
+
+    @property
+    def k_per_token(self) -> int:  # type: ignore[override]
+        """Latents that fire per token in the saved SAE."""
+        return self.k
 
     @property
     def dead_latents_used(self) -> int:
@@ -166,7 +174,7 @@ class SparseTopKTrainingSAE(SavedTopK):
         dead_S = self.dead_S if self.is_ours or mask_S is None else mask_S.bool()
         dead_d = dead_S.nonzero().squeeze(1) if cfg.aux_loss_coefficient else x_ND.new_empty(0).long()
         k = max(cfg.k, cfg.multi_k)
-        values_Nk, ids_Nk, pre_nd = self._encode(x_ND, k, tokens, dead_d)
+        values_Nk, ids_Nk, pre_nd = self._encode(self.refined(x_ND), k, tokens, dead_d)
         losses: dict[str, Tensor] = {}
         if cfg.multi_k:
             values_Nk, order = values_Nk.sort(dim=-1, descending=True)
@@ -216,11 +224,6 @@ class SparseTopKTrainingSAE(SavedTopK):
             update_averages(self, AVERAGED, self.cfg.ema)
         if self.cfg.unit_rows:
             self.W_dec.data /= self.W_dec.data.norm(dim=1, keepdim=True).clamp(min=1e-12)
-
-    @property
-    def b_in(self) -> Tensor:
-        """Bias [D] that is subtracted from the input."""
-        return self.b_dec if self.cfg.apply_b_dec_to_input else torch.zeros_like(self.b_dec)
 
     def error(self, target_ND: Tensor, output_ND: Tensor) -> Tensor:
         """Return the squared error: relative to predicting the mean or, not normalised, as a mean over tokens."""

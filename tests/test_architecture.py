@@ -35,6 +35,7 @@ RANKS = {
         ("common",),
         ("ops", "sandbox", "synthetic"),
         ("registry", "language_model"),
+        ("refinement",),
         ("formats",),
         ("two_level",),
         ("training", "cli"),

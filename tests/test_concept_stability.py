@@ -88,7 +88,8 @@ SMALL = {"n_contexts": 8, "context_size": 32, "n_min": 1, "other_seeds": (0, 1)}
 
 
 def test_snapshots_are_compared_and_other_seeds_are_trained(target, model, tmp_path):
-    plan = make_plan("hierarchical:lower", target, {**tiny("hierarchical"), "aux_loss_coefficient": 0.0}, tmp_path)
+    frozen = {"aux_loss_coefficient": 0.0, "separate": False, "start": "copies"}
+    plan = make_plan("hierarchical:lower", target, {**tiny("hierarchical"), **frozen}, tmp_path)
     (located,), _ = locate_requests([SAERequest(plan.full_name, plan)], "cpu", snapshots=(0.3, 0.5))
     evaluation = evaluate("concept_stability", located.load("cpu"), target, model, located, **SMALL)
     values = evaluation.metrics

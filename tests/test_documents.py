@@ -116,7 +116,9 @@ def test_variants_and_evaluations_have_generated_tables(tmp_path):
     text = file.read_text()
     assert "| name | idea | paper | saves as |" in text
     (temporal,) = [line for line in text.splitlines() if line.startswith("| `temporal` |")]
-    assert temporal.endswith("| stock `jumprelu` |")
+    assert temporal.endswith("| `refined` |")
+    (topk,) = [line for line in text.splitlines() if line.startswith("| `topk` |")]
+    assert topk.endswith("| stock `topk` |")
     assert "](https://arxiv.org/abs/" in temporal
     assert "| `hierarchical` |" in text
     assert "`batchtopk`" in next(line for line in text.splitlines() if line.startswith("| `stock:ARCHITECTURE` |"))

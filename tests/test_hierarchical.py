@@ -21,9 +21,14 @@ from sae_variants.training.trainer import make_trainer
 from sae_variants.training.windows import Batch
 from sae_variants.two_level.saved import NO_PARENT, lower_level_of
 
+TOGETHER = {
+    "refine": 0, "start": "copies", "separate": False, "cosine_coefficient": 3.0, "group_coefficient": 0.1,
+}  # fmt: skip
+"""Two levels that train each other, with the terms for siblings."""
+
 
 def build(**overrides):
-    return sae_variants.build("hierarchical", d_in=6, d_sae=5, seed=0, **{"k": 2, **overrides})
+    return sae_variants.build("hierarchical", d_in=6, d_sae=5, seed=0, **{"k": 2, **TOGETHER, **overrides})
 
 
 def step(sae, acts, number=0):
@@ -31,7 +36,7 @@ def step(sae, acts, number=0):
 
 
 def plan(target, root, **overrides):
-    return make_plan("hierarchical", target, {**tiny("hierarchical"), **overrides}, root)
+    return make_plan("hierarchical", target, {**tiny("hierarchical"), **TOGETHER, **overrides}, root)
 
 
 def test_cosine_by_hand():
@@ -159,7 +164,7 @@ def trained(target, tmp_path, until, **overrides):
     job = Job(made, make_trainer(made, 32, "cpu"))
     torch.manual_seed(1)
     for _ in range(until):
-        job.step(Batch(torch.randn(256, 32), torch.zeros(256, dtype=torch.bool)))
+        job.step(Batch(torch.randn(256, 32), torch.zeros(256, dtype=torch.bool), torch.arange(256)))
     return job
 
 
@@ -176,13 +181,13 @@ def test_the_lower_level_is_unchanged_to_the_bit_while_the_upper_trains_alone(ta
     assert job.trainer.sae.cfg.phase(13) == 2
     before = state(job)
     for _ in range(9):
-        job.step(Batch(torch.randn(256, 32), torch.zeros(256, dtype=torch.bool)))
+        job.step(Batch(torch.randn(256, 32), torch.zeros(256, dtype=torch.bool), torch.arange(256)))
     after = state(job)
     assert job.trainer.sae.cfg.phase(22) == 3
     assert all(torch.equal(before[name], after[name]) for name in LOWER)
     assert before["thresholds"][0] == after["thresholds"][0]
     assert [name for name in UPPER[:4] if torch.equal(before[name], after[name])] == []
-    job.step(Batch(torch.randn(256, 32), torch.zeros(256, dtype=torch.bool)))
+    job.step(Batch(torch.randn(256, 32), torch.zeros(256, dtype=torch.bool), torch.arange(256)))
     joint = state(job)
     assert [name for name in (*LOWER[:4], *UPPER[:4]) if torch.equal(after[name], joint[name])] == []
 
@@ -226,7 +231,7 @@ def test_without_an_upper_phase_upper_latents_begin_as_copies_all_the_same(targe
     job = trained(target, tmp_path, 13, upper_share=0.0)
     sae = job.trainer.sae
     chosen = sae.activity_L.topk(64).indices
-    job.step(Batch(torch.randn(256, 32), torch.zeros(256, dtype=torch.bool)))
+    job.step(Batch(torch.randn(256, 32), torch.zeros(256, dtype=torch.bool), torch.arange(256)))
     assert sae.parent_L[chosen].tolist() == list(range(64))
 
 
@@ -235,7 +240,7 @@ def test_parents_are_fixed_when_both_levels_begin_to_train(target, tmp_path):
     assert (job.trainer.sae.parent_L == NO_PARENT).all()
     wanted = job.trainer.sae.parents()
     for _ in range(3):
-        job.step(Batch(torch.randn(256, 32), torch.zeros(256, dtype=torch.bool)))
+        job.step(Batch(torch.randn(256, 32), torch.zeros(256, dtype=torch.bool), torch.arange(256)))
         assert torch.equal(job.trainer.sae.parent_L, wanted)
 
 
@@ -256,7 +261,7 @@ def test_the_learning_rate_is_scaled_for_the_step_alone(target, tmp_path):
     optimizer = job.trainer.optimizer
     optimizer.register_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0]["lr"]))
     scheduled = optimizer.param_groups[0]["lr"]
-    job.step(Batch(torch.randn(256, 32), torch.zeros(256, dtype=torch.bool)))
+    job.step(Batch(torch.randn(256, 32), torch.zeros(256, dtype=torch.bool), torch.arange(256)))
     assert seen == [scheduled * 0.5]
     assert "scheduled_lr" not in optimizer.param_groups[0]
 

@@ -39,7 +39,7 @@ def place(tmp_path_factory, model_folder, text_file):
     """A folder with an SAE that is trained and scored, and the words that find both."""
     root = tmp_path_factory.mktemp("published")
     where = ["--model", str(model_folder), "--hook-name", "blocks.0.hook_resid_post", "--dataset", str(text_file)]
-    train = [f"--train.{key}={value}" for key, value in {**TINY, **tiny("temporal")}.items()]
+    train = [f"--train.{key}={value}" for key, value in {**TINY, **tiny("temporal"), "refine": 0}.items()]
     words = [*where, "--trained", str(root / "trained"), "--sae", "temporal", *train]
     assert eval_command.main("core", [*words, *CORE, "--output", str(root / "runs")]) in (0, 1)
     return root, words

@@ -154,7 +154,7 @@ def test_saebench_s_own_plots_read_the_result(
     shutil.copy(file, theirs)
     found = graphing_utils.get_eval_results([str(theirs)])["sandbox_temporal"]
     assert found["sae_top_1_test_accuracy"] == result["eval_result_metrics"]["sae"]["sae_top_1_test_accuracy"]
-    assert found["sae_class"] == "jumprelu"
+    assert found["sae_class"] == "refined"
 
 
 def test_saebench_still_writes_a_config_that_its_plots_cannot_read(target):

@@ -17,6 +17,7 @@ from sae_variants.language_model.target import load_target
 from sae_variants.synthetic.model import load_synthetic
 from sae_variants.training.plan import make_plan
 from sae_variants.training.train import train_plans
+from sae_variants.training.trainer import make_trainer
 
 SMALL = {
     "num_features": 40,
@@ -69,7 +70,9 @@ def test_half_lives_leave_the_rates_as_they_are_and_decide_the_autocorrelation()
         assert found.sub(2 ** (-lag / half_lives)).abs().max() < 0.06
 
 
-@pytest.mark.parametrize(("name", "has_trees"), [("synthetic", True), ("synthetic-sequence", False)])
+@pytest.mark.parametrize(
+    ("name", "has_trees"), [("synthetic", True), ("synthetic-flat", False), ("synthetic-sequence", False)]
+)
 def test_the_embedded_models_are_what_their_titles_say(name, has_trees):
     target = load_target(name)
     data = load_synthetic(target.synthetic, "cpu")
@@ -91,6 +94,19 @@ def test_saes_train_on_a_synthetic_target(name, tmp_path):
     x = load_synthetic(target.synthetic, "cpu").activations(8, 128, "test").flatten(0, 1)
     error = (x - sae(x)).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
     assert name == "random" or error < 0.9
+
+
+@pytest.mark.parametrize("name", ["hierarchical", "topk", "refined", "stock:batchtopk", "frozen_decoder", "random"])
+def test_no_sae_starts_at_the_true_directions(name, tmp_path):
+    # the model's directions are drawn from its seed; an SAE built from the same seed could draw the same numbers
+    directions_FD = load_synthetic(SMALL, "cpu").directions_FD
+    for seed in (0, 1, SMALL.get("seed", 0)):
+        plan = make_plan(name, make_target(tmp_path, SMALL), {**tiny(name), "seed": seed}, tmp_path / "trained")
+        sae = make_trainer(plan, directions_FD.shape[1], "cpu").sae
+        rows_SD = getattr(sae, "W_dec_lower", sae.W_dec).detach()
+        own = torch.nn.functional.normalize(rows_SD, dim=1) @ directions_FD[: len(rows_SD)].T
+        n = min(len(rows_SD), len(directions_FD))
+        assert own[:n, :n].diagonal().abs().mean() < 2 / directions_FD.shape[1] ** 0.5
 
 
 def test_a_killed_training_goes_on_with_the_same_weights(tmp_path, monkeypatch):

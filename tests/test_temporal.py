@@ -9,7 +9,7 @@ import torch
 from sae_lens.saes.sae import TrainStepInput
 
 import sae_variants
-from sae_variants.temporal import contrastive_loss, similarity_loss, variance_loss
+from sae_variants.ops.consistency import contrastive_loss, similarity_loss, variance_loss
 
 
 def test_variance_by_hand():
@@ -54,6 +54,25 @@ def test_contrastive_negatives_are_other_windows_only():
     assert contrastive_loss(slow, "cosine", temperature=0.01).item() < 1e-6
 
 
+def test_windows_of_one_context_are_no_negatives_of_each_other():
+    # windows 0 and 1 hold what lasts through their context; as negatives they could not be told apart
+    slow = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).unsqueeze(1).expand(3, 4, 2)
+    context = torch.tensor([7, 7, 9])
+    assert contrastive_loss(slow, temperature=0.01, context_n=context).item() < 1e-6
+    assert contrastive_loss(slow, temperature=0.01).item() > 0.4
+    sae, acts = build(), torch.randn(32, 6)
+    alone = losses(sae, acts)["consistency_loss"].item()
+    sae.context_N = torch.arange(8).repeat_interleave(4) // 2
+    assert losses(sae, acts)["consistency_loss"].item() < alone
+
+
+def test_a_batch_without_a_mask_of_special_tokens_leaves_none_behind():
+    sae = build()
+    for rows in (32, 16):
+        with pytest.warns(UserWarning, match="special tokens"):
+            sae.training_forward_pass(TrainStepInput(torch.randn(rows, 6), {}, None, 0, False))
+
+
 def test_every_earlier_token_by_hand():
     # cosines of (1, 0), (2, 0), (2, 1) are 1, 0, 0
     slow = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]]])
@@ -64,8 +83,12 @@ def test_every_earlier_token_by_hand():
     assert contrastive_loss(axes, "cosine", 0.5, "earlier").item() == pytest.approx(expected, rel=1e-5)
 
 
+FIRST = {"slow": "first", "refine": 0, "slow_fraction": 0.1}
+"""The first latents are slow, as in T-SAE, and the encoder is not refined."""
+
+
 def build(**overrides):
-    return sae_variants.build("temporal", d_in=6, d_sae=20, seed=0, **{"k": 4, "window": 4, **overrides})
+    return sae_variants.build("temporal", d_in=6, d_sae=20, seed=0, **{"k": 4, "window": 4, **FIRST, **overrides})
 
 
 def losses(sae, acts, special=None):
@@ -107,6 +130,42 @@ def test_a_window_with_a_special_token_is_left_out_of_consistency_only(form):
     after = losses(sae, changed, special)
     torch.testing.assert_close(after["consistency_loss"], before["consistency_loss"])
     assert after["mse_loss"] != before["mse_loss"]
+
+
+def test_correlations_within_windows_by_hand():
+    sae = build(slow="measured")
+    acts = torch.rand(32, 20)
+    acts[:, 3] = acts[::4, 3].repeat_interleave(4)  # constant within each window
+    acts[:, 5] = 0  # never fires
+    sae._measure(acts, step=0)
+    windows = acts.double().unflatten(0, (8, 4))
+    pairs = [(t, u) for t in range(4) for u in range(4) if t != u]
+    products = torch.stack([(windows[:, t] * windows[:, u]).mean(0) for t, u in pairs]).mean(0)
+    mean, variance = acts.double().mean(0), acts.double().var(0, unbiased=False)
+    expected = torch.where(variance > 0, (products - mean**2) / variance.clamp(min=1e-30), 0)
+    torch.testing.assert_close(sae.correlation_S.double(), expected, atol=1e-5, rtol=1e-4)
+    assert sae.correlation_S[3].item() == pytest.approx(1, abs=1e-5)
+    assert sae.correlation_S[5] == 0
+    assert 3 in sae.slow_L.tolist()
+    before = sae.moments_3S.clone()
+    sae._measure(torch.rand(32, 20), step=1)  # only one in four steps is measured
+    assert torch.equal(sae.moments_3S, before)
+
+
+def test_slow_latents_are_saved_as_the_first_ones(tmp_path):
+    sae, x = build(slow="measured", refine=1), torch.randn(64, 6)
+    for number in range(8):
+        sae.special_N = torch.zeros(32, dtype=torch.bool)
+        sae.training_forward_pass(TrainStepInput(torch.randn(32, 6), {}, None, number, False))
+    sae.calibrate([torch.randn(512, 6)])
+    sae.save_inference_model(tmp_path)
+    saved, order = sae_variants.load(tmp_path), sae.saved_order
+    assert sorted(order[:2].tolist()) == sorted(sae.slow_L.tolist())
+    assert sorted(order.tolist()) == list(range(20))
+    rows = sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(saved.W_dec, rows[order])
+    assert saved.inner_thresholds.shape == (1, 20)
+    assert saved.encode(x).any()
 
 
 def test_fed_by_someone_who_knows_no_windows_it_warns():
@@ -158,7 +217,7 @@ def test_relu_base_is_saved_as_the_relu_it_is(tmp_path):
 def test_its_products_are_those_of_sae_lens(rescale):
     from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE
 
-    sae = sae_variants.build("temporal", d_in=8, d_sae=64, seed=0, k=3, rescale_acts_by_decoder_norm=rescale)
+    sae = sae_variants.build("temporal", d_in=8, d_sae=64, seed=0, k=3, refine=0, rescale_acts_by_decoder_norm=rescale)
     torch.manual_seed(0)
     with torch.no_grad():
         sae.W_dec *= torch.rand(64, 1) + 0.5

@@ -31,6 +31,14 @@ def plan(target, root, **overrides):
     return make_plan("topk", target, {**tiny("topk"), **overrides}, root)
 
 
+def test_a_loss_in_float64_is_computed_in_float64():
+    sae, x = build(dtype="float64", median_start=False), torch.randn(16, 6, dtype=torch.float64)
+    found = step(sae, x)
+    expected = (x - found.sae_out).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+    assert found.losses["mse_loss"].dtype == torch.float64
+    assert found.losses["mse_loss"].item() == pytest.approx(expected.item(), rel=1e-12)
+
+
 def test_the_start():
     sae = build(d_in=32, d_sae=64)
     torch.testing.assert_close(sae.W_enc, sae.W_dec.T)

@@ -345,7 +345,7 @@ def test_sae_lens_own_runner_trains_a_variant(target, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         LanguageModelSAETrainingRunner(config, override_dataset=dataset).run()
-        assert sae_variants.load(tmp_path / "out").cfg.architecture() == "jumprelu"
+        assert sae_variants.load(tmp_path / "out").cfg.architecture() == "refined"
 
 
 def test_a_latent_is_dead_by_tokens_not_steps(target, tmp_path):

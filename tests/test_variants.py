@@ -257,6 +257,10 @@ def test_fast_batch_topk_equals_sae_lens_to_the_bit():
         pre = torch.randn(shape)
         assert torch.equal(BatchTopK(k)(pre), Theirs(k)(pre))
     assert not BatchTopK(2)(-torch.ones(4, 5)).any()
+    pre = torch.randn(512, 64)
+    pre[3, 5] = torch.nan  # a latent that diverges must be seen
+    torch.testing.assert_close(BatchTopK(2)(pre), Theirs(2)(pre), rtol=0, atol=0, equal_nan=True)
+    assert BatchTopK(2)(pre).isnan().sum() == 1
 
 
 def test_batch_topk_keeps_the_largest_of_the_batch():

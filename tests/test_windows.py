@@ -43,18 +43,20 @@ def take(made: WindowStream, n: int, start: int = 0):
 
 def test_rows_of_a_window_are_neighbours_of_one_context():
     clean = 0
-    for acts, special in take(stream(), 12):
-        for window, marks in zip(acts.unflatten(0, (-1, W)), special.unflatten(0, (-1, W)), strict=True):
+    for acts, special, context in take(stream(), 12):
+        parts = (values.unflatten(0, (-1, W)) for values in (acts, special, context))
+        for window, marks, numbers in zip(*parts, strict=True):
             if marks.any():
                 continue
             clean += 1
             assert (window[:, 0] == window[0, 0]).all(), "one context"
+            assert (numbers == numbers[0]).all(), "one number"
             assert (window[1:, 1] - window[:-1, 1] == 1).all(), "t follows t-1"
     assert clean > 30
 
 
 def test_no_clean_window_spans_a_separator():
-    for acts, special in take(stream(), 12):
+    for acts, special, _ in take(stream(), 12):
         for window, marks in zip(acts.unflatten(0, (-1, W)), special.unflatten(0, (-1, W)), strict=True):
             if window[0, 0] % 3 == 0 and not marks.any():
                 first, last = window[0, 1].item(), window[-1, 1].item()
@@ -62,13 +64,13 @@ def test_no_clean_window_spans_a_separator():
 
 
 def test_separators_train_nothing():
-    for acts, _ in take(stream(), 24):
+    for acts, _, _ in take(stream(), 24):
         assert (acts[:, 0] > 0).all(), "no row is the activation of a separator"
 
 
 def test_windows_are_shuffled_and_all_served():
     batches = take(stream(), stream().batches_per_buffer)
-    rows = torch.cat([acts for acts, _ in batches])
+    rows = torch.cat([acts for acts, _, _ in batches])
     assert len(set(rows[:, 0].tolist())) == 8
     contexts = rows.unflatten(0, (-1, W))[:, 0, 0].tolist()
     assert contexts != sorted(contexts)
@@ -77,7 +79,7 @@ def test_windows_are_shuffled_and_all_served():
 def test_a_batch_depends_on_its_number_alone():
     whole = take(stream(), 40)
     for start in (1, 7, 8, 23, 39):
-        acts, special = take(stream(), 1, start)[0]
+        acts, special, _ = take(stream(), 1, start)[0]
         assert torch.equal(acts, whole[start].acts_ND)
         assert torch.equal(special, whole[start].special_N)
 

@@ -16,6 +16,7 @@ from sae_variants.language_model.hub import folder_name, register_model
 from sae_variants.language_model.target_files import is_target_file, read_fields, resolve_dataset, target_files
 from sae_variants.language_model.text import DEFAULT_SPLIT, check_texts, is_local_text, text_files
 from sae_variants.sandbox.corpus import CORPUS_VERSION
+from sae_variants.synthetic.config import SAMPLES_VERSION
 
 DEFAULT_TARGET = SANDBOX
 
@@ -86,7 +87,9 @@ class Target:
 
     @property
     def text_version(self) -> str | None:
-        """Version of the sandbox's documents; None for other text."""
+        """Version of the sandbox's documents, or of the samples of synthetic models; None for other text."""
+        if self.synthetic:
+            return SAMPLES_VERSION
         if self.dataset != SANDBOX:
             return None
         return f"sae-probes {version('sae-probes')}, {CORPUS_VERSION}"

@@ -44,7 +44,7 @@ def top_k_mask(values: Tensor, n: int) -> Tensor:
     rank = int(1.2 * n / SAMPLED) + 64  # so low that the bound is almost surely below the n-th largest
     if rank < len(sample):
         bound = sample.kthvalue(len(sample) - rank).values
-        candidates = (values > bound).nonzero().squeeze(1)
+        candidates = (~(values <= bound)).nonzero().squeeze(1)  # NaN among them, which counts as the largest
         if len(candidates) >= n:
             return kept.index_fill_(0, candidates[values[candidates].topk(n, sorted=False).indices], True)
     return kept.index_fill_(0, values.topk(n, sorted=False).indices, True)

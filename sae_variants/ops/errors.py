@@ -19,8 +19,9 @@ def relative_squared_error(target_ND: Tensor, output_ND: Tensor) -> Tensor:
 
     A target that its mean predicts exactly has the error 0, without gradient.
     """
-    squares = (target_ND - output_ND).float().pow(2).sum()
-    target_ND = target_ND.detach().float()
+    dtype = torch.promote_types(target_ND.dtype, torch.float32)
+    squares = (target_ND - output_ND).to(dtype).pow(2).sum()
+    target_ND = target_ND.detach().to(dtype)
     total = (target_ND - target_ND.mean(0)).pow(2).sum()
     varies = total > 1e-12 * target_ND.pow(2).sum()
     return squares * torch.where(varies, 1 / total.clamp(min=1e-30), 0.0)

@@ -43,10 +43,13 @@ class BatchTopKVariant(TrainingHooks, BatchTopKTrainingSAE):
         return super().training_forward_pass(step_input)
 
     @override
-    @torch.no_grad()
     def update_topk_threshold(self, acts_topk: Tensor) -> None:
-        """Let the threshold follow the smallest activation [N, S] that fires, without a bias towards 0."""
-        firing = acts_topk[acts_topk > 0]
+        self._follow(self.topk_threshold, acts_topk)
+
+    @torch.no_grad()
+    def _follow(self, threshold: Tensor, acts_NS: Tensor) -> None:
+        """Let a threshold follow the smallest activation [N, S] that fires, without a bias towards 0."""
+        firing = acts_NS[acts_NS > 0]
         if self.calibrates and len(firing):
             rate = running_rate(self.cfg.topk_threshold_lr, self.steps_before)
-            self.topk_threshold.lerp_(firing.min().to(self.topk_threshold.dtype), rate)
+            threshold.lerp_(firing.min().to(threshold.dtype), rate)

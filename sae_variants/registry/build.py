@@ -47,7 +47,7 @@ def make_config(name: str, *, d_in: int, d_sae: int, **overrides: Any) -> Varian
     overrides = {f: check_type(f"{f} of {name}", value, hints.get(f, Any)) for f, value in overrides.items()}
     if (k := overrides.get("k")) is not None and not 0 < k <= d_sae:
         raise UsageError(f"k must be above 0 and at most d_sae = {d_sae}, not {k}")
-    if "matryoshka_widths" in variant.field_names:
+    if name == "stock:matryoshka_batchtopk":
         overrides.setdefault("matryoshka_widths", matryoshka_widths(d_sae))
     try:
         return variant.config_class(d_in=d_in, d_sae=d_sae, **overrides)

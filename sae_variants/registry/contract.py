@@ -32,6 +32,10 @@ class VariantConfig:
     learns_by_gradient: ClassVar[bool] = True
     """Whether the loss has a gradient."""
 
+    added: ClassVar[Mapping[str, Any]] = {}
+    """Fields that a variant got after SAEs had been trained, with the values that mean what it did before. The key of a
+    trained SAE leaves them out at these values, so that older SAEs keep theirs."""
+
     d_in: int
     """Width of the activations."""
     d_sae: int
@@ -90,6 +94,9 @@ class TrainingHooks:
     special_N: Tensor | None = None
     """Mask [N] of the rows of the coming batch that stand for special tokens; the trainer sets it before each step."""
 
+    context_N: Tensor | None = None
+    """Number [N] of the context of each row of the coming batch; the trainer sets it before each step."""
+
     is_ours: bool = False
     """Whether the trainer of this package trains the SAE; it sets this."""
 
@@ -114,6 +121,11 @@ class TrainingHooks:
     def learning_rate_scale(self, step: int) -> float:
         """Return the factor of the scheduled learning rate at a training step."""
         return 1.0
+
+    @property
+    def saved_order(self) -> Tensor | None:
+        """Order [S] in which the latents are saved; None leaves it as it is."""
+        return None
 
     @property
     def calibrates(self) -> bool:

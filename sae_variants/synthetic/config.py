@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 PRETRAINED, HALF_LIVES = "pretrained", "half_lives"
 """Fields of ours: the model's name on the Hub, and the range of half-lives of a sequence, in tokens."""
+SAMPLES_VERSION = "samples 2"
+"""Version of the samples that trainings see and of the initial weights; another one makes other SAEs and results."""
 LOOKED_AT = 4096
 """Features whose firing probabilities are checked, so that a number that fits no memory is refused as such."""
 

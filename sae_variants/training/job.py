@@ -78,8 +78,9 @@ class Job:
         """Take a training step on a batch; a step that fails sets `failure`."""
         trainer = self.trainer
         trainer.maybe_reset_sparsity()
-        hooks_of(trainer.sae).special_N = batch.special_N
-        learning_rate = trainer.optimizer.param_groups[0]["lr"] * hooks_of(trainer.sae).learning_rate_scale(self.at)
+        hooks = hooks_of(trainer.sae)
+        hooks.special_N, hooks.context_N = batch.special_N, batch.context_N
+        learning_rate = trainer.optimizer.param_groups[0]["lr"] * hooks.learning_rate_scale(self.at)
         try:
             output = trainer.step(batch.acts_ND)
         except ValueError as error:
@@ -200,7 +201,9 @@ class Job:
         }
         with new_folder(plan.folder) as folder:
             _save(trainer.sae, folder)
-            save_file({"sparsity": trainer.log_feature_sparsity}, folder / "sparsity.safetensors")
+            order_S = hooks_of(trainer.sae).saved_order
+            sparsity_S = trainer.log_feature_sparsity if order_S is None else trainer.log_feature_sparsity[order_S]
+            save_file({"sparsity": sparsity_S}, folder / "sparsity.safetensors")
             self._save_trace(folder)
             for part in ("", *find_variant(plan.name).config_class.parts):
                 record_of_part = {**record, "part": part} if part else record

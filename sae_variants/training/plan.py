@@ -106,7 +106,7 @@ class Plan:
             "text_version": self.target.text_version,
             "settings": asdict(self.settings),
             "dtype": self.target.dtype,
-            "fields": self.resolved,
+            "fields": self.key_fields,
             **({FIXED: RATE} if self._keeps_rate else {}),
         }
 
@@ -139,6 +139,12 @@ class Plan:
         """Every field of the variant's config, defaults included, because a changed default gives another SAE."""
         cfg = make_config(self.name, d_in=1, **self.sized)
         return {f: getattr(cfg, f) for f in sorted(find_variant(self.name).field_names - SETTING_NAMES)}
+
+    @property
+    def key_fields(self) -> dict[str, Any]:
+        """The resolved fields without those that older SAEs lack, where they have the value that means the same."""
+        added = find_variant(self.name).config_class.added
+        return {name: value for name, value in self.resolved.items() if name not in added or value != added[name]}
 
     @cached_property
     def folder(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sae_variants.common.hashing import hash_value
 from sae_variants.registry.build import build
 from sae_variants.registry.contract import hooks_of
 from sae_variants.registry.variants import find_variant
@@ -36,7 +37,7 @@ def make_trainer(plan: Plan, d_in: int, device: str) -> SAETrainer[Any, Any]:
     sae: Any = build(
         plan.name,
         d_in=d_in,
-        seed=settings.seed,
+        seed=weight_seed(plan),
         device=device,
         dtype=settings.dtype,
         normalize_activations=settings.normalize_activations,
@@ -70,6 +71,16 @@ def make_trainer(plan: Plan, d_in: int, device: str) -> SAETrainer[Any, Any]:
     _optimize_transposed(trainer.optimizer)
     _scale_learning_rate(trainer)
     return trainer
+
+
+def weight_seed(plan: Plan) -> int:
+    """Return the seed of the initial weights.
+
+    The directions of a synthetic model are drawn from its own seed, as the rows of an SAE are; from the same seed both
+    could be the same numbers, and the SAE would start at the truth.
+    """
+    seed = plan.settings.seed
+    return int(hash_value(["weights", seed], size=7), 16) if plan.target.synthetic else seed
 
 
 def _optimize_transposed(optimizer: Optimizer) -> None:

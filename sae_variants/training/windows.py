@@ -31,6 +31,8 @@ class Batch(NamedTuple):
     """Activations [N, D]."""
     special_N: Tensor
     """Mask [N] of the rows that stand for special tokens."""
+    context_N: Tensor
+    """Number [N] of each row's context within the buffer."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class WindowStream:
             number: Number of the buffer in the stream.
 
         Returns:
-            Rows [n*W, D] of the n windows and their mask [n*W] of special tokens.
+            Rows of the n windows [n*W].
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         rows = self.windows_per_context * self.window
@@ -122,7 +124,8 @@ class WindowStream:
             ordinary = (~special_N).nonzero().squeeze(1)
             chosen = ordinary[torch.randint(len(ordinary), (int(special_N.sum()),), generator=generator)]
             acts_ND[special_N.to(acts_ND.device)] = acts_ND[chosen.to(acts_ND.device)]
-        return Batch(acts_ND, special_N.to(acts_ND.device))
+        context_N = context.repeat_interleave(self.window)
+        return Batch(acts_ND, special_N.to(acts_ND.device), context_N.to(acts_ND.device))
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Yield batch `start` and all following, without end."""
@@ -131,7 +134,7 @@ class WindowStream:
             rows = self.windows(tokens_CT, number)
             for i in range(skip, self.batches_per_buffer):
                 part = slice(i * self.batch_rows, (i + 1) * self.batch_rows)
-                yield Batch(rows.acts_ND[part], rows.special_N[part])
+                yield Batch(*(values[part] for values in rows))
             number, skip = number + 1, 0
 
 

@@ -13,16 +13,19 @@ from typing import Any, ClassVar, Literal
 from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
 from typing_extensions import override
 
-from sae_variants.registry.contract import VariantConfig
+from sae_variants.refinement.config import RefinementConfig
 from sae_variants.two_level.saved import LOWER, TwoLevelSAEConfig
 
 
 @dataclass
-class TwoLevelTrainingSAEConfig(VariantConfig, TrainingSAEConfig, ABC):
+class TwoLevelTrainingSAEConfig(RefinementConfig, TrainingSAEConfig, ABC):
     """Config that all variants with two levels share."""
 
+    added: ClassVar[Mapping[str, Any]] = {**RefinementConfig.added, "separate": False}
     parts: ClassVar[tuple[str, ...]] = (LOWER,)
 
+    refine: int = 1
+    """Refinement steps of the lower level's encoder: each encodes what the code before left."""
     expansion: int = 4
     """Lower latents per upper latent; a target's recipe sets the width of the lower level."""
     k: float = 32
@@ -39,14 +42,18 @@ class TwoLevelTrainingSAEConfig(VariantConfig, TrainingSAEConfig, ABC):
     """η, weight of the upper level's reconstruction of lower latents."""
     aux_loss_coefficient: float = 1.0
     """Weight of AuxK in both levels, which trains dead latents on the residual of the others."""
+    separate: bool = True
+    """Whether the upper level's losses have no gradient at the lower level: that one then trains throughout, and the
+    upper level on top of it once the first phase has ended."""
     curriculum: bool = True
     """Whether the levels first train one after the other; otherwise both train together throughout."""
     lower_share: float = 0.3
     """Share of the steps in which the lower level trains alone."""
     upper_share: float = 0.2
     """Share of the steps, after those of the lower level, in which the upper level trains alone."""
-    start: Literal["copies", "random"] = "copies"
-    """Initialisation of the upper level after the first phase: copies of the most active lower latents, or random."""
+    start: Literal["groups", "copies", "random"] = "groups"
+    """Initialisation of the upper level after the first phase: sums of groups of lower latents that fire together, then
+    the children of an upper latent; copies of the most active lower latents; or random."""
     upper_learning_rate: float = 0.3
     """Factor of the learning rate while the upper level trains alone."""
     joint_learning_rate: float = 1.0
@@ -98,6 +105,8 @@ class TwoLevelTrainingSAEConfig(VariantConfig, TrainingSAEConfig, ABC):
             )
         if min(self.lower_share, self.upper_share) < 0 or self.lower_share + self.upper_share > 1:
             raise ValueError("lower_share and upper_share must not be negative, nor more than 1 together")
+        if self.start not in ("groups", "copies", "random"):
+            raise ValueError(f"start must be groups, copies or random, not {self.start!r}")
         for field in ("upper_learning_rate", "joint_learning_rate"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"{field} must be positive, not {getattr(self, field)}")
@@ -122,17 +131,34 @@ class TwoLevelTrainingSAEConfig(VariantConfig, TrainingSAEConfig, ABC):
         """Return the phase of a step: 1 trains the lower level, 2 the upper level, 3 both."""
         if not self.curriculum or not self.total_steps or step >= self.joint_from:
             return 3
-        return 1 if step < round(self.lower_share * self.total_steps) else 2
+        if step < self.lower_alone_until:
+            return 1
+        return 3 if self.separate else 2
 
     def steps_of(self, name: str) -> int:
         """Return the number of steps in which a level trains."""
         frozen_phase = 2 if name == LOWER else 1
         return sum(self.phase(step) != frozen_phase for step in range(self.total_steps))
 
+    def steps_before(self, step: int) -> list[int]:
+        """Return the number of steps before this one in which the lower and the upper level trained."""
+        if not self.curriculum or not self.total_steps:
+            return [step, step]
+        lower_alone = min(step, self.lower_alone_until)
+        upper_alone = 0 if self.separate else min(step, self.joint_from) - lower_alone
+        return [step - upper_alone, step - lower_alone]
+
+    @property
+    def lower_alone_until(self) -> int:
+        """The step at which the first phase ends."""
+        return round(self.lower_share * self.total_steps)
+
     @property
     def joint_from(self) -> int:
         """The step at which parents are fixed and, with a curriculum, the third phase begins."""
-        return round((self.lower_share + self.upper_share) * self.total_steps)
+        return (
+            self.lower_alone_until if self.separate else round((self.lower_share + self.upper_share) * self.total_steps)
+        )
 
     def learning_rate_scale(self, step: int) -> float:
         """Return the factor of the learning rate at a step."""

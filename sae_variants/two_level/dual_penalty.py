@@ -94,7 +94,8 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
     """Two levels in training with the penalty; a variant defines `alpha` and `penalty`."""
 
     cfg: Any
-    level_steps: Tensor
+    level_steps: list[int]
+    """Training steps of the lower and the upper level, the present one included."""
     references: Tensor
     first_l0: Tensor
     frequency_L: Tensor
@@ -105,7 +106,7 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
     def __init__(self, cfg: DualTrainingSAEConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
         device = self.b_dec.device
-        self.register_buffer("level_steps", torch.zeros(2, dtype=torch.long, device=device))
+        self.level_steps = [0, 0]
         self.register_buffer("references", torch.zeros(2, 2, dtype=torch.float64, device=device))
         self.register_buffer("first_l0", torch.zeros(2, device=device))
         self.register_buffer("frequency_L", torch.zeros(cfg.d_lower, device=device))
@@ -143,7 +144,7 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
 
     def steps_to_go(self, index: int) -> int:
         """Return the number of steps until the target L0 of a level is final; negative afterwards."""
-        return self.cfg.reference_steps + self.cfg.descent_steps - int(self.level_steps[index])
+        return self.cfg.reference_steps + self.cfg.descent_steps - self.level_steps[index]
 
     def l0_error(self, level: Measured) -> Tensor:
         """Return log(L0 / target), where L0 counts as at least half a latent."""
@@ -153,7 +154,7 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
         return error - ahead * at_first.clamp(min=0)
 
     def _is_measured(self, index: int) -> bool:
-        return int(self.level_steps[index]) > self.cfg.reference_steps
+        return self.level_steps[index] > self.cfg.reference_steps
 
     @override
     def sparsity_losses(self, level: Level, name: str, x_ND: Tensor) -> dict[str, Tensor]:
@@ -185,6 +186,7 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         self._row = {}
+        self.level_steps = self.cfg.steps_before(step_input.n_training_steps)
         output = super().training_forward_pass(step_input)
         if step_input.n_training_steps < len(self.trace_TC):
             self._trace_step(step_input.n_training_steps)

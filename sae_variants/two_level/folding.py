@@ -6,6 +6,7 @@ Shapes: D = d_in, L lower latents, U = d_sae upper latents.
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAEConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sae_variants.refinement.saved import RefinedSAEConfig
 from sae_variants.two_level.saved import DIGITS, LOWER, NO_PARENT
 
 if TYPE_CHECKING:
@@ -35,6 +37,11 @@ def lower_state(sae: TwoLevels) -> dict[str, Tensor]:
         "threshold_lower": torch.full_like(norm_L, float(sae.thresholds[0])),
         "W_dec_lower": sae.W_dec_lower / norm_L[:, None],
         "b_dec_lower": sae.b_dec.detach().clone(),
+        **(
+            {"inner_thresholds_lower": sae.inner_thresholds_T[:, None].to(norm_L) * torch.ones_like(norm_L)}
+            if sae.cfg.refine
+            else {}
+        ),
     }
 
 
@@ -44,7 +51,8 @@ def upper_state(sae: TwoLevels) -> dict[str, Tensor]:
     rows_LD = F.normalize(sae.W_dec_lower, dim=-1)
     W_dec_UD = sae.W_links @ rows_LD
     norm_U = W_dec_UD.norm(dim=-1).clamp(min=TINY)
-    parent_L = sae.parent_L if (sae.parent_L != NO_PARENT).any() else sae.parents()
+    regroups = sae.cfg.start == "groups" and sae.cfg.total_steps
+    parent_L = sae.parents() if regroups or (sae.parent_L == NO_PARENT).all() else sae.parent_L
     return {
         "W_enc_upper": sae.W_enc_upper * norm_U,
         "b_enc": sae.b_enc_upper * norm_U,
@@ -62,6 +70,8 @@ def save_lower_level(sae: TwoLevels, folder: Path) -> None:
     state = {name.removesuffix("_lower"): tensor.contiguous() for name, tensor in lower_state(sae).items()}
     save_file(state, folder / LOWER / SAE_WEIGHTS_FILENAME)
     upper_config = sae.cfg.get_inference_sae_cfg_dict()
-    config = {name: value for name, value in upper_config.items() if name != "d_lower"}
-    config |= {"architecture": JumpReLUSAEConfig.architecture(), "d_sae": sae.cfg.d_lower}
+    lower_class = RefinedSAEConfig if sae.cfg.refine else JumpReLUSAEConfig
+    known = {field.name for field in fields(lower_class)} | {"metadata"}
+    config = {name: value for name, value in upper_config.items() if name in known}
+    config |= {"architecture": lower_class.architecture(), "d_sae": sae.cfg.d_lower}
     (folder / LOWER / SAE_CFG_FILENAME).write_text(json.dumps(config))

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_variants.ops.batch_topk import BatchTopK
-from sae_variants.ops.mostly_zero import decode_sparse, sparse_gradient_product
+from sae_variants.ops.mostly_zero import decode_sparse
+from sae_variants.refinement.training import Activate, refined_pre_activations
 from sae_variants.two_level.config import TwoLevelTrainingSAEConfig
 from sae_variants.two_level.folding import TINY, lower_state, save_lower_level, upper_state
 from sae_variants.two_level.saved import NO_PARENT
@@ -72,6 +73,7 @@ class TwoLevels(TrainingSAE[Any]):
     W_links: nn.Parameter
     b_links: nn.Parameter
     thresholds: Tensor
+    inner_thresholds_T: Tensor
     parent_L: Tensor
     activity_L: Tensor
     activity_U: Tensor
@@ -80,6 +82,8 @@ class TwoLevels(TrainingSAE[Any]):
         super().__init__(cfg, use_error_term)
         L, U, device = cfg.d_lower, cfg.d_sae, self.b_dec.device
         self.register_buffer("thresholds", torch.zeros(2, dtype=torch.float64, device=device))
+        if cfg.refine:
+            self.register_buffer("inner_thresholds_T", torch.zeros(cfg.refine, dtype=torch.float64, device=device))
         self.register_buffer("parent_L", torch.full((L,), NO_PARENT, device=device))
         self.register_buffer("activity_L", torch.zeros(L, device=device))
         self.register_buffer("activity_U", torch.zeros(U, device=device))
@@ -115,13 +119,26 @@ class TwoLevels(TrainingSAE[Any]):
 
     def lower(self, x: Tensor) -> Level:
         """Return the lower level of inputs [..., D]."""
-        norm_L = self.W_dec_lower.norm(dim=-1)
         sae_in = self.run_time_activation_norm_fn_in(self.hook_sae_input(self.reshape_fn_in(x.to(self.dtype))))
-        # Norms and the input bias are folded into the weights, which are far smaller than the latents of a batch.
         sae_in_ND = sae_in.reshape(-1, sae_in.shape[-1])
-        pre_NL = sparse_gradient_product(sae_in_ND, self.W_enc_lower * norm_L, self.lower_bias_L() * norm_L)
+        pre_NL = self.lower_pre(sae_in_ND, self.activate_inner, self.cfg.refine)
         pre = pre_NL.view(*sae_in.shape[:-1], self.cfg.d_lower)
-        return Level(self.lower_activation(pre), pre, self.W_dec_lower / norm_L[:, None], self.b_dec)
+        return Level(
+            self.lower_activation(pre), pre, self.W_dec_lower / self.W_dec_lower.norm(dim=-1)[:, None], self.b_dec
+        )
+
+    def lower_pre(self, x_ND: Tensor, activate: Activate, step: int) -> Tensor:
+        """Return the pre-activations [N, L] of a step of the lower level's encoder."""
+        norm_L = self.W_dec_lower.norm(dim=-1)
+        # Norms and the input bias are folded into the weights, which are far smaller than the latents of a batch.
+        encoder = self.W_enc_lower * norm_L, self.lower_bias_L() * norm_L
+        decoder = self.W_dec_lower / norm_L[:, None], self.b_dec
+        return refined_pre_activations(x_ND, [self.cfg.step_size] * step, encoder, decoder, activate)
+
+    def activate_inner(self, pre_NL: Tensor, step: int) -> Tensor:
+        """Return the lower latents [N, L] before the last encoding of a refined encoder."""
+        acts_NL: Tensor = self.lower_activation(pre_NL)
+        return acts_NL
 
     def lower_bias_L(self) -> Tensor:
         """Return the encoder bias [L] of the lower level with the input bias folded into it."""
@@ -174,6 +191,8 @@ class TwoLevels(TrainingSAE[Any]):
         for weights in (self.W_dec_lower, self.b_dec, self.b_enc_upper, self.b_links):
             weights.data /= scaling_factor
         self.thresholds /= scaling_factor
+        if self.cfg.refine:
+            self.inner_thresholds_T /= scaling_factor
         self.activity_L /= scaling_factor
         self.activity_U /= scaling_factor
         self.cfg.normalize_activations = "none"

@@ -20,6 +20,9 @@ from sae_lens.saes.sae import SAE, SAEConfig
 from torch import Tensor, nn
 from typing_extensions import override
 
+from sae_variants.refinement.saved import RefinedSAE, RefinedSAEConfig
+from sae_variants.refinement.steps import refined_input
+
 ARCHITECTURE = "hierarchical"
 LOWER = "lower"
 """Name of the part, and of its folder, that holds the lower level."""
@@ -34,6 +37,10 @@ class TwoLevelSAEConfig(SAEConfig):
 
     d_lower: int = 0
     """Number of lower latents."""
+    refine: int = 0
+    """Refinement steps of the lower level's encoder."""
+    step_size: float = 0.3
+    """η, weight of what the code before left, in a refinement step."""
 
     @override
     @classmethod
@@ -54,6 +61,7 @@ class TwoLevelSAE(SAE[TwoLevelSAEConfig]):
     W_dec_lower: nn.Parameter
     b_dec_lower: nn.Parameter
     parent_digits_3L: nn.Parameter
+    inner_thresholds_lower: nn.Parameter
     _selected: list[int] | None = None
 
     @override
@@ -73,13 +81,16 @@ class TwoLevelSAE(SAE[TwoLevelSAEConfig]):
             "b_dec": (D,),
             "parent_digits_3L": (3, L),
         }
+        if self.cfg.refine:
+            shapes["inner_thresholds_lower"] = (self.cfg.refine, L)
         for name, shape in shapes.items():
             setattr(self, name, nn.Parameter(torch.zeros(shape, dtype=self.dtype, device=self.device)))
 
     @property
     def parent_L(self) -> Tensor:
-        """Parent [L] of each lower latent, an index of an upper one."""
-        return (self.parent_digits_3L.long() * DIGITS.to(self.device)[:, None]).sum(0)
+        """Parent [L] of each lower latent, an index of an upper one; `NO_PARENT` for none."""
+        parent_L = (self.parent_digits_3L.long() * DIGITS.to(self.device)[:, None]).sum(0)
+        return torch.where(parent_L < self.cfg.d_sae, parent_L, NO_PARENT)
 
     @property
     def W_enc(self) -> Tensor:  # type: ignore[override]
@@ -116,7 +127,16 @@ class TwoLevelSAE(SAE[TwoLevelSAEConfig]):
 
     def encode_lower(self, x: Tensor) -> Tensor:
         """Return lower latents [..., L] of inputs [..., D]."""
-        return _jump(self.process_sae_in(x) @ self.W_enc_lower + self.b_enc_lower, self.threshold_lower)
+        shifted = refined_input(
+            self.process_sae_in(x),
+            [self.cfg.step_size] * self.cfg.refine,
+            lambda shifted, step: self._jump_lower(shifted, self.inner_thresholds_lower[step]),
+            lambda acts: acts @ self.W_dec_lower + self.b_dec_lower,
+        )
+        return self._jump_lower(shifted, self.threshold_lower)
+
+    def _jump_lower(self, x: Tensor, threshold_L: Tensor) -> Tensor:
+        return _jump(x @ self.W_enc_lower + self.b_enc_lower, threshold_L)
 
     @override
     def encode(self, x: Tensor) -> Tensor:
@@ -166,16 +186,20 @@ def _jump(pre: Tensor, threshold: Tensor) -> Tensor:
 
 
 def lower_level_of(sae: TwoLevelSAE) -> JumpReLUSAE:
-    """Return the lower level of a trained two-level SAE as a stock SAE."""
-    cfg = JumpReLUSAEConfig(
-        d_in=sae.cfg.d_in,
-        d_sae=sae.cfg.d_lower,
-        dtype=sae.cfg.dtype,
-        device=sae.cfg.device,
-        apply_b_dec_to_input=False,
-        metadata=sae.cfg.metadata,
-    )
-    lower = JumpReLUSAE(cfg)
-    names = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
+    """Return the lower level of a trained two-level SAE: a stock one, or `refined`."""
+    common: dict[str, Any] = {
+        "d_in": sae.cfg.d_in,
+        "d_sae": sae.cfg.d_lower,
+        "dtype": sae.cfg.dtype,
+        "device": sae.cfg.device,
+        "apply_b_dec_to_input": False,
+        "metadata": sae.cfg.metadata,
+    }
+    names = ["W_enc", "b_enc", "threshold", "W_dec", "b_dec"]
+    if sae.cfg.refine:
+        lower: JumpReLUSAE = RefinedSAE(RefinedSAEConfig(**common, refine=sae.cfg.refine, step_size=sae.cfg.step_size))
+        names.append("inner_thresholds")
+    else:
+        lower = JumpReLUSAE(JumpReLUSAEConfig(**common))
     lower.load_state_dict({name: getattr(sae, f"{name}_lower").detach() for name in names})
     return lower

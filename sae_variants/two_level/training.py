@@ -12,10 +12,10 @@ Shapes: N tokens, D = d_in, L lower latents, U = d_sae upper latents.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.saes.topk_sae import calculate_topk_aux_acts
 from torch import Tensor
@@ -26,21 +26,25 @@ from sae_variants.ops.errors import squared_error
 from sae_variants.ops.threshold import calibrated_threshold, running_rate
 from sae_variants.registry.contract import TrainingHooks
 from sae_variants.two_level.config import TwoLevelTrainingSAEConfig
-from sae_variants.two_level.levels import Level, TwoLevels
+from sae_variants.two_level.groups import GroupedLevels
+from sae_variants.two_level.levels import Level
 from sae_variants.two_level.saved import LOWER, NO_PARENT
 
+SEPARATE_SCALE = 0.01
+"""Scale of the upper level's losses where it has no gradient at the lower level. The trainer clips the gradients of all
+weights by their common norm, of which the lower level's must remain the larger part; to Adam the scale is nothing."""
 ACTIVITY_RATE = 0.05
 """Rate at which the running mean activations follow those of a step."""
 
 
-class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
+class TwoLevelTrainingSAE(TrainingHooks, GroupedLevels):
     """Two levels in training."""
 
     cfg: Any
     lower_silent_L: Tensor
     upper_silent_U: Tensor
-    steps_before: tuple[int, int] = (0, 0)
-    """Training steps of each level before the present one."""
+    steps_before: Sequence[int] = (0, 0)
+    """Training steps of the lower and the upper level before the present one."""
 
     def __init__(self, cfg: TwoLevelTrainingSAEConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
@@ -59,13 +63,27 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
     @override
     @torch.no_grad()
     def calibrate(self, batches: Sequence[Tensor]) -> None:
-        """Set the threshold of the lower level, then that of the upper level, which reads latents above the first."""
+        """Set the thresholds of the lower level, then that of the upper level, which reads latents above the former."""
         if not self.calibrates:
             return
-        lower = (self.lower(x_ND).pre for x_ND in batches)
-        self.thresholds[0] = threshold = calibrated_threshold(lower, self.cfg.k_of_lower)
-        read = (self.lower(x_ND) for x_ND in batches)
-        upper = (self.upper(replace(level, acts=level.pre.relu() * (level.pre > threshold))).pre for level in read)
+        thresholds: list[float] = []  # of the steps of the lower level's encoder
+
+        def jump(pre_NL: Tensor, step: int) -> Tensor:
+            return pre_NL.relu() * (pre_NL > thresholds[step])
+
+        def lower_pre(x_ND: Tensor, step: int) -> Tensor:
+            return self.lower_pre(self.run_time_activation_norm_fn_in(x_ND), jump, step)
+
+        steps = self.cfg.refine
+        for step in range(steps + 1):
+            pre = (lower_pre(x_ND, step) for x_ND in batches)
+            thresholds.append(calibrated_threshold(pre, self.cfg.k_of_lower))
+        self.thresholds[0] = thresholds[-1]
+        if steps:
+            self.inner_thresholds_T[:] = torch.tensor(thresholds[:-1])
+        rows_LD = F.normalize(self.W_dec_lower, dim=-1)
+        read = (lower_pre(x_ND, steps) for x_ND in batches)
+        upper = (self.upper(Level(jump(pre_NL, steps), pre_NL, rows_LD, self.b_dec)).pre for pre_NL in read)
         self.thresholds[1] = calibrated_threshold(upper, self.cfg.k)
 
     @override
@@ -83,24 +101,29 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
         cfg, x_ND, step = self.cfg, step_input.sae_in, step_input.n_training_steps
         phase = cfg.phase(step)
         self._start_phase(phase, step)
-        self.steps_before = (step, step - (round(cfg.lower_share * cfg.total_steps) if cfg.curriculum else 0))
+        self.steps_before = cfg.steps_before(step)
         losses: dict[str, Tensor] = {}
+        upper_losses: dict[str, Tensor] = {}
         with torch.set_grad_enabled(phase != 2 and torch.is_grad_enabled()):
             lower = self.lower(x_ND)
         if phase == 2:
             lower = lower.detached()  # its bias is a parameter
         else:
             losses |= self._lower_losses(lower, x_ND)
+        self.count_pairs(lower.acts, step)
         upper = None
         if phase != 1:
+            lower = lower.detached() if cfg.separate else lower
             upper = self.upper(lower)
             upper.out = self.hook_sae_recons(upper.out)
             dead_U = None if self.is_ours else step_input.dead_neuron_mask
-            losses |= self._upper_losses(upper, lower, x_ND, dead_U)
+            upper_losses |= self._upper_losses(upper, lower, x_ND, dead_U)
         if phase == 3 and upper is not None:
-            losses |= self.joint_losses(lower, upper)
+            upper_losses |= self.joint_losses(lower, upper)
         # With all terms of a phase disabled there is no loss, and nothing is learned.
-        loss = torch.stack(list(losses.values())).sum() if losses else self.W_links.sum() * 0.0
+        scale = SEPARATE_SCALE if cfg.separate else 1.0
+        terms = [*losses.values(), *(scale * loss for loss in upper_losses.values())]
+        loss = torch.stack(terms).sum() if terms else self.W_links.sum() * 0.0
         shown, silent = (lower, self.lower_silent_L) if upper is None else (upper, self.upper_silent_U)
         metrics: dict[str, Any] = {
             "phase": phase,
@@ -109,13 +132,16 @@ class TwoLevelTrainingSAE(TrainingHooks, TwoLevels):
         }
         none_NU = x_ND.new_zeros(len(x_ND), cfg.d_sae)  # SAELens counts firing latents of the saved, upper, level
         acts_NU, pre_NU = (none_NU, none_NU) if upper is None else (upper.acts, upper.pre)
-        return TrainStepOutput(x_ND, shown.out, acts_NU, pre_NU, loss, losses, metrics)
+        return TrainStepOutput(x_ND, shown.out, acts_NU, pre_NU, loss, losses | upper_losses, metrics)
 
     def _start_phase(self, phase: int, step: int) -> None:
         """Initialise the upper level after the first phase, and fix the parents when the third phase begins."""
-        cfg, copies = self.cfg, self.cfg.curriculum and self.cfg.start == "copies"
-        if phase != 1 and copies and not self.activity_U.any() and self.activity_L.any():
-            self._copy_most_active()
+        cfg = self.cfg
+        if phase != 1 and cfg.curriculum and not self.activity_U.any() and self.activity_L.any():
+            if cfg.start == "copies":
+                self._copy_most_active()
+            elif cfg.start == "groups":
+                self.start_from_groups()
         if cfg.total_steps and step >= cfg.joint_from and (self.parent_L == NO_PARENT).all():
             self.parent_L = self.parents()
 

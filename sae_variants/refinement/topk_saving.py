@@ -1,4 +1,7 @@
-"""Saved form of `topk`: averaged weights, rows of unit norm, and the scale of the input folded into the biases."""
+"""Refined encoder of `topk`, and its saved form: averaged weights, unit rows, the input's scale folded into the biases.
+
+Shapes: N tokens, D = d_in.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from sae_lens.saes.topk_sae import TopKTrainingSAE
+from torch import Tensor
 from typing_extensions import override
 
 from sae_variants.ops.moving_average import average_of
+from sae_variants.ops.sparse import decode, encode
+from sae_variants.refinement.steps import refined_input
 from sae_variants.registry.contract import TrainingHooks
 
 AVERAGED = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -17,9 +23,27 @@ AVERAGED = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 class SavedTopK(TrainingHooks, TopKTrainingSAE):
-    """TopK with the saved form of `topk`."""
+    """TopK with the refined encoder and the saved form of `topk`."""
 
     cfg: Any
+
+    @override
+    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().encode_with_hidden_pre(self.refined(x) if self.cfg.refine else x)
+
+    def refined(self, x_ND: Tensor) -> Tensor:
+        """Return the input [N, D] of the last encoding."""
+        return refined_input(
+            x_ND,
+            [self.cfg.step_size] * self.cfg.refine,
+            lambda shifted_ND, _: encode(shifted_ND, self.W_enc, self.b_enc, self.b_in, self.cfg.k)[:2],
+            lambda code: decode(code[0], code[1], self.W_dec, self.b_dec, unit_rows=self.cfg.unit_rows)[0],
+        )
+
+    @property
+    def b_in(self) -> Tensor:
+        """Bias [D] that is subtracted from the input."""
+        return self.b_dec if self.cfg.apply_b_dec_to_input else torch.zeros_like(self.b_dec)
 
     @override
     @torch.no_grad()
@@ -44,5 +68,8 @@ class SavedTopK(TrainingHooks, TopKTrainingSAE):
             state_dict.update({name: average_of(self, name, self.cfg.ema).contiguous() for name in AVERAGED})
         for name in set(state_dict) - set(AVERAGED):
             del state_dict[name]
+        if self.cfg.refine:  # the k largest are above no other threshold than 0
+            state_dict["threshold"] = torch.zeros_like(state_dict["b_enc"])
+            state_dict["inner_thresholds"] = state_dict["threshold"].repeat(self.cfg.refine, 1)
         if self.cfg.unit_rows:
             state_dict["W_dec"] = F.normalize(state_dict["W_dec"], dim=1)

@@ -1,0 +1,4 @@
+"""Encoders that take further steps on what the first one left."""
+
+# SAELens first: once it is imported, all variants are, and they need the modules of this room whole
+import sae_lens  # noqa: F401
