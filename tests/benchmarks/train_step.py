@@ -31,7 +31,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-OURS, DEAD, ALL_DEAD = "topk", "topk, 20 % dead", "topk, 20 % dead, all"
+OURS, DEAD, ALL_DEAD, REFINED = "topk", "topk, 20 % dead", "topk, 20 % dead, all", "topk, refined"
 SAE_LENS, PRODUCT, ONEDNN = "SAELens", "encoder product", "by oneDNN"
 OTHERS = ("dictionary_learning", "sparsify")
 
@@ -49,8 +49,9 @@ def contender(name: str, args: argparse.Namespace) -> Callable[[Any], Any] | Non
 
         W_enc = torch.randn(args.d_sae, args.d_in).T
         return (lambda x: products.encoder_product(x, W_enc)) if products.ONEDNN else None
-    if name in (OURS, DEAD, ALL_DEAD):
-        return own_step(args, 0.0 if name == OURS else 0.2, {"aux_every": 1} if name == ALL_DEAD else {})
+    if name in (OURS, DEAD, ALL_DEAD, REFINED):
+        more = {ALL_DEAD: {"aux_every": 1}, REFINED: {"refine": 1}}.get(name, {})
+        return own_step(args, 0.2 if name in (DEAD, ALL_DEAD) else 0.0, more)
     if name == SAE_LENS:
         return trainer_of("stock:topk", args).step
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -140,7 +141,7 @@ def steps(args: argparse.Namespace) -> None:
 
     if args.keep_memory:
         reuse_freed_memory()
-    made = {name: contender(name, args) for name in (PRODUCT, ONEDNN, OURS, DEAD, ALL_DEAD, SAE_LENS, *OTHERS)}
+    made = {name: contender(name, args) for name in (PRODUCT, ONEDNN, OURS, REFINED, DEAD, ALL_DEAD, SAE_LENS, *OTHERS)}
     for name in [name for name, step in made.items() if step is None]:
         print(f"{name}: not on this machine, left out")
         del made[name]

@@ -39,15 +39,16 @@ def main() -> None:
         cfg = trainers["stock:standard"].sae.cfg
         shares = {}
         for phase in (1, 2, 3):
-            trainers[f"phase {phase}"] = make_trainer(plans["hierarchical"], d_in, "cpu")
-            sae = trainers[f"phase {phase}"].sae
-            starts = [step for step in range(settings.steps) if sae.cfg.phase(step) == phase]
-            trainers[f"phase {phase}"].n_training_steps = starts[0]
-            shares[phase] = len(starts) / settings.steps
+            trainer = make_trainer(plans["hierarchical"], d_in, "cpu")
+            starts = [step for step in range(settings.steps) if trainer.sae.cfg.phase(step) == phase]
+            if starts:  # levels that train apart have no second phase
+                trainer.n_training_steps = starts[0]
+                trainers[f"phase {phase}"] = trainer
+                shares[phase] = len(starts) / settings.steps
         made = make_plan("learnable_dual", target, {"curriculum": False}, folder)
         trainers["learnable_dual"] = make_trainer(made, d_in, "cpu")
-        traced = _timed(trainers["learnable_dual"].sae, "note", "note_step")
-        assert sae.cfg.d_lower == cfg.d_sae, "not of one size"
+        traced = _timed(trainers["learnable_dual"].sae, "_trace_level", "_trace_step")
+        assert trainers["phase 1"].sae.cfg.d_lower == cfg.d_sae, "not of one size"
         contexts = read_contexts(target, model, settings.context_size)
         per_batch = settings.batch_tokens // (settings.context_size - 1) + 1
         activations = hook_activations(model, target.hook_name)
