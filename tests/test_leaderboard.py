@@ -220,7 +220,9 @@ def test_another_recipe_is_another_kind_of_sae():
     old, new = made("a", 0, 0.1, when=1), made("a", 1, 0.2, when=2)
     old["eval_result_unstructured"]["provenance"]["kind"] = "older"
     new["eval_result_unstructured"]["provenance"]["kind"] = "newer"
-    assert {row.label: row.seeds for row in board_of(old, new).rows} == {"a": [1], "a #2": [0]}
+    rows = board_of(old, new).rows
+    assert {row.label: row.seeds for row in rows} == {"a": [1], "a #2": [0]}
+    assert [row.label for row in rows if not row.has_other_recipe] == ["a"]
 
 
 def test_l0_is_known_from_another_evaluation():
