@@ -21,7 +21,7 @@ test-slow: $(VENV)/installed
 leaderboard: $(VENV)/installed
 	$(RUN) -m eval_runners leaderboard $(patsubst %,--readme %,README.md $(filter-out results/README.md,$(wildcard results/*.md)))
 	$(RUN) -m eval_runners leaderboard --results results/published --model sandbox --evals core --recipe --d-sae 1024 \
-		--sae topk,temporal,stock:batchtopk,stock:topk,stock:matryoshka_batchtopk,stock:standard \
+		--sae refined,topk,temporal,stock:batchtopk,stock:topk,stock:matryoshka_batchtopk,stock:standard \
 		--columns explained_variance_corrected --picture results/headline.png
 
 report: $(VENV)/installed

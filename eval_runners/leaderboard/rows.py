@@ -86,7 +86,8 @@ class Row:
     @property
     def has_other_recipe(self) -> bool:
         """Whether it differs from its target's recipe in more than `SWEPT_FIELDS`, or is of an older recipe."""
-        return OLDER in self.label or bool({word.partition("=")[0] for word in self.fields.split(" ") if "=" in word} - SWEPT_FIELDS)
+        changed = {word.partition("=")[0] for word in self.fields.split(" ") if "=" in word}
+        return OLDER in self.label or bool(changed - SWEPT_FIELDS)
 
     def number(self, column: Column) -> Number | None:
         """Mean over seeds and half of its 95 % interval, or None where a seed has no number."""

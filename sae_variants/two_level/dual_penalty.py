@@ -52,7 +52,7 @@ class DualTrainingSAEConfig(TwoLevelTrainingSAEConfig, ABC):
     """Config that the variants with this penalty share."""
 
     decoder_init_norm: float | None = 1.0
-    """Initial norm of the rows of both decoders, and of the columns of the encoders, which start as their transposes."""
+    """Initial norm of the rows of both decoders; the encoders start as their transposes."""
     aux_loss_coefficient: float = 0.1
     """Weight of AuxK in both levels; with ReLU a large weight revives all dead latents at once."""
     steepness: float = 4.0
