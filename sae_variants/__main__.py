@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 from sae_variants.cli.fields import field_docs, to_option
 from sae_variants.cli.options import Parser
@@ -52,7 +52,8 @@ def _print_options(name: str) -> None:
     for f in fields(variant.config_class):
         if f.name in variant.field_names and f.name not in SETTING_NAMES:
             kind = f.type.__name__ if isinstance(f.type, type) else f.type
-            print(f"{to_option(f.name)} {kind} (default: {f.default})\n    {docs.get(f.name, 'See SAELens.')}")
+            default = f.default if f.default_factory is MISSING else f.default_factory()
+            print(f"{to_option(f.name)} {kind} (default: {default})\n    {docs.get(f.name, 'See SAELens.')}")
     print("A target's recipe may set other defaults; `train --help` lists the training settings.")
 
 

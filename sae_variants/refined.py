@@ -45,7 +45,7 @@ class RefinedTrainingSAEConfig(RefinementConfig, BatchTopKTrainingSAEConfig):
     refine: int = 1
     """Refinement steps of the encoder: each encodes what the code before left, at the cost of another encoding."""
     matryoshka_widths: list[int] = field(default_factory=list)
-    """Numbers of first latents that also reconstruct the input alone, such as [128,256,512]; empty for none."""
+    """Numbers of first latents that also reconstruct the input alone, such as 128,256,512; none if empty."""
 
     @override
     @classmethod

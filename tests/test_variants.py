@@ -101,6 +101,15 @@ def test_the_help_of_every_option_of_train_is_a_sentence_of_its_own():
     assert set(field_docs(TrainSettings)) == SETTING_NAMES
 
 
+def test_its_options_show_their_defaults(name, capsys):
+    from sae_variants.__main__ import main
+
+    main(["options", name])
+    shown = capsys.readouterr().out
+    assert "(default: " in shown
+    assert "MISSING" not in shown
+
+
 def test_a_step_is_finite_and_reaches_every_parameter(name):
     sae = build(name)
     torch.manual_seed(1)
