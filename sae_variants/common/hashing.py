@@ -26,3 +26,8 @@ def hash_value(value: Any, size: int = 6) -> str:
         size: Bytes of the hash; each is two hex digits.
     """
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=size).hexdigest()
+
+
+def hash_seed(parts: list[Any]) -> int:
+    """Return a seed for torch's generators: equal values give equal seeds."""
+    return int(hash_value(parts, size=7), 16)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from sae_variants.common.errors import UsageError, describe_error
 from sae_variants.common.files import locked, new_folder
-from sae_variants.common.hashing import hash_value
+from sae_variants.common.hashing import hash_seed, hash_value
 from sae_variants.common.hub_errors import hub_errors
 from sae_variants.common.memory import free_memory
 from sae_variants.synthetic.config import HALF_LIVES, PRETRAINED, read_synthetic, synthetic_id
@@ -212,4 +212,4 @@ def _check_memory(num_features: int, hidden_dim: int, device: str) -> None:
 
 
 def _seed(*parts: Any) -> int:
-    return int(hash_value([str(part) for part in parts], size=7), 16)
+    return hash_seed([str(part) for part in parts])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sae_variants.common.hashing import hash_value
+from sae_variants.common.hashing import hash_seed
 from sae_variants.registry.build import build
 from sae_variants.registry.contract import hooks_of
 from sae_variants.registry.variants import find_variant
@@ -80,7 +80,7 @@ def weight_seed(plan: Plan) -> int:
     could be the same numbers, and the SAE would start at the truth.
     """
     seed = plan.settings.seed
-    return int(hash_value(["weights", seed], size=7), 16) if plan.target.synthetic else seed
+    return hash_seed(["weights", seed]) if plan.target.synthetic else seed
 
 
 def _optimize_transposed(optimizer: Optimizer) -> None:

@@ -121,19 +121,21 @@ class TwoLevels(TrainingSAE[Any]):
         """Return the lower level of inputs [..., D]."""
         sae_in = self.run_time_activation_norm_fn_in(self.hook_sae_input(self.reshape_fn_in(x.to(self.dtype))))
         sae_in_ND = sae_in.reshape(-1, sae_in.shape[-1])
-        pre_NL = self.lower_pre(sae_in_ND, self.activate_inner, self.cfg.refine)
+        rows_LD = self.lower_rows()
+        pre_NL = self.lower_pre(sae_in_ND, rows_LD, self.activate_inner, self.cfg.refine)
         pre = pre_NL.view(*sae_in.shape[:-1], self.cfg.d_lower)
-        return Level(
-            self.lower_activation(pre), pre, self.W_dec_lower / self.W_dec_lower.norm(dim=-1)[:, None], self.b_dec
-        )
+        return Level(self.lower_activation(pre), pre, rows_LD, self.b_dec)
 
-    def lower_pre(self, x_ND: Tensor, activate: Activate, step: int) -> Tensor:
+    def lower_rows(self) -> Tensor:
+        """Return the decoder rows [L, D] of the lower level, of unit norm."""
+        return self.W_dec_lower / self.W_dec_lower.norm(dim=-1)[:, None]
+
+    def lower_pre(self, x_ND: Tensor, rows_LD: Tensor, activate: Activate, step: int) -> Tensor:
         """Return the pre-activations [N, L] of a step of the lower level's encoder."""
         norm_L = self.W_dec_lower.norm(dim=-1)
         # Norms and the input bias are folded into the weights, which are far smaller than the latents of a batch.
         encoder = self.W_enc_lower * norm_L, self.lower_bias_L() * norm_L
-        decoder = self.W_dec_lower / norm_L[:, None], self.b_dec
-        return refined_pre_activations(x_ND, [self.cfg.step_size] * step, encoder, decoder, activate)
+        return refined_pre_activations(x_ND, [self.cfg.step_size] * step, encoder, (rows_LD, self.b_dec), activate)
 
     def activate_inner(self, pre_NL: Tensor, step: int) -> Tensor:
         """Return the lower latents [N, L] before the last encoding of a refined encoder."""

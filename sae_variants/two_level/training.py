@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.saes.topk_sae import calculate_topk_aux_acts
 from torch import Tensor
@@ -66,13 +65,14 @@ class TwoLevelTrainingSAE(TrainingHooks, GroupedLevels):
         """Set the thresholds of the lower level, then that of the upper level, which reads latents above the former."""
         if not self.calibrates:
             return
+        rows_LD = self.lower_rows()
         thresholds: list[float] = []  # of the steps of the lower level's encoder
 
         def jump(pre_NL: Tensor, step: int) -> Tensor:
             return pre_NL.relu() * (pre_NL > thresholds[step])
 
         def lower_pre(x_ND: Tensor, step: int) -> Tensor:
-            return self.lower_pre(self.run_time_activation_norm_fn_in(x_ND), jump, step)
+            return self.lower_pre(self.run_time_activation_norm_fn_in(x_ND), rows_LD, jump, step)
 
         steps = self.cfg.refine
         for step in range(steps + 1):
@@ -81,7 +81,6 @@ class TwoLevelTrainingSAE(TrainingHooks, GroupedLevels):
         self.thresholds[0] = thresholds[-1]
         if steps:
             self.inner_thresholds_T[:] = torch.tensor(thresholds[:-1])
-        rows_LD = F.normalize(self.W_dec_lower, dim=-1)
         read = (lower_pre(x_ND, steps) for x_ND in batches)
         upper = (self.upper(Level(jump(pre_NL, steps), pre_NL, rows_LD, self.b_dec)).pre for pre_NL in read)
         self.thresholds[1] = calibrated_threshold(upper, self.cfg.k)
