@@ -9,9 +9,9 @@ The others answer what each family of variants claims:
 - Recall of features by tenth of firing rate and of strength: which features does a balance of frequency and magnitude
   lose? The detector of a feature is the latent whose decoder row is nearest to its direction.
 - Tree: the parents that an SAE with two levels learned, against the true tree. Where an SAE learns no tree, the parent
-  of a latent is the one that fires most often where it fires: in the first prefix for Matryoshka, else any that fires
-  more often. The adjusted Rand index compares groups of latents with one parent, or clusters of the decoder rows of a
-  flat SAE, with the true trees.
+  of a latent is the more frequent one whose firing correlates most with its own (φ of at least 0.2), so that a tree
+  which is learned has to beat one that is counted. The adjusted Rand index compares groups of latents with one parent,
+  or clusters of the decoder rows of a flat SAE, with the true trees.
 - Persistence, on a target with half-lives: AUROC of a feature's half-life for "its latent is slow". Without slow
   latents, the most persistent tenth on the same tokens stands for them. Another AUROC compares slow latents with as
   many others of the same firing rates, so that frequency cannot pass for persistence.
@@ -107,6 +107,7 @@ METRICS = tuple(_metrics())
 class GroundTruth(Evaluator[Settings]):
     """Comparison with the true features of a synthetic model."""
 
+    version = 2
     settings_class = Settings
     metrics = METRICS
     needs_truth = True

@@ -34,14 +34,14 @@ def test_saebench_s_graphs_draw_them(tmp_path, monkeypatch, graphs):
     core, probing = (sorted(map(str, (folder / name).glob("*"))) for name in ("core", "sparse_probing"))
     core, probing = ([path.removeprefix(f"{folder}/") for path in paths] for paths in (core, probing))
     found = graphs.get_eval_results(probing)
-    assert {f"sandbox_temporal_seed{seed}" for seed in (0, 1, 2)} <= set(found)
+    assert {f"sandbox_topk_seed{seed}" for seed in (0, 1, 2)} <= set(found)
     classes = {values["sae_class"] for values in found.values()}
-    assert {"temporal", "batch_topk", "topk", "topk (sae-variants)", "standard", "random"} <= classes
-    published = json.loads(next(iter((folder / "sparse_probing").glob("sandbox_temporal_seed0_*"))).read_text())
-    of_seed_0 = found["sandbox_temporal_seed0"]
+    assert {"batch_topk", "topk", "topk (sae-variants)", "standard", "random"} <= classes
+    published = json.loads(next(iter((folder / "sparse_probing").glob("sandbox_topk_seed0_*"))).read_text())
+    of_seed_0 = found["sandbox_topk_seed0"]
     assert of_seed_0["sae_top_1_test_accuracy"] == published["eval_result_metrics"]["sae"]["sae_top_1_test_accuracy"]
     assert of_seed_0["train_tokens"] == 1_048_576
-    names = [name for name in found if "temporal" in name or "stock" in name]
+    names = [name for name in found if "topk" in name or "stock" in name]
     ours = [path for path in probing if any(name in path for name in names)]
     graphs.plot_results(ours, core, "sparse_probing", str(tmp_path / "picture"), k=1)
     assert (tmp_path / "picture_2var_sae_type.png").stat().st_size > 10_000

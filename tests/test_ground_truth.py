@@ -15,9 +15,19 @@ from eval_runners.commands import evaluate as eval_command
 from eval_runners.contract.contract import Context
 from eval_runners.contract.registry import load_evaluator
 from eval_runners.leaderboard.boards import make_boards
+from eval_runners.measures.autocorrelation import LaggedCorrelation
 from eval_runners.measures.feature_persistence import auroc, rate_matched
-from eval_runners.measures.true_tree import NONE, FoundTree, TrueTree, group_agreement, score_tree, true_tree
-from eval_runners.store.read import read_results
+from eval_runners.measures.true_features import FeatureCounts
+from eval_runners.measures.true_tree import (
+    NONE,
+    FoundTree,
+    TrueTree,
+    correlated_tree,
+    group_agreement,
+    score_tree,
+    true_tree,
+)
+from eval_runners.store.read import conditions_of, read_results
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import load_target
 from sae_variants.synthetic.model import load_synthetic
@@ -63,6 +73,7 @@ def test_published_figures_stand_beside_results_of_the_published_benchmark():
     target = load_target("synth-sae-bench-16k")
     (board,) = [board for board in make_boards(results) if board.model == target.model_name]
     assert board.hook_name == target.hook_name
+    assert all(conditions_of(result)["evaluator_version"] is None for result in results)  # any version's neighbours
     (f1,) = [column for column in board.columns if column.key == "ground_truth.f1"]
     numbers = {row.label: row.number(f1) for row in board.rows}
     labels = ("SynthSAEBench/Matryoshka L0=25", "SynthSAEBench/BatchTopK L0=25", "logistic probe")
@@ -82,7 +93,7 @@ def test_the_true_dictionary_scores_one_on_all(target):
     assert found["ceiling.f1"] > 0.99
     for key in ("rate", "strength"):
         assert all(found[f"features.recall_{key}_{tenth}"] == 1 for tenth in range(1, 11))
-    # a child fires only where its parent does, and no feature fires on half of another's tokens by chance
+    # a child fires only where its parent does, and more often than by chance only with its own parent and siblings
     assert found["tree.edge_f1"] == found["tree.parent_accuracy"] == 1
 
 
@@ -134,6 +145,16 @@ def test_edges_by_hand():
     assert scores["edge_f1"] == pytest.approx(1 / 3)
     assert scores["parent_accuracy"] == pytest.approx(1 / 4)
     assert group_agreement(torch.tensor([4]), torch.tensor([0]), truth) is None
+
+
+def test_a_latent_that_fires_everywhere_is_no_parent_of_flat_latents():
+    # 0 fires on all ten tokens, 1 on the first four, 2 on two of these, 3 on others
+    fires_NS = torch.zeros(10, 4)
+    fires_NS[:, 0], fires_NS[:4, 1], fires_NS[:2, 2], fires_NS[6:7, 3] = 1, 1, 1, 1
+    zero = torch.zeros(1)
+    counts = FeatureCounts(10, zero, fires_NS.sum(0), zero, zero, fires_NS.T @ fires_NS, LaggedCorrelation((1,)))
+    tree = correlated_tree(counts, torch.tensor([10, 11, 12, 13]))
+    assert (tree.child_E.tolist(), tree.parent_E.tolist(), tree.group_E.tolist()) == ([12], [11], [1])
 
 
 def test_slow_latents_that_hold_long_lived_features_have_an_auroc_of_one(target):

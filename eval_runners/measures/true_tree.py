@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eval_runners.measures.true_features import FeatureCounts, cosines
+from sae_variants.two_level.groups import containers
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from sae_variants.synthetic.model import SyntheticData
 
 NONE = -1
-CONTAINED = 0.5
-"""Least share of a latent's firings on which another fires that counts as its parent, where no tree is learned."""
 
 
 def describe_tree(
@@ -39,16 +38,12 @@ def describe_tree(
         return {}
     truth = true_tree(data.model.hierarchy, data.model.cfg.num_features)
     feature_S = cosines(sae.W_dec, data.directions_FD).argmax(1)
-    details = sae.cfg.metadata.training_architecture_details or {}
     if lower is not None:
         feature_L = cosines(sae.W_dec_lower, data.directions_FD).argmax(1)  # type: ignore[arg-type]
         found = learned_tree(sae.parent_L, feature_L, feature_S, lower.latent_S > 0)  # type: ignore[arg-type]
         groups = found.child_E, found.group_E
-    elif widths := details.get("matryoshka_widths"):
-        found = nested_tree(counts, feature_S, widths[0])
-        groups = found.child_E, found.group_E
     else:
-        found = nested_tree(counts, feature_S, None)
+        found = correlated_tree(counts, feature_S)
         groups = clustered_groups(sae, len(data.model.hierarchy.roots), feature_S, counts.latent_S > 0)
     return {**score_tree(found, truth), "ari": group_agreement(*groups, truth)}
 
@@ -93,27 +88,17 @@ class FoundTree:
     """Number of the parent latent."""
 
 
-def nested_tree(counts: FeatureCounts, feature_S: Tensor, n_parents: int | None) -> FoundTree:
-    """Return the tree of co-firing latents: a latent's parent is the one that fires most often where it fires.
+def correlated_tree(counts: FeatureCounts, feature_S: Tensor) -> FoundTree:
+    """Return the tree of latents that fire together: a latent's parent is its container.
 
     Args:
         counts: Firing of the latents.
         feature_S: Feature of each latent.
-        n_parents: Only the first so many latents are parents, as in Matryoshka's first prefix; None: all that fire more
-            often than the child.
     """
-    contained_SS = counts.pairs_SS / counts.latent_S.clamp(min=1)[:, None]
-    contained_SS.fill_diagonal_(0)
-    if n_parents is None:
-        contained_SS[counts.latent_S[:, None] >= counts.latent_S[None]] = 0
-        children_E = torch.arange(len(feature_S), device=feature_S.device)
-    else:
-        contained_SS[:, n_parents:] = 0
-        children_E = torch.arange(n_parents, len(feature_S), device=feature_S.device)
-    share_E, parent_E = contained_SS[children_E].max(1)
-    keep_E = (share_E >= CONTAINED) & (counts.latent_S[children_E] > 0)
-    children_E, parent_E = children_E[keep_E], parent_E[keep_E]
-    return FoundTree(feature_S[children_E].cpu(), feature_S[parent_E].cpu(), parent_E.cpu())
+    container_S = containers(counts.pairs_SS, counts.tokens)
+    keep_S = container_S >= 0
+    parent_E = container_S[keep_S]
+    return FoundTree(feature_S[keep_S].cpu(), feature_S[parent_E].cpu(), parent_E.cpu())
 
 
 def learned_tree(parent_L: Tensor, feature_L: Tensor, feature_S: Tensor, alive_L: Tensor) -> FoundTree:

@@ -200,7 +200,7 @@ def conditions_of(result: Result) -> dict[str, Any]:
         "documents": provenance.get("read") or None,
         "text": provenance.get("text"),
         "text_version": provenance.get("text_version"),
-        "evaluator_version": provenance.get("evaluator_version", 1),
+        "evaluator_version": provenance.get("evaluator_version", 1) if provenance else None,
         "eval_seed": eval_seed_of(result),
         **settings,
     }
