@@ -57,6 +57,23 @@ def test_samples_have_the_firing_rates_and_are_a_function_of_the_seed():
     torch.testing.assert_close(x, expected.detach())
 
 
+def test_the_last_small_sample_is_kept(monkeypatch):
+    data = load_synthetic(SMALL, "cpu")
+    first = list(data.features(100, 128, "a"))
+    again = list(data.features(100, 128, "a"))
+    assert len(first) == 2
+    assert all(a is b for a, b in zip(first, again, strict=True))
+    assert not any(a is b for a, b in zip(first, data.features(100, 128, "b"), strict=True))
+    broken_off = next(data.features(100, 128, "c"))
+    whole = list(data.features(100, 128, "c"))
+    assert len(whole) == 2
+    assert torch.equal(whole[0], broken_off)
+    monkeypatch.setattr("sae_variants.synthetic.model.KEPT_BYTES", 1)
+    large = list(data.features(100, 128, "a"))
+    assert torch.equal(large[0], first[0])
+    assert next(data.features(100, 128, "a")) is not large[0]
+
+
 def test_half_lives_leave_the_rates_as_they_are_and_decide_the_autocorrelation():
     data = load_synthetic({**SMALL, "half_lives": [1, 64]}, "cpu")
     fires = (torch.cat(list(data.features(600, 128, "a"))) > 0).float()

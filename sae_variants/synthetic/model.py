@@ -41,6 +41,8 @@ ROWS_AT_ONCE = 8192
 """Tokens that are sampled at once."""
 TRAINING_ROWS_AT_ONCE = 1024
 """The same for trainings, unless features are chains: a CPU samples faster what fits into its cache."""
+KEPT_BYTES = 2**30
+"""Largest sample that is kept, for the next SAE on the same one."""
 MEMORY_SHARE = 0.5
 """Share of the free memory that a model and one batch of its samples may take."""
 
@@ -57,6 +59,7 @@ class SyntheticData:
             origin: `built from its config`, or where the model was downloaded from.
         """
         self.model, self.origin = model, origin
+        self._last: tuple[Any, list[Tensor]] | None = None
         self.half_lives_F: Tensor | None = None
         if half_lives := synthetic.get(HALF_LIVES):
             generator = torch.Generator().manual_seed(_seed(synthetic_id(synthetic), "half-lives"))
@@ -81,7 +84,7 @@ class SyntheticData:
 
     @torch.no_grad()
     def features(self, n_contexts: int, context_size: int, *seed: Any) -> Iterator[Tensor]:
-        """Sample the activations of the features, some contexts at a time.
+        """Sample the activations of the features, some contexts at a time; the last small sample is kept.
 
         Args:
             n_contexts: Number of contexts.
@@ -89,15 +92,24 @@ class SyntheticData:
             seed: Equal values give equal samples.
 
         Yields:
-            [C, T, F]; 0 where a feature does not fire.
+            [C, T, F], to be read only; 0 where a feature does not fire.
         """
         from sae_lens.util import temporary_seed
 
+        sample = n_contexts, context_size, *seed
+        if self._last and self._last[0] == sample:
+            yield from self._last[1]
+            return
         step = max(1, ROWS_AT_ONCE // context_size)
+        keep = 4 * n_contexts * context_size * self.model.cfg.num_features <= KEPT_BYTES
+        parts = []
         for first in range(0, n_contexts, step):
             count = min(step, n_contexts - first)
             with temporary_seed(_seed(*seed, first)):
                 acts_CTF = self._sample(count, context_size)
+            if keep:
+                parts.append(acts_CTF)
+                self._last = (sample, parts) if first + count == n_contexts else None
             yield acts_CTF
 
     @torch.no_grad()
