@@ -91,6 +91,22 @@ def test_the_saved_sae_encodes_in_the_same_steps(name, normalize, tmp_path):
     torch.testing.assert_close(saved.encode(x), acts)
 
 
+@pytest.mark.parametrize("name", ["refined", "temporal", "hierarchical"])
+def test_inner_thresholds_follow_training_steps_and_no_others(name):
+    """Another trainer, such as SAELens' own, does not calibrate them."""
+    sae = build(name, refine=2)
+    x = torch.randn(32, D)
+    for _ in range(3):
+        step(sae, x)
+    inner_T = sae.inner_thresholds_T.clone()
+    assert (inner_T > 0).all()
+    with torch.no_grad():
+        sae.encode(10 * x)
+    assert torch.equal(sae.inner_thresholds_T, inner_T)
+    step(sae, x + torch.nan)
+    assert torch.equal(sae.inner_thresholds_T, inner_T)
+
+
 @pytest.mark.parametrize("name", ["refined", "temporal", "topk"])
 def test_without_steps_it_is_saved_as_a_stock_architecture(name, tmp_path):
     build(name, refine=0).save_inference_model(tmp_path)

@@ -48,3 +48,18 @@ def running_rate(rate: float, step: int) -> float:
         step: Number of values before this one.
     """
     return rate / (1 - (1 - rate) ** (step + 1))
+
+
+@torch.no_grad()
+def follow_smallest(threshold: Tensor, acts_NS: Tensor, rate: float) -> None:
+    """Move a threshold, in place, towards the smallest activation that fires; where none fires it stays.
+
+    Args:
+        threshold: One number [].
+        acts_NS: Activations [N, S] of a training step.
+        rate: Share of the way.
+    """
+    if not acts_NS.numel():
+        return
+    smallest = torch.where(acts_NS > 0, acts_NS, torch.inf).amin().to(threshold.dtype)
+    threshold.lerp_(torch.where(smallest.isinf(), threshold, smallest), rate)

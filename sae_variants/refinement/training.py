@@ -9,7 +9,7 @@ Shapes: N tokens, D = d_in, S = d_sae, T refinement steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,26 @@ def refined_pre_activations(
     return sparse_gradient_product(shifted_ND, W_enc_DS, b_enc_S)
 
 
+def jump_at(thresholds: Sequence[float]) -> Activate:
+    """Return the activation function of an encoder whose steps have these thresholds."""
+    return lambda pre_NS, step: pre_NS.relu() * (pre_NS > thresholds[step])
+
+
+def calibrated_thresholds(pre: Callable[[Activate, int], Iterable[Tensor]], steps: int, k: float) -> list[float]:
+    """Return the threshold of each step of an encoder, the last encoding's at the end.
+
+    Args:
+        pre: Function from the activation function of the steps before a step, and its number, to batches [N, S] of its
+            pre-activations.
+        steps: Refinement steps T.
+        k: Latents per token in every step.
+    """
+    thresholds: list[float] = []
+    for step in range(steps + 1):
+        thresholds.append(calibrated_threshold(pre(jump_at(thresholds), step), k))
+    return thresholds
+
+
 class RefinedBatchTopK(BatchTopKVariant):
     """BatchTopK in training, with a refined encoder."""
 
@@ -81,9 +101,14 @@ class RefinedBatchTopK(BatchTopKVariant):
     def calibrate(self, batches: Sequence[Tensor]) -> None:
         if not self.calibrates:
             return
-        for step in range(self.cfg.refine + 1):
-            pre = (self._pre_activations(self.process_sae_in(x_ND), self._jump, step) for x_ND in batches)
-            self._threshold(step).fill_(calibrated_threshold(pre, self.cfg.k))
+
+        def pre(activate: Activate, step: int) -> Iterator[Tensor]:
+            return (self._pre_activations(self.process_sae_in(x_ND), activate, step) for x_ND in batches)
+
+        *inner, last = calibrated_thresholds(pre, self.cfg.refine, self.cfg.k)
+        self.topk_threshold.fill_(last)
+        if inner:
+            self.inner_thresholds_T[:] = torch.tensor(inner)
 
     @override
     @torch.no_grad()
@@ -116,11 +141,6 @@ class RefinedBatchTopK(BatchTopKVariant):
 
     def _activate_in_training(self, pre_NS: Tensor, step: int) -> Tensor:
         acts_NS: Tensor = self.activation_fn(pre_NS)
-        self._follow(self.inner_thresholds_T[step], acts_NS)
+        if torch.is_grad_enabled():  # a training step, not a look at the SAE
+            self._follow(self.inner_thresholds_T[step], acts_NS)
         return acts_NS
-
-    def _jump(self, pre_NS: Tensor, step: int) -> Tensor:
-        return pre_NS.relu() * (pre_NS > self._threshold(step)).to(pre_NS.dtype)
-
-    def _threshold(self, step: int) -> Tensor:
-        return self.topk_threshold if step == self.cfg.refine else self.inner_thresholds_T[step]

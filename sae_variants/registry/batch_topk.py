@@ -14,7 +14,7 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
-from sae_variants.ops.threshold import calibrated_threshold, running_rate
+from sae_variants.ops.threshold import calibrated_threshold, follow_smallest, running_rate
 from sae_variants.registry.contract import TrainingHooks
 
 
@@ -46,10 +46,7 @@ class BatchTopKVariant(TrainingHooks, BatchTopKTrainingSAE):
     def update_topk_threshold(self, acts_topk: Tensor) -> None:
         self._follow(self.topk_threshold, acts_topk)
 
-    @torch.no_grad()
     def _follow(self, threshold: Tensor, acts_NS: Tensor) -> None:
         """Let a threshold follow the smallest activation [N, S] that fires, without a bias towards 0."""
-        firing = acts_NS[acts_NS > 0]
-        if self.calibrates and len(firing):
-            rate = running_rate(self.cfg.topk_threshold_lr, self.steps_before)
-            threshold.lerp_(firing.min().to(threshold.dtype), rate)
+        if self.calibrates:
+            follow_smallest(threshold, acts_NS, running_rate(self.cfg.topk_threshold_lr, self.steps_before))

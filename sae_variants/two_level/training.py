@@ -11,7 +11,7 @@ Shapes: N tokens, D = d_in, L lower latents, U = d_sae upper latents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ from typing_extensions import override
 
 from sae_variants.ops.batch_topk import BatchTopK
 from sae_variants.ops.errors import squared_error
-from sae_variants.ops.threshold import calibrated_threshold, running_rate
+from sae_variants.ops.threshold import calibrated_threshold, follow_smallest, running_rate
+from sae_variants.refinement.training import Activate, calibrated_thresholds, jump_at
 from sae_variants.registry.contract import TrainingHooks
 from sae_variants.two_level.config import TwoLevelTrainingSAEConfig
 from sae_variants.two_level.groups import GroupedLevels
@@ -65,25 +66,28 @@ class TwoLevelTrainingSAE(TrainingHooks, GroupedLevels):
         """Set the thresholds of the lower level, then that of the upper level, which reads latents above the former."""
         if not self.calibrates:
             return
-        rows_LD = self.lower_rows()
-        thresholds: list[float] = []  # of the steps of the lower level's encoder
+        rows_LD, steps = self.lower_rows(), self.cfg.refine
 
-        def jump(pre_NL: Tensor, step: int) -> Tensor:
-            return pre_NL.relu() * (pre_NL > thresholds[step])
+        def lower_pre(activate: Activate, step: int) -> Iterator[Tensor]:
+            return (
+                self.lower_pre(self.run_time_activation_norm_fn_in(x_ND), rows_LD, activate, step) for x_ND in batches
+            )
 
-        def lower_pre(x_ND: Tensor, step: int) -> Tensor:
-            return self.lower_pre(self.run_time_activation_norm_fn_in(x_ND), rows_LD, jump, step)
-
-        steps = self.cfg.refine
-        for step in range(steps + 1):
-            pre = (lower_pre(x_ND, step) for x_ND in batches)
-            thresholds.append(calibrated_threshold(pre, self.cfg.k_of_lower))
-        self.thresholds[0] = thresholds[-1]
-        if steps:
-            self.inner_thresholds_T[:] = torch.tensor(thresholds[:-1])
-        read = (lower_pre(x_ND, steps) for x_ND in batches)
-        upper = (self.upper(Level(jump(pre_NL, steps), pre_NL, rows_LD, self.b_dec)).pre for pre_NL in read)
+        *inner, last = calibrated_thresholds(lower_pre, steps, self.cfg.k_of_lower)
+        self.thresholds[0] = last
+        if inner:
+            self.inner_thresholds_T[:] = torch.tensor(inner)
+        jump = jump_at([*inner, last])
+        read = (Level(jump(pre_NL, steps), pre_NL, rows_LD, self.b_dec) for pre_NL in lower_pre(jump, steps))
+        upper = (self.upper(level).pre for level in read)
         self.thresholds[1] = calibrated_threshold(upper, self.cfg.k)
+
+    @override
+    def activate_inner(self, pre_NL: Tensor, step: int) -> Tensor:
+        acts_NL = super().activate_inner(pre_NL, step)
+        if torch.is_grad_enabled():  # a training step of the lower level
+            self._follow(self.inner_thresholds_T[step], acts_NL, 0)
+        return acts_NL
 
     @override
     def get_coefficients(self) -> dict[str, Any]:
@@ -201,10 +205,12 @@ class TwoLevelTrainingSAE(TrainingHooks, GroupedLevels):
         silent += 1
         silent[(level.acts > 0).any(0)] = 0
         activity += ACTIVITY_RATE * (level.acts.mean(0).float() - activity)
-        positive = level.acts[level.acts > 0]
-        if self.calibrates and len(positive):
-            rate = running_rate(self.cfg.topk_threshold_lr, self.steps_before[index])
-            self.thresholds[index] += rate * (positive.min().double() - self.thresholds[index])
+        self._follow(self.thresholds[index], level.acts, index)
+
+    def _follow(self, threshold: Tensor, acts: Tensor, index: int) -> None:
+        """Let a threshold of the lower (0) or the upper level (1) follow the smallest activation that fires."""
+        if self.calibrates:
+            follow_smallest(threshold, acts, running_rate(self.cfg.topk_threshold_lr, self.steps_before[index]))
 
     @torch.no_grad()
     def _copy_most_active(self) -> None:
