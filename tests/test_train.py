@@ -14,7 +14,7 @@ import sae_variants
 from sae_variants.commands import train as train_command
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import backup_of, partial_of
-from sae_variants.language_model.target import choose_target
+from sae_variants.language_model.target import choose_target, load_target
 from sae_variants.training import train as train_module
 from sae_variants.training.job import Job
 from sae_variants.training.plan import make_plan
@@ -316,6 +316,16 @@ def test_other_data_types_train(target, tmp_path, dtype):
     made = plan("temporal", target, tmp_path, dtype=dtype, training_tokens=1024)
     train_plans([made])
     assert str(sae_variants.load(made.folder).W_dec.dtype) == f"torch.{dtype}"
+
+
+def test_a_latent_can_die_in_a_training_shorter_than_the_recipe_s_window(target, tmp_path):
+    def window(**more):
+        return make_plan("topk", target, {"training_tokens": 800, "batch_tokens": 8, **more}, tmp_path).settings
+
+    assert target.train.get("dead_after_tokens", 10_000_000) > 800
+    assert window().dead_after_tokens == 100
+    assert window(dead_after_tokens=5000).dead_after_tokens == 5000  # as the user says
+    assert make_plan("topk", load_target("gpt2-small-l8"), {}).settings.dead_after_tokens == 10_000_000
 
 
 def test_sae_lens_own_runner_trains_a_variant(target, tmp_path):

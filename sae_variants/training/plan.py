@@ -215,6 +215,7 @@ def make_plan(
     adapted = variant.config_class.recipe(target.train)
     values = {**target.train, **adapted, **target.variants.get(name, {}), **overrides}
     settings = TrainSettings(**{k: check_type(k, v, SETTING_TYPES[k]) for k, v in values.items() if k in SETTING_NAMES})
+    settings = settings if "dead_after_tokens" in overrides else settings.with_mortal_latents()
     fields = {k: v for k, v in values.items() if k in variant.field_names - SETTING_NAMES}
     plan = Plan(name, target, settings, fields, trained_root(root), tuple(overrides), part)
     cfg = make_config(name, d_in=1, normalize_activations=settings.normalize_activations, **plan.sized)

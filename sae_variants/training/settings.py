@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
 from sae_variants.common.errors import UsageError
@@ -35,7 +35,7 @@ class TrainSettings:
     decay_share: float = 0.2
     """Share of the steps, at the end, over which the learning rate falls to zero."""
     dead_after_tokens: int = 10_000_000
-    """Tokens without firing after which a latent counts as dead."""
+    """Tokens without firing after which a latent counts as dead; see `with_mortal_latents` for short trainings."""
     normalize_activations: str = "expected_average_only_in"
     """Input normalisation of SAELens; it is folded into the weights at the end."""
     autocast: bool = False
@@ -49,6 +49,12 @@ class TrainSettings:
     def steps(self) -> int:
         """Number of training steps."""
         return self.training_tokens // self.batch_tokens
+
+    def with_mortal_latents(self) -> TrainSettings:
+        """Return settings in which a latent can be dead: an eighth of a training shorter than `dead_after_tokens`."""
+        if self.dead_after_tokens <= self.training_tokens:
+            return self
+        return replace(self, dead_after_tokens=max(1, self.training_tokens // 8))
 
     def __post_init__(self) -> None:
         sizes = ("d_sae", "training_tokens", "batch_tokens", "context_size", "stream_window", "buffer_contexts")
