@@ -56,7 +56,9 @@ def jump_at(thresholds: Sequence[float]) -> Activate:
     return lambda pre_NS, step: pre_NS.relu() * (pre_NS > thresholds[step])
 
 
-def calibrated_thresholds(pre: Callable[[Activate, int], Iterable[Tensor]], steps: int, k: float) -> list[float]:
+def calibrated_thresholds(
+    pre: Callable[[Activate, int], Iterable[Tensor]], steps: int, k: float, known: Sequence[float] = ()
+) -> list[float]:
     """Return the threshold of each step of an encoder, the last encoding's at the end.
 
     Args:
@@ -64,9 +66,10 @@ def calibrated_thresholds(pre: Callable[[Activate, int], Iterable[Tensor]], step
             pre-activations.
         steps: Refinement steps T.
         k: Latents per token in every step.
+        known: Thresholds of the first steps, if they are known.
     """
-    thresholds: list[float] = []
-    for step in range(steps + 1):
+    thresholds = list(known)
+    for step in range(len(known), steps + 1):
         thresholds.append(calibrated_threshold(pre(jump_at(thresholds), step), k))
     return thresholds
 

@@ -9,7 +9,8 @@ latter saturates, because some very frequent latents reflect structure of the la
 
 The variant determines the ratio λ_M : λ_F; α = λ_M / (λ_M + λ_F) is its balance. Both multipliers rise while L0 > k,
 and both terms lower L0. This is dual ascent in log λ with a term proportional to the present error, which damps
-oscillations (PID Lagrangian methods, arXiv 2007.03964). All SAEs therefore reach the requested L0 at any balance.
+oscillations (PID Lagrangian methods, arXiv 2007.03964). All SAEs therefore reach the requested L0 at any balance; where
+it ends a little above, the saved SAE has thresholds that hold it.
 
 `trace` records every step. Shapes: N tokens, D = d_in, S latents of a level, L lower and U upper latents, T steps.
 """
@@ -18,8 +19,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
@@ -51,6 +53,8 @@ FREQUENCY_RATE = 0.05
 class DualTrainingSAEConfig(TwoLevelTrainingSAEConfig, ABC):
     """Config that the variants with this penalty share."""
 
+    added: ClassVar[Mapping[str, Any]] = {**TwoLevelTrainingSAEConfig.added, "exact_l0": False}
+
     decoder_init_norm: float | None = 1.0
     """Initial norm of the rows of both decoders; the encoders start as their transposes."""
     aux_loss_coefficient: float = 0.1
@@ -73,6 +77,8 @@ class DualTrainingSAEConfig(TwoLevelTrainingSAEConfig, ABC):
     """Term of log λ that is proportional to the present error, for an error by a factor of e or more."""
     frequency_scale: float = 1.0
     """Unit of F before division by F₀; α must not depend on it."""
+    exact_l0: bool = True
+    """Whether each level of the saved SAE gets a threshold above 0 where more latents fire than it shall have."""
     tracing: bool = True
     """Whether the trace records each step."""
 
@@ -118,6 +124,11 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
         steps = cfg.total_steps if cfg.tracing else 0
         self.register_buffer("trace_TC", torch.full((steps, 1 + len(LEVELS) * len(COLUMNS)), math.nan, device=device))
         self._row: dict[str, Tensor] = {}
+
+    @property
+    @override
+    def calibrates(self) -> bool:
+        return self.cfg.exact_l0
 
     @override
     def activation(self, k: float) -> nn.Module:

@@ -56,9 +56,14 @@ class TwoLevelTrainingSAE(TrainingHooks, GroupedLevels):
         return self.cfg.learning_rate_scale(step)
 
     @property
+    def is_batch_topk(self) -> bool:
+        """Whether BatchTopK makes the levels sparse."""
+        return isinstance(self.lower_activation, BatchTopK)
+
+    @property
     @override
     def calibrates(self) -> bool:
-        return isinstance(self.lower_activation, BatchTopK)
+        return self.is_batch_topk
 
     @override
     @torch.no_grad()
@@ -73,7 +78,8 @@ class TwoLevelTrainingSAE(TrainingHooks, GroupedLevels):
                 self.lower_pre(self.run_time_activation_norm_fn_in(x_ND), rows_LD, activate, step) for x_ND in batches
             )
 
-        *inner, last = calibrated_thresholds(lower_pre, steps, self.cfg.k_of_lower)
+        known = () if self.is_batch_topk else [0.0] * steps
+        *inner, last = calibrated_thresholds(lower_pre, steps, self.cfg.k_of_lower, known)
         self.thresholds[0] = last
         if inner:
             self.inner_thresholds_T[:] = torch.tensor(inner)
@@ -209,7 +215,7 @@ class TwoLevelTrainingSAE(TrainingHooks, GroupedLevels):
 
     def _follow(self, threshold: Tensor, acts: Tensor, index: int) -> None:
         """Let a threshold of the lower (0) or the upper level (1) follow the smallest activation that fires."""
-        if self.calibrates:
+        if self.is_batch_topk:
             follow_smallest(threshold, acts, running_rate(self.cfg.topk_threshold_lr, self.steps_before[index]))
 
     @torch.no_grad()
