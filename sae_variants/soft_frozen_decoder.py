@@ -4,8 +4,7 @@
 
 After every step a row that has left the cone of cosine c = 0.8 around its start is turned back to its edge. A metric
 that does not tell a trained SAE from this one does not need learned directions. The SAE is saved as a stock SAELens
-`jumprelu`. `k` counts latents per token,
-averaged over a batch. Source: arXiv 2602.14111.
+`jumprelu`. `k` counts latents per token, averaged over a batch. Source: arXiv 2602.14111.
 
 Shapes: x, b [D], f, b_enc [S], W_dec [S, D].
 """

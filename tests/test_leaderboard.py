@@ -164,6 +164,14 @@ def test_no_row_is_the_best_beside_a_better_one_of_the_same_l0_across_a_cut():
     assert [label for label in "abcd" if board.is_best(row_of(board, label), CE)] == ["c"], "c is 1.7 % above a"
 
 
+def test_only_rows_of_the_same_conditions_stand_beside_a_result():
+    known = [made("temporal", when=1), made("topk"), made("stock:topk", context_size=64)]
+    small = made("temporal", when=2, context_size=64)
+    small["eval_result_unstructured"]["provenance"]["weight_hash"] = "temporal01"  # the same SAE
+    assert [row.label for row in comparable_rows([small], known)] == ["stock:topk"]
+    assert [row.label for row in comparable_rows([known[0]], [small, *known])] == ["topk"]
+
+
 def test_what_stands_beside_results_just_asked_for():
     asked = over_seeds("mine", [0.9, 0.91])
     others = [

@@ -30,9 +30,11 @@ def test_many_saes_stay_readable(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     for label in labels:
-        assert sum(label in line for line in lines) == 1
+        assert sum(label in line for line in lines) == 2  # as a column, and as a row of the last table
     numbers = [cell.strip() for line in lines for cell in line.split("│")]
     assert all(str(20 + number) in numbers for number in range(14))
+    last = [line for line in lines if "trainer_3-abc" in line][-1]
+    assert [cell.strip() for cell in last.strip("│").split("│")] == ["trainer_3-abc", "23"]
 
 
 def test_what_a_terminal_cannot_show_is_replaced(monkeypatch):

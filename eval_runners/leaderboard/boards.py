@@ -98,7 +98,7 @@ def comparable_rows(requested: Sequence[Result], others: Sequence[Result]) -> li
     hashes = {weight_hash_of(result) for result in requested}
     for board in make_boards([*requested, *same_seeds]):
         ours = [row for row in board.rows if hashes & row.weight_hashes]
-        if ours:
+        if ours and all(_belongs(result, board) for result in requested):
             trained = [row for row in ours if row.training_tokens] or ours
             widths, tokens = {row.d_sae for row in ours}, {0, *(row.training_tokens for row in trained)}
             fields = {word for row in ours for word in row.fields.split()}
@@ -113,6 +113,14 @@ def comparable_rows(requested: Sequence[Result], others: Sequence[Result]) -> li
                 and set(row.fields.split()) <= fields
             ]
     return []
+
+
+def _belongs(result: Result, board: Board) -> bool:
+    """Whether a result was made under the conditions of a board, which may hold its SAE by another one."""
+    evaluation = result["eval_type_id"]
+    return evaluation in board.conditions and not describe_differences(
+        conditions_of(result), board.conditions[evaluation]
+    )
 
 
 @dataclass(frozen=True)

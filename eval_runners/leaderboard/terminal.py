@@ -59,7 +59,8 @@ def _short_number(number: Number | None) -> str:
 def print_metrics(metrics: Iterable[Metric], columns: dict[str, list[Result]]) -> None:
     """Print mean and, over several seeds, half of its 95 % interval. A metric that no SAE has is left out.
 
-    SAEs are columns, in as many tables as the terminal's width needs.
+    SAEs are columns, in as many tables as the terminal's width needs. If these are several, a last one has all SAEs as
+    rows, and as many of the main metrics, L0 and those with a short name, as fit.
 
     Args:
         metrics: a line for each.
@@ -79,8 +80,11 @@ def print_metrics(metrics: Iterable[Metric], columns: dict[str, list[Result]]) -
         cells.append([_short_number(mean_and_interval(metric, results)) for metric in shown])
     first = [max(map(len, ["metric", *(metric.title for metric in shown)])), len("better")]
     widths = [max(map(len, [head, *column])) for head, column in zip(heads, cells, strict=True)]
-    for part in split_columns(widths, _width() - sum(first) - 2 * PADDING - 1):
+    parts = split_columns(widths, _width() - sum(first) - 2 * PADDING - 1)
+    for part in parts:
         _print_table(_metric_table(shown, [heads[i] for i in part], [cells[i] for i in part]))
+    if len(parts) > 1:
+        _print_table(_main_table(shown, heads, cells))
 
 
 def split_columns(widths: Sequence[int], room: int) -> list[range]:
@@ -109,6 +113,24 @@ def _metric_table(metrics: Sequence[Metric], heads: Sequence[str], cells: Sequen
         table.add_column(escape(head), justify="right", overflow="fold", no_wrap=len(head) <= LONGEST_HEAD)
     for number, metric in enumerate(metrics):
         table.add_row(escape(metric.title), ARROWS[metric.better], *(column[number] for column in cells))
+    return table
+
+
+def _main_table(metrics: Sequence[Metric], heads: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
+    """Return the table with SAEs as rows and the main metrics that fit."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    main = [number for number, metric in enumerate(metrics) if metric.short or metric.key == "l0"]
+    titles = {i: f"{metrics[i].short or metrics[i].title} {ARROWS[metrics[i].better]}".strip() for i in main}
+    widths = [max(map(len, [titles[i], *(column[i] for column in cells)])) for i in main]
+    (fit, *_) = split_columns(widths, _width() - max(map(len, ["SAE", *heads])) - 2 * PADDING - 1)
+    main = [main[i] for i in fit]
+    table = Table("SAE")
+    for i in main:
+        table.add_column(escape(titles[i]), justify="right")
+    for head, column in zip(heads, cells, strict=True):
+        table.add_row(escape(head), *(column[i] for i in main))
     return table
 
 

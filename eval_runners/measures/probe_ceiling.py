@@ -64,7 +64,7 @@ def probe_f1(data: SyntheticData, n_contexts: int, context_size: int, seed: int)
         seed: Seed of both samples.
 
     Returns:
-        F1 [F] of each probe at the threshold that is best on the tokens it is fitted on.
+        F1 [F] of each probe at the threshold that is best on the first batch of the tokens that it is fitted on.
     """
     weights_DF, bias_F, mean_D, scale = _fit(data, n_contexts, context_size, seed)
 
