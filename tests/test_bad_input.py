@@ -71,6 +71,16 @@ def place(tmp_path, model_folder, text_file, target, trained, tasks_file) -> dic
         "no_title.toml": 'hook_name = "h"',
         "typo.toml": 'hook_nam = "h"',
         "broken.toml": "hook_name = ",
+        "large_world.toml": "[synthetic]\nnum_features = 1000000000\nhidden_dim = 8\n[synthetic.firing_probability]\n"
+        'generator_name = "constant"\nprobability = 0.1',
+        "certain_world.toml": "[synthetic]\nnum_features = 10\nhidden_dim = 8\n[synthetic.firing_probability]\n"
+        'generator_name = "constant"\nprobability = 1.5',
+        "odd_world.toml": "[synthetic]\nnum_features = 10\nhidden_dim = 8\n[synthetic.firing_probability]\n"
+        'generator_name = "odd"',
+        "flat_world.toml": "[synthetic]\nnum_features = 10\nhidden_dim = 1\n[synthetic.firing_probability]\n",
+        "empty_world.toml": "[synthetic]",
+        "tree_world.toml": "[synthetic]\nnum_features = 10\nhidden_dim = 8\nhierarchy = 3\n"
+        '[synthetic.firing_probability]\ngenerator_name = "constant"\nprobability = 0.1',
         "one_document.txt": "the cat sat on a mat while seven red birds sang of rain",
     }
     for table, content in tables.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import sae_variants
 from sae_variants.__main__ import main as variants_main
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import load_target
+from sae_variants.synthetic.config import read_synthetic
 from sae_variants.synthetic.model import load_synthetic
 from sae_variants.training.plan import make_plan
 from sae_variants.training.train import train_plans
@@ -144,10 +146,13 @@ def test_seeds_train_on_other_samples_and_names_follow_the_config(tmp_path):
     assert one.model_name.rpartition("-")[2] != other.model_name.rpartition("-")[2]
 
 
-def test_a_published_model_is_downloaded_or_built(tmp_path, monkeypatch):
+def test_a_published_model_is_downloaded_or_built(tmp_path, monkeypatch, capsys):
     from sae_lens.synthetic import SyntheticModel
 
     table = {**SMALL, "pretrained": "me/world"}
+    monkeypatch.setattr("sae_variants.synthetic.model.LARGE", 40)
+    built = load_synthetic({**table, "seed": 77}, "cpu")
+    assert "building a synthetic model of 40 features in 32 dimensions" in capsys.readouterr().err
     built = load_synthetic(table, "cpu")
     assert built.origin.startswith("built from its config; cannot get the synthetic model me/world")
     SyntheticModel(load_synthetic({**SMALL, "seed": 9}, "cpu").model.cfg).save(tmp_path / "world")
@@ -167,6 +172,12 @@ def test_a_published_model_is_downloaded_or_built(tmp_path, monkeypatch):
         ({"firing_probability": {"generator_name": "zipfian", "max_prob": 1.5}}, "cannot be used: .*max_prob"),
         ({"firing_probability": {"generator_name": "constant", "probability": 1.5}}, r"not in \(0, 1\]"),
         ({"seed": "x"}, "seed in .* must be a whole number"),
+        ({"seed": 10**20}, "seed in .* must be a whole number from 0 to"),
+        ({"pretrained": 5}, "pretrained in .* must be a name on the Hub, ORG/NAME, not 5"),
+        ({"hierarchy": "yes"}, r"hierarchy in .* must be a table of its own, \[synthetic.hierarchy\], not 'yes'"),
+        ({"firing_probability": 0.1}, "firing_probability in .* must be a table of its own"),
+        ({"orthogonalization": {"num_steps": -5}}, "num_steps of orthogonalization in .* not -5"),
+        ({"mean_firing_magnitudes": -3.0}, "mean firing magnitudes from -3 to -3: .* never fires"),
         ({"hidden_dims": 8}, "unknown field in .* 'hidden_dims': did you mean 'hidden_dim'"),
         ({"half_lives": [0, 4]}, r"half_lives in .* must be two numbers of tokens"),
         ({"half_lives": [1, 4], **TREES}, "has half_lives and hierarchy: remove hierarchy"),
@@ -181,6 +192,11 @@ def test_a_config_that_cannot_work_is_one_line(changes, says, tmp_path):
         train_plans([plan])
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "trained").exists()
+
+
+def test_half_lives_without_end_are_refused():
+    with pytest.raises(UsageError, match="half_lives in here must be two numbers of tokens"):
+        read_synthetic({**SMALL, "half_lives": [1, math.inf]}, "here")
 
 
 def test_a_target_is_synthetic_or_a_language_model(tmp_path):

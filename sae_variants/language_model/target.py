@@ -77,7 +77,7 @@ class Target:
         return self._text_id(self.train_dataset or self.dataset)
 
     def _text_id(self, dataset: str) -> str:
-        if dataset == SANDBOX or self.synthetic:
+        if dataset == SANDBOX or self.synthetic is not None:
             return dataset
         name = (
             f"local-{hash_files(text_files(Path(dataset), self.dataset_split))}" if is_local_text(dataset) else dataset
@@ -88,7 +88,7 @@ class Target:
     @property
     def text_version(self) -> str | None:
         """Version of the sandbox's documents, or of the samples of synthetic models; None for other text."""
-        if self.synthetic:
+        if self.synthetic is not None:
             return SAMPLES_VERSION
         if self.dataset != SANDBOX:
             return None
@@ -119,7 +119,7 @@ def load_target(name: str) -> Target:
     if not is_target_file(name):
         path = known[check_name("target", name, known)]
     elif not (path := Path(name)).is_file():
-        raise UsageError(f"no target file {name!r}")
+        raise UsageError(f"no target file {name!r}{': it is a folder' if path.is_dir() else ''}")
     elif path.stem in known and path.resolve() != known[path.stem].resolve():
         raise UsageError(f"{name} has the name of the target {path.stem!r}: give the file another name")
     types = {field: hint for field, hint in get_type_hints(Target).items() if field not in ("name", "eval_seed")}

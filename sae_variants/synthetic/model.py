@@ -18,6 +18,7 @@ import io
 import itertools
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +44,8 @@ TRAINING_ROWS_AT_ONCE = 1024
 """The same for trainings, unless features are chains: a CPU samples faster what fits into its cache."""
 KEPT_BYTES = 2**30
 """Largest sample that is kept, for the next SAE on the same one."""
+LARGE = 4096
+"""Features from which building a model takes so long that it is announced."""
 MEMORY_SHARE = 0.5
 """Share of the free memory that a model and one batch of its samples may take."""
 
@@ -193,6 +196,9 @@ def load_synthetic(synthetic: Mapping[str, Any], device: str, where: str = "[syn
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder):
             if not folder.is_dir():
+                if config.num_features >= LARGE:
+                    size = f"{config.num_features:,} features in {config.hidden_dim} dimensions"
+                    print(f"building a synthetic model of {size}, once: this takes many minutes", file=sys.stderr)
                 with new_folder(folder, ROOT) as partial, contextlib.redirect_stderr(io.StringIO()):
                     SyntheticModel(config, device=device).save(partial)
     except UsageError:

@@ -42,6 +42,8 @@ def main() -> None:
     from sae_variants.training.source import open_source
 
     target = load_target(args.target)
+    if target.synthetic is None or "half_lives" in target.synthetic:
+        parser.error(f"--target {args.target} is no synthetic target, or one with half-lives: SAELens has none")
     plan = make_plan("stock:batchtopk", target)
     rows = plan.settings.batch_tokens
     data = load_synthetic(target.synthetic or {}, "cpu")
