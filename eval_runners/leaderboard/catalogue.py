@@ -40,13 +40,16 @@ def variant_table() -> str:
 def evaluation_table(results: Sequence[Result]) -> str:
     """Name, question and minutes of every evaluation of this package.
 
-    Minutes are the median, over published results on the sandbox, of the time to evaluate one SAE; "-" without results.
+    Minutes are the median time to evaluate one SAE, over published results on the evaluation's default target; "-" without
+    results.
     """
     seconds_of: dict[str, list[float]] = {}
     for result in results:
         provenance, evaluator = provenance_of(result), evaluator_of_type(result["eval_type_id"])
         seconds = provenance.get("seconds")
-        if evaluator and provenance.get("target") == REFERENCE_TARGET and isinstance(seconds, int | float):
+        if not evaluator or not isinstance(seconds, int | float):
+            continue
+        if provenance.get("target") == (evaluator.default_target or REFERENCE_TARGET):
             seconds_of.setdefault(evaluator.name, []).append(seconds)
     lines = [
         [f"`{name}`", _cell(read_summary(module)), _minutes(seconds_of.get(name, []))]
