@@ -40,7 +40,10 @@ KEYS = {"rate": "firing rate", "strength": "strength"}
 
 LEAST_TOKENS = 1_000
 """Tokens of the smallest sample that is scored."""
-TRUSTED: Any = {"trust": "trusted", "why_trust": "trained SAEs are above all controls (results/ground_truth.md)"}
+TRUSTED: Any = {
+    "trust": "trusted",
+    "why_trust": "at the true L0 trained SAEs are above all controls (results/ground_truth.md)",
+}
 UNRANKED: Any = {
     "trust": "not for ranking",
     "why_trust": "soft_frozen_decoder, a control, is above stock:batchtopk and others (results/ground_truth.md)",

@@ -40,8 +40,7 @@ def variant_table() -> str:
 def evaluation_table(results: Sequence[Result]) -> str:
     """Name, question and minutes of every evaluation of this package.
 
-    Minutes are the median time to evaluate one SAE, over published results on the evaluation's default target; "-" without
-    results.
+    Minutes are the median time to evaluate one SAE, over published results on the default target; "-" without results.
     """
     seconds_of: dict[str, list[float]] = {}
     for result in results:
