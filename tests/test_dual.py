@@ -333,18 +333,17 @@ def learned(**fields) -> list[tuple[float, float, float]]:
 
 @pytest.mark.slow
 def test_a_learned_balance_is_the_same_from_any_start_and_unit():
-    ends = [
-        learned(**fields)[-1][0] for fields in ({"start_alpha": 0.1}, {"start_alpha": 0.9}, {"frequency_scale": 10.0})
-    ]
+    runs = [learned(**fields) for fields in ({"start_alpha": 0.1}, {"start_alpha": 0.9}, {"frequency_scale": 10.0})]
+    ends = [sum(alpha for alpha, _, _ in told[-50:]) / 50 for told in runs]
     assert max(ends) - min(ends) < 0.05
-    assert 0.01 < min(ends) < max(ends) < 0.1
+    assert 0.2 < min(ends) < max(ends) < 0.5
 
 
 @pytest.mark.slow
 def test_a_naive_balance_runs_to_the_end_that_its_gradient_points_to():
     told = learned(learning="naive")
     assert told[-1][0] == 0
-    falling = [later[0] < earlier[0] for earlier, later in pairwise(told[60:121])]
-    larger = [M > F for _, M, F in told[60:120]]
+    falling = [later[0] < earlier[0] for earlier, later in pairwise(told[:61])]
+    larger = [M > F for _, M, F in told[:60]]
     assert sum(larger) > 50
     assert sum(a == b for a, b in zip(falling, larger, strict=True)) > 40
