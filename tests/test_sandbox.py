@@ -128,9 +128,9 @@ def test_build_resumes_and_repeats(tmp_path):
 
 
 SMALL_BUILD = """
-from sae_variants.sandbox import build, corpus
-full = corpus.documents
-corpus.documents = lambda split: full(split)[:3000]
-build.CHECKPOINT_STEPS, build.HELDOUT_CONTEXTS = 2, 16
-build.main()
+from sae_variants.commands import make_sandbox
+full = make_sandbox.documents
+make_sandbox.documents = lambda split: full(split)[:3000]
+make_sandbox.CHECKPOINT_STEPS, make_sandbox.HELDOUT_CONTEXTS = 2, 16
+make_sandbox.main()
 """
