@@ -173,23 +173,20 @@ def test_a_balance_can_come_back_from_an_end():
 
 def test_the_saved_levels_fire_as_often_as_they_shall(tmp_path):
     batches = [torch.randn(512, 6, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    x = torch.cat(batches)
     for exact, k, says in ((True, 0.5, (1.0, 0.5)), (False, 0.5, None), (True, 5, None)):
         sae = build("dual_adaptive", k=k, lower_k=20 if k == 5 else 0, expansion=4, exact_l0=exact)
-        before = sae.lower(torch.cat(batches)).acts
+        before = sae.lower(x).acts
         assert sae.calibrates == exact
         sae.calibrate(batches)
         sae.save_inference_model(tmp_path)
         saved = sae_variants.load(tmp_path)
-        l0s = [(acts > 0).sum(1).float().mean().item() for acts in both_levels(saved, torch.cat(batches))]
+        l0s = [(acts > 0).sum(1).float().mean().item() for acts in (saved.encode_lower(x), saved.encode(x))]
         if says:
             assert l0s == pytest.approx(says, abs=0.01)
             assert not saved.inner_thresholds_lower.any()
         else:  # not wished, or fewer fire than may: no threshold
-            assert torch.allclose(saved.encode_lower(torch.cat(batches)), before, atol=1e-5)
-
-
-def both_levels(saved, x):
-    return saved.encode_lower(x), saved.encode(x)
+            assert torch.allclose(saved.encode_lower(x), before, atol=1e-5)
 
 
 def test_shrinkage_by_hand():

@@ -14,14 +14,8 @@ import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
 TRAINED_WITH = ["--train.d-sae", "8", "--train.k", "2", "--train.training-tokens", "65536"]
-TRAINED_WITH += [
-    "--train.batch-tokens",
-    "4096",
-    "--train.buffer-contexts",
-    "256",
-    "--train.dead-after-tokens",
-    "131072",
-]
+TRAINED_WITH += ["--train.batch-tokens", "4096", "--train.buffer-contexts", "256"]
+TRAINED_WITH += ["--train.dead-after-tokens", "131072"]
 SCORED_WITH = ["--n-eval-reconstruction-batches", "1", "--n-eval-sparsity-variance-batches", "2"]
 SCORED_WITH += ["--batch-size-prompts", "4", "--context-size", "64"]
 

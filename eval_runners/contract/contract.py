@@ -71,6 +71,11 @@ class Metric:
     """Part of the result file that holds it: SAEBench's metrics, or `UNSTRUCTURED` where SAEBench has no field."""
 
     @property
+    def head(self) -> str:
+        """Text above its column, without the arrow."""
+        return self.short or self.title
+
+    @property
     def id(self) -> str:
         """`category.name`, the key of its value in `Evaluation.values`."""
         return f"{self.category}.{self.name}" if self.category else self.name

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from eval_runners.contract.contract import Direction
+from eval_runners.contract.contract import Direction, Metric
 from eval_runners.leaderboard.notes import command_notes, missing_notes, one_line, trust_notes, untrained_reasons
 from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.rows import Column, Number, Row
@@ -45,9 +45,9 @@ def format_count(value: int | None) -> str:
     return str(value)
 
 
-def format_head(column: Column) -> str:
-    """Text above a column, with an arrow for the better direction."""
-    return f"{column.head} {ARROWS[column.metric.better]}".strip()
+def format_head(metric: Metric) -> str:
+    """Text above a metric's column, with an arrow for the better direction."""
+    return f"{metric.head} {ARROWS[metric.better]}".strip()
 
 
 def format_cell(board: Board, row: Row, column: Column, bold: str = "") -> str:
@@ -92,7 +92,12 @@ def to_markdown(boards: Sequence[Board], legend: bool = True, commands: bool = T
 
 def table_heads(board: Board) -> list[str]:
     """Heads of the Markdown table of a board."""
-    return ["SAE", "L0", *(head for head, _ in _varying_sizes(board)[0]), *map(format_head, board.shown)]
+    return [
+        "SAE",
+        "L0",
+        *(head for head, _ in _varying_sizes(board)[0]),
+        *(format_head(column.metric) for column in board.shown),
+    ]
 
 
 def _board_lines(board: Board, commands: bool) -> list[str]:

@@ -55,7 +55,7 @@ class Column(NamedTuple):
     @property
     def head(self) -> str:
         """Text above the column, without the arrow."""
-        return self.metric.short or self.metric.title
+        return self.metric.head
 
 
 @dataclass(frozen=True, eq=False)

@@ -122,13 +122,12 @@ def _main_table(metrics: Sequence[Metric], heads: Sequence[str], cells: Sequence
     from rich.table import Table
 
     main = [number for number, metric in enumerate(metrics) if metric.short or metric.key == "l0"]
-    titles = {i: f"{metrics[i].short or metrics[i].title} {ARROWS[metrics[i].better]}".strip() for i in main}
-    widths = [max(map(len, [titles[i], *(column[i] for column in cells)])) for i in main]
+    widths = [max(map(len, [format_head(metrics[i]), *(column[i] for column in cells)])) for i in main]
     (fit, *_) = split_columns(widths, _width() - max(map(len, ["SAE", *heads])) - 2 * PADDING - 1)
     main = [main[i] for i in fit]
     table = Table("SAE")
     for i in main:
-        table.add_column(escape(titles[i]), justify="right")
+        table.add_column(escape(format_head(metrics[i])), justify="right")
     for head, column in zip(heads, cells, strict=True):
         table.add_row(escape(head), *(column[i] for i in main))
     return table
@@ -205,7 +204,7 @@ def print_boards(boards: Sequence[Board]) -> None:
     for board in boards:
         table = Table(title=board_title(board))
         table.add_column("SAE", overflow="fold", min_width=24)
-        for text in ("L0", "latents", "tokens", "seeds", *map(format_head, board.shown)):
+        for text in ("L0", "latents", "tokens", "seeds", *(format_head(column.metric) for column in board.shown)):
             table.add_column(text, justify="right")
         for row in board.rows:
             name = f"{row.label} (untrained)" if row.untrained else row.label

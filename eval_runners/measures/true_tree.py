@@ -96,16 +96,14 @@ def correlated_tree(counts: FeatureCounts, feature_S: Tensor) -> FoundTree:
         feature_S: Feature of each latent.
     """
     container_S = containers(counts.pairs_SS, counts.tokens)
-    keep_S = container_S >= 0
-    parent_E = container_S[keep_S]
-    return FoundTree(feature_S[keep_S].cpu(), feature_S[parent_E].cpu(), parent_E.cpu())
+    return learned_tree(container_S, feature_S, feature_S, counts.latent_S > 0)
 
 
 def learned_tree(parent_L: Tensor, feature_L: Tensor, feature_S: Tensor, alive_L: Tensor) -> FoundTree:
-    """Return the tree that an SAE with two levels learned.
+    """Return the tree of latents whose parents are known, as those of an SAE with two levels.
 
     Args:
-        parent_L: Upper latent of each lower one.
+        parent_L: Upper latent of each lower one; negative for none.
         feature_L: Feature of each lower latent.
         feature_S: Feature of each upper latent.
         alive_L: Whether a lower latent fires at all.

@@ -77,7 +77,7 @@ class Target:
         return self._text_id(self.train_dataset or self.dataset)
 
     def _text_id(self, dataset: str) -> str:
-        if dataset == SANDBOX or self.synthetic is not None:
+        if dataset == SANDBOX or self.synthetic:
             return dataset
         name = (
             f"local-{hash_files(text_files(Path(dataset), self.dataset_split))}" if is_local_text(dataset) else dataset
@@ -88,7 +88,7 @@ class Target:
     @property
     def text_version(self) -> str | None:
         """Version of the sandbox's documents, or of the samples of synthetic models; None for other text."""
-        if self.synthetic is not None:
+        if self.synthetic:
             return SAMPLES_VERSION
         if self.dataset != SANDBOX:
             return None

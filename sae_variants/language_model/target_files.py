@@ -81,6 +81,10 @@ def read_fields(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("dtype", DTYPES[0]) not in DTYPES:
         raise UsageError(f"dtype in {path} must be {', '.join(DTYPES)}, not {values['dtype']!r}")
     if is_synthetic:
+        if not values["synthetic"]:
+            raise UsageError(
+                f"[synthetic] in {path} is empty: it needs num_features, hidden_dim and firing_probability"
+            )
         model = f"{path.stem}-{synthetic_id(values['synthetic'])}"
         return {**values, "model_name": model, "hook_name": SYNTHETIC_HOOK, "dataset": model}
     if path.parent != TARGETS_FOLDER:

@@ -111,7 +111,7 @@ class RefinedBatchTopK(BatchTopKVariant):
         *inner, last = calibrated_thresholds(pre, self.cfg.refine, self.cfg.k)
         self.topk_threshold.fill_(last)
         if inner:
-            self.inner_thresholds_T[:] = torch.tensor(inner)
+            self.inner_thresholds_T[:] = self.inner_thresholds_T.new_tensor(inner)
 
     @override
     @torch.no_grad()

@@ -20,6 +20,7 @@ SAMPLES_VERSION = "samples 2"
 TABLES = ("firing_probability", "hierarchy", "correlation", "orthogonalization")
 """Fields that are tables."""
 MOST_SEED = 2**63 - 1
+"""Largest seed of a synthetic model."""
 LOOKED_AT = 4096
 """Features whose firing probabilities are checked, so that a number that fits no memory is refused as such."""
 
@@ -38,8 +39,6 @@ def read_synthetic(table: Mapping[str, Any], where: str) -> SyntheticModelConfig
 
     from sae_lens.synthetic import SyntheticModelConfig
 
-    if not table:
-        raise UsageError(f"{where} is empty: it needs num_features, hidden_dim and firing_probability")
     known = [field.name for field in fields(SyntheticModelConfig)]
     for name in table:
         check_name(f"field in {where}", name, [*known, PRETRAINED, HALF_LIVES])
@@ -72,7 +71,7 @@ def read_synthetic(table: Mapping[str, Any], where: str) -> SyntheticModelConfig
     try:
         config = SyntheticModelConfig.from_dict(values)
         looked_at = min(config.num_features, LOOKED_AT)
-        rates = config.firing_probability.generate(looked_at, seed=config.seed)
+        rates = config.firing_probability.generate(looked_at, seed=values["seed"])
         means = _generated(config.mean_firing_magnitudes, looked_at, values["seed"])
     except UsageError:
         raise

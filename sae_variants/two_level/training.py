@@ -82,7 +82,7 @@ class TwoLevelTrainingSAE(TrainingHooks, GroupedLevels):
         *inner, last = calibrated_thresholds(lower_pre, steps, self.cfg.k_of_lower, known)
         self.thresholds[0] = last
         if inner:
-            self.inner_thresholds_T[:] = torch.tensor(inner)
+            self.inner_thresholds_T[:] = self.inner_thresholds_T.new_tensor(inner)
         jump = jump_at([*inner, last])
         read = (Level(jump(pre_NL, steps), pre_NL, rows_LD, self.b_dec) for pre_NL in lower_pre(jump, steps))
         upper = (self.upper(level).pre for level in read)

@@ -37,16 +37,17 @@ def main() -> None:
     from sae_lens.synthetic.training import SyntheticActivationIterator
 
     from sae_variants.language_model.target import load_target
+    from sae_variants.synthetic.config import HALF_LIVES
     from sae_variants.synthetic.model import load_synthetic
     from sae_variants.training.plan import make_plan
     from sae_variants.training.source import open_source
 
     target = load_target(args.target)
-    if target.synthetic is None or "half_lives" in target.synthetic:
+    if target.synthetic is None or HALF_LIVES in target.synthetic:
         parser.error(f"--target {args.target} is no synthetic target, or one with half-lives: SAELens has none")
     plan = make_plan("stock:batchtopk", target)
     rows = plan.settings.batch_tokens
-    data = load_synthetic(target.synthetic or {}, "cpu")
+    data = load_synthetic(target.synthetic, "cpu")
     model = data.model
     streams: dict[str, Callable[[], Iterator[Any]]] = {
         "ours": lambda: open_source(plan, "cpu").stream.batches(),
