@@ -8,10 +8,10 @@ import sys
 
 import pytest
 import torch
-from filelock import FileLock
 
 from eval_runners.store.cache import CAPACITY, MANIFEST, ROOT, cache_capacity, cached_folder, evict_unused, folder_size
 from sae_variants.common.errors import UsageError
+from sae_variants.common.files import claimed
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_makes_stays(root)
     abandoned, in_progress = root / "a.partial", root / "b.partial"
     for path in (abandoned, in_progress):
         path.mkdir(parents=True)
-    with FileLock(root / "b.lock"):
+    with claimed(root / "b"):
         evict_unused(keep=[])
         assert [abandoned.exists(), in_progress.exists()] == [False, True]
     evict_unused(keep=[])

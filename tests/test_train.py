@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,13 +19,15 @@ from safetensors.torch import load_file
 import sae_variants
 from sae_variants.commands import train as train_command
 from sae_variants.common.errors import UsageError
-from sae_variants.common.files import backup_of, partial_of
+from sae_variants.common.files import backup_of, claim_of, claimed, partial_of
 from sae_variants.language_model.target import choose_target, load_target
+from sae_variants.training import sharing as sharing_module
 from sae_variants.training import train as train_module
 from sae_variants.training.job import Job
 from sae_variants.training.plan import make_plan
 from sae_variants.training.settings import MOST_SEED
-from sae_variants.training.train import TrainingFailed, split_by_memory, train_plans
+from sae_variants.training.sharing import split_by_memory
+from sae_variants.training.train import TrainingFailed, train_plans
 from sae_variants.training.trainer import make_trainer
 
 
@@ -246,19 +254,37 @@ def test_what_cannot_be_built_does_not_hold_up_the_others(target, tmp_path):
     assert made.is_trained
 
 
-def test_what_another_command_trains_is_left_to_it(target, tmp_path):
-    from filelock import FileLock
+def test_what_another_process_trains_is_waited_for(target, tmp_path, capsys):
+    ours, theirs = plan("temporal", target, tmp_path), plan("temporal", target, tmp_path, seed=1)
+    train_plans([theirs])
+    trained = theirs.folder.rename(tmp_path / "elsewhere")
+    with ThreadPoolExecutor() as pool, claimed(theirs.folder):
+        training = pool.submit(train_plans, [theirs, ours])
+        while not ours.is_trained:  # what is free comes first
+            assert not training.done()
+            time.sleep(0.01)
+        while "is being trained by" not in (shown := capsys.readouterr().out):
+            assert not training.done()
+            time.sleep(0.01)
+        trained.rename(theirs.folder)
+    training.result(timeout=60)
+    assert f"is being trained by {socket.gethostname()} (process {os.getpid()}): waiting for it" in shown
+    assert not list(tmp_path.rglob("*.claim"))
 
+
+def test_what_a_killed_process_claimed_is_taken_over(target, tmp_path):
     made = plan("temporal", target, tmp_path)
-    made.folder.parent.mkdir(parents=True)
-    with (
-        FileLock(made.folder.with_name(made.folder.name + ".lock")),
-        pytest.raises(UsageError, match="by another command"),
-    ):
-        train_plans([made])
+    claim = f"""
+import os, pathlib
+from sae_variants.common.files import claimed
+with claimed(pathlib.Path({str(made.folder)!r})):
+    os._exit(1)
+"""
+    subprocess.run([sys.executable, "-c", claim], check=False)
+    assert claim_of(made.folder).exists()
     train_plans([made])
     assert made.is_trained
-    assert not list(tmp_path.rglob("*.lock"))
+    assert not claim_of(made.folder).exists()
 
 
 @pytest.mark.parametrize(
@@ -275,7 +301,7 @@ def test_as_many_train_at_once_as_half_of_the_free_memory_holds(target, tmp_path
     plans = [plan("temporal", target, tmp_path, seed=0, k=k) for k in (2, 3, 4)]
     one = 4 * 2 * 32 * 64 * 4  # four copies of two matrices 32 x 64 of 4 bytes
     for room, parts in ((2 * one, [1, 1, 1]), (4 * one, [2, 1]), (1, [1, 1, 1]), (1e12, [3])):
-        monkeypatch.setattr(train_module, "free_memory", lambda device, room=room: room)
+        monkeypatch.setattr(sharing_module, "free_memory", lambda device, room=room: room)
         assert [len(part) for part in split_by_memory(plans, 32, "cpu")] == parts
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_variants.common.errors import UsageError
-from sae_variants.common.files import locked, replace_folder
+from sae_variants.common.files import claimed, replace_folder
 from sae_variants.common.hashing import hash_value
 
 ROOT, CAPACITY = "SAE_VARIANTS_CACHE", "SAE_VARIANTS_CACHE_GB"
@@ -64,7 +64,7 @@ def cached_folder(key: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:
     try:
         if not folder.is_dir() or find_damage(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with locked(folder):
+            with claimed(folder):
                 _fill_if_needed(folder, key, fill)
         os.utime(folder)
     except (OSError, RuntimeError) as error:
@@ -161,5 +161,5 @@ def _remove_abandoned(partial: Path) -> None:
     """Remove a folder that is not filled to the end, unless a process is filling it."""
     from filelock import Timeout
 
-    with contextlib.suppress(Timeout), locked(partial.with_suffix(""), timeout=0):
+    with contextlib.suppress(Timeout), claimed(partial.with_suffix(""), timeout=0):
         shutil.rmtree(partial, ignore_errors=True)

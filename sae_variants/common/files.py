@@ -13,8 +13,10 @@ from pathlib import Path
 
 from sae_variants.common.errors import UsageError
 
-LOCK = ".lock"
-"""Ending of the lock of a folder."""
+CLAIM = ".claim"
+"""Ending of the file by which a process claims a file or folder."""
+LEASE_SECONDS = 60.0
+"""A claim that its owner did not renew for so long is taken over; it is renewed three times as often."""
 
 
 @contextlib.contextmanager
@@ -84,26 +86,40 @@ def check_folder_writable(root: Path, option: str = "--output") -> Path:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, timeout: float = -1) -> Iterator[None]:
-    """Reserve a folder for this process.
+def claimed(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Reserve a file or folder for this process, among all processes on all hosts that see the file system.
+
+    The claim of a process that died is taken over: at once on its host, on others when it was not renewed for
+    `LEASE_SECONDS`.
 
     Args:
-        folder: the folder; it need not exist.
-        timeout: seconds to wait for another process; without limit if negative.
+        path: The file or folder; it need not exist.
+        timeout: Seconds to wait for another process; without limit if negative.
 
     Raises:
-        filelock.Timeout: another process holds the folder.
+        filelock.Timeout: Another process has claimed it.
     """
-    from filelock import FileLock
+    from filelock import SoftFileLease
 
-    path = folder.with_name(folder.name + LOCK)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path, timeout=timeout):
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()  # while it is held, so that no other process holds the file that is removed
+    claim = claim_of(path)
+    claim.parent.mkdir(parents=True, exist_ok=True)
+    with SoftFileLease(claim, lease_duration=LEASE_SECONDS, timeout=timeout):
+        yield
+
+
+def claim_of(path: Path) -> Path:
+    """Return the file by which a process claims a file or folder."""
+    return path.with_name(path.name + CLAIM)
+
+
+def claim_owner(path: Path) -> str:
+    """Return the host and process that claimed a file or folder, such as `node7 (process 4711)`; empty if none did."""
+    try:
+        lines = claim_of(path).read_text().splitlines()
+    except OSError:
+        return ""
+    fields = {name: value for name, _, value in (line.partition("=") for line in lines)}
+    return f"{fields['host']} (process {fields['pid']})" if {"host", "pid"} <= fields.keys() else "another process"
 
 
 @contextlib.contextmanager

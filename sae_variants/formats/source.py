@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_variants.common.errors import UsageError
-from sae_variants.common.files import check_folder_writable, locked, new_folder
+from sae_variants.common.files import check_folder_writable, claimed, new_folder
 from sae_variants.common.hashing import hash_value
 from sae_variants.formats.hub import HubId, download_sae, parse_hub_id, repository_errors
 from sae_variants.formats.layouts import SAELENS, Layout, layout_of, load
@@ -161,7 +161,7 @@ def _converted(key: list[Any], make: Callable[[], SAE[Any]]) -> Source:
 
     if not is_there():
         check_folder_writable(root, ROOT)
-        with locked(folder):
+        with claimed(folder):
             if not is_there():  # another process may have converted it meanwhile
                 sae = make()
                 with new_folder(folder, ROOT) as partial:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from sae_variants.common.errors import UsageError, describe_error
-from sae_variants.common.files import locked, new_folder
+from sae_variants.common.files import claimed, new_folder
 from sae_variants.common.hashing import hash_seed, hash_value
 from sae_variants.common.hub_errors import hub_errors
 from sae_variants.common.memory import free_memory
@@ -194,7 +194,7 @@ def load_synthetic(synthetic: Mapping[str, Any], device: str, where: str = "[syn
     folder = _root() / hash_value(config.to_dict(), size=8)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
+        with claimed(folder):
             if not folder.is_dir():
                 if config.num_features >= LARGE:
                     size = f"{config.num_features:,} features in {config.hidden_dim} dimensions"

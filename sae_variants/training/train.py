@@ -10,15 +10,14 @@ import itertools
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sae_variants.common.errors import UsageError
-from sae_variants.common.files import locked, remove_folder
-from sae_variants.common.memory import free_memory
-from sae_variants.registry.build import make_config
+from sae_variants.common.files import claim_owner, remove_folder
 from sae_variants.training.job import Job
 from sae_variants.training.log import STEPS_BETWEEN_REPORTS, LogSettings, TrainingLog, is_begun, log_path
 from sae_variants.training.plan import Plan
+from sae_variants.training.sharing import by_stream, claim_plan, is_missing, split_by_memory, wait_for_plan
 from sae_variants.training.source import Source, open_source
 from sae_variants.training.trainer import make_trainer
 
@@ -31,7 +30,6 @@ REPORTS_SHOWN = 3
 """SAEs whose report the progress bar shows."""
 SCALE_BATCHES = 4
 """Batches from which the input scale of a fresh SAE is estimated."""
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 
 
 class TrainingFailed(UsageError):
@@ -65,67 +63,51 @@ def train_plans(
         UsageError: The target cannot be loaded, or a setting does not fit it.
         TrainingFailed: At the end, if some SAEs could not be trained.
     """
-    if force:
-        for plan in plans:
-            remove_folder(plan.checkpoint)
-            log_path(plan).unlink(missing_ok=True)
-    distinct = {plan.folder: plan for plan in plans}.values()
-    missing = [plan for plan in distinct if force or not plan.is_trained or plan.lacks(snapshots)]
-    groups: dict[tuple[Any, ...], list[Plan]] = {}
-    for plan in missing:
-        source = (plan.key["model"], plan.target.dtype, plan.target.hook_name, plan.key["text"])
-        groups.setdefault((*source, *plan.settings.stream), []).append(plan)
+    missing = list({plan.folder: plan for plan in plans}.values())
+    if not force:
+        missing = [plan for plan in missing if is_missing(plan, snapshots)]
     failures: dict[Path, str] = {}
-    for group in groups.values():
-        failures |= _train_group(group, device, checkpoint_steps, snapshots, log)
+    while missing:
+        busy: list[Plan] = []
+        for group in by_stream(missing):
+            failed, left = _train_group(group, device, force, checkpoint_steps, snapshots, log)
+            failures, busy = failures | failed, busy + left
+        for plan in busy:
+            wait_for_plan(plan)
+        missing, force = [plan for plan in busy if is_missing(plan, snapshots)], False
     if failures:
         raise TrainingFailed(failures)
 
 
 def _train_group(
-    plans: list[Plan], device: str, checkpoint_steps: int, snapshots: tuple[float, ...], log: LogSettings | None
-) -> dict[Path, str]:
-    """Train plans that share a stream, as many at once as fit in memory; return the failures."""
-    source = open_source(plans[0], device)
+    plans: list[Plan],
+    device: str,
+    force: bool,
+    checkpoint_steps: int,
+    snapshots: tuple[float, ...],
+    log: LogSettings | None,
+) -> tuple[dict[Path, str], list[Plan]]:
+    """Train plans that share a stream, as many at once as fit in memory.
+
+    Returns:
+        The failures; the plans that another process has claimed.
+    """
     failures: dict[Path, str] = {}
-    for batch in split_by_memory(plans, source.d_in, device):
-        with contextlib.ExitStack() as stack:
-            locked = [plan for plan in batch if _lock(plan, stack)]
-            for plan in batch:
-                if plan not in locked:
-                    failures[plan.folder] = f"{plan.label} is being trained by another command: wait for it"
-            if locked:
-                failures |= _train_together(locked, source, device, checkpoint_steps, snapshots, log)
-    return failures
-
-
-def _lock(plan: Plan, stack: contextlib.ExitStack) -> bool:
-    """Reserve a plan for this command until the stack exits; return False if another command has it."""
-    from filelock import Timeout
-
-    try:
-        stack.enter_context(locked(plan.folder, timeout=0))
-    except Timeout:
-        return False
-    except OSError as error:
-        raise UsageError(f"cannot write to {plan.folder.parent}: {error.strerror}; give another --trained") from error
-    return True
-
-
-def split_by_memory(plans: list[Plan], d_in: int, device: str) -> list[list[Plan]]:
-    """Split plans into batches that need at most half of the free memory, with at least one plan each."""
-    room = free_memory(device) / 2
-    batches: list[list[Plan]] = [[]]
-    used = 0
-    for plan in plans:
-        cfg = make_config(plan.name, d_in=d_in, **plan.sized)
-        needed = 4 * cfg.n_weights * BYTES[plan.settings.dtype]  # weights, gradients and Adam's two moments
-        if batches[-1] and used + needed > room:
-            batches.append([])
-            used = 0
-        batches[-1].append(plan)
-        used += needed
-    return batches
+    if all(claim_owner(plan.folder) for plan in plans):
+        return failures, plans
+    source = open_source(plans[0], device)
+    with contextlib.ExitStack() as stack:
+        ours = [plan for plan in plans if claim_plan(plan, stack)]
+        busy = [plan for plan in plans if plan not in ours]
+        if force:
+            for plan in ours:
+                remove_folder(plan.checkpoint)
+                log_path(plan).unlink(missing_ok=True)
+        else:  # another process may have finished one meanwhile
+            ours = [plan for plan in ours if is_missing(plan, snapshots)]
+        for batch in split_by_memory(ours, source.d_in, device):
+            failures |= _train_together(batch, source, device, checkpoint_steps, snapshots, log)
+    return failures, busy
 
 
 def _train_together(

@@ -1,0 +1,69 @@
+"""Which plans train together, and how processes share them.
+
+Plans whose SAEs see the same activations train together, as many as fit in memory. Each is claimed by the process that
+trains it, so that several commands, on several hosts too, share the work and train no SAE twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from sae_variants.common.errors import UsageError
+from sae_variants.common.files import claim_owner, claimed
+from sae_variants.common.memory import free_memory
+from sae_variants.registry.build import make_config
+from sae_variants.training.plan import Plan
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
+
+
+def is_missing(plan: Plan, snapshots: tuple[float, ...] = ()) -> bool:
+    """Return whether a plan is not trained yet, or lacks one of the snapshots, given as shares of the training."""
+    return not plan.is_trained or bool(plan.lacks(snapshots))
+
+
+def by_stream(plans: list[Plan]) -> list[list[Plan]]:
+    """Return the plans in groups that share a stream of activations."""
+    groups: dict[tuple[Any, ...], list[Plan]] = {}
+    for plan in plans:
+        source = (plan.key["model"], plan.target.dtype, plan.target.hook_name, plan.key["text"])
+        groups.setdefault((*source, *plan.settings.stream), []).append(plan)
+    return list(groups.values())
+
+
+def claim_plan(plan: Plan, stack: contextlib.ExitStack) -> bool:
+    """Reserve a plan for this process until the stack exits; return False if another process has it."""
+    from filelock import Timeout
+
+    try:
+        stack.enter_context(claimed(plan.folder, timeout=0))
+    except Timeout:
+        return False
+    except OSError as error:
+        raise UsageError(f"cannot write to {plan.folder.parent}: {error.strerror}; give another --trained") from error
+    return True
+
+
+def wait_for_plan(plan: Plan) -> None:
+    """Wait until the process that trains a plan has finished, or has died."""
+    if owner := claim_owner(plan.folder):
+        print(f"{plan.label} (seed {plan.settings.seed}) is being trained by {owner}: waiting for it")
+    with claimed(plan.folder):
+        pass
+
+
+def split_by_memory(plans: list[Plan], d_in: int, device: str) -> list[list[Plan]]:
+    """Split plans into batches that need at most half of the free memory, with at least one plan each."""
+    room = free_memory(device) / 2
+    batches: list[list[Plan]] = [[]] if plans else []
+    used = 0
+    for plan in plans:
+        cfg = make_config(plan.name, d_in=d_in, **plan.sized)
+        needed = 4 * cfg.n_weights * BYTES[plan.settings.dtype]  # weights, gradients and Adam's two moments
+        if batches[-1] and used + needed > room:
+            batches.append([])
+            used = 0
+        batches[-1].append(plan)
+        used += needed
+    return batches
