@@ -135,6 +135,7 @@ class Hierarchy(Evaluator[Settings]):
         from eval_runners.measures.checks import require_finite_weights
         from eval_runners.measures.clustering import compare_partitions
         from eval_runners.measures.information import summarize_information
+        from sae_variants.gated.saved import TreeSAE
         from sae_variants.language_model.hooks import hook_activations
         from sae_variants.two_level.saved import TwoLevelSAE, lower_level_of
 
@@ -142,17 +143,22 @@ class Hierarchy(Evaluator[Settings]):
         model = context.model
         ids_CT = heldout_tokens(target, model, settings.n_contexts, settings.context_size)
         counted_CT = ~special_mask(ids_CT, model)
-        levels, lower, parent_L = [sae], None, None
+        lower, parent_L = None, None
+        upper = below = slice(None)
         if isinstance(sae, TwoLevelSAE):
             lower, parent_L = lower_level_of(sae), sae.parent_L.cpu()
-            levels.append(lower)
+        elif isinstance(sae, TreeSAE):  # both levels are latents of the same SAE
+            lower, parent_L, upper, below = sae, sae.parent_S, sae.tree.parents, sae.tree.below
+        levels = [sae] if lower is None or lower is sae else [sae, lower]
         fires = _firing(levels, hook_activations(model, target.hook_name), ids_CT, counted_CT)
-        fires_NU = fires[0]
+        fires_NU, fires_NL = fires[0], fires[-1]
         values: dict[str, float | None] = {}
         failures = [] if fires_NU.any() else ["no latent fires"]
         if lower is not None and parent_L is not None:
-            information = summarize_information(fires_NU, fires[1], parent_L, settings.permutations, settings.seed)
-            partitions = compare_partitions(lower.W_dec.detach().cpu(), fires[1], parent_L, settings.seed)
+            information = summarize_information(
+                fires_NU[:, upper], fires_NL[:, below], parent_L[below], settings.permutations, settings.seed
+            )
+            partitions = compare_partitions(lower.W_dec.detach().cpu(), fires_NL, parent_L, settings.seed)
             values |= {f"information.{name}": value for name, value in information.items()}
             values |= {f"clustering.{name}": value for name, value in partitions.items()}
             if not information["parents"]:

@@ -38,6 +38,7 @@ RANKS = {
         ("refinement",),
         ("formats",),
         ("two_level",),
+        ("gated",),
         ("training", "cli"),
         ("variants",),  # modules at the package's root
         ("commands",),

@@ -42,6 +42,10 @@ def describe_tree(
         feature_L = cosines(sae.W_dec_lower, data.directions_FD).argmax(1)  # type: ignore[arg-type]
         found = learned_tree(sae.parent_L, feature_L, feature_S, lower.latent_S > 0)  # type: ignore[arg-type]
         groups = found.child_E, found.group_E
+    elif hasattr(sae, "parent_S"):
+        parent_S: Any = sae.parent_S
+        found = learned_tree(parent_S, feature_S, feature_S, counts.latent_S > 0)
+        groups = found.child_E, found.group_E
     else:
         found = correlated_tree(counts, feature_S)
         groups = clustered_groups(sae, len(data.model.hierarchy.roots), feature_S, counts.latent_S > 0)

@@ -9,6 +9,7 @@ or `topk`, and is saved as that. Shapes: D = d_in, S = d_sae, T refinement steps
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from sae_lens.registry import register_sae_class
@@ -26,8 +27,11 @@ ARCHITECTURE = "refined"
 class RefinedSAEConfig(JumpReLUSAEConfig):
     """Config of the saved form."""
 
+    fewest_steps: ClassVar[int] = 1
+    """Fewest refinement steps; without any, other architectures do."""
+
     refine: int = 1
-    """Refinement steps T, at least 1."""
+    """Refinement steps T."""
     step_size: float = 0.3
     """η, weight of what the code before left."""
     k_per_token: int = 0
@@ -40,8 +44,8 @@ class RefinedSAEConfig(JumpReLUSAEConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.refine < 1:
-            raise ValueError(f"refine must be at least 1, not {self.refine}")
+        if self.refine < self.fewest_steps:
+            raise ValueError(f"refine must be at least {self.fewest_steps}, not {self.refine}")
         if not 0 <= self.k_per_token <= self.d_sae:
             raise ValueError(f"k_per_token must be between 0 and d_sae = {self.d_sae}, not {self.k_per_token}")
 
