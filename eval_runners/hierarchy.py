@@ -1,7 +1,9 @@
 """Do the upper latents of a two-level SAE stand for their children, and do they matter to the language model?
 
 Information: mutual information in bits between the firing of an upper latent and of its children, minus that after
-permuting the tokens. A child of an upper latent is a lower latent whose parent it is.
+permuting the tokens. A child of an upper latent is a lower latent whose parent it is. An upper latent abstracts if its
+children together tell more of it than the best of them; that counts children only where their parent fires, and is
+compared with children of other parents.
 
 Clustering: the lower latents grouped by their parents, compared with k-means and agglomerative clustering of their
 decoder rows into as many groups.
@@ -63,6 +65,8 @@ _METRICS: dict[str, tuple[tuple[str, str, Direction], ...]] = {
         ("best_child_ratio", "bits with the best child / tokens permuted", "higher"),
         ("total_bits", "bits with each child, above chance, summed over children", "higher"),
         ("best_of_all_bits", "bits with the best lower latent, child or not, above chance", "neither"),
+        ("joint_beyond_best_bits", "bits with all children under their parent, beyond the best child's", "higher"),
+        ("joint_beyond_best_shuffled_bits", "the same with children of other parents", "neither"),
         ("parents", "upper latents that fire and have children that fire", "neither"),
         ("childless", "share of upper latents without a child", "lower"),
     ),

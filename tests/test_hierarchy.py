@@ -12,7 +12,13 @@ from conftest import evaluate, identity, linear_sae
 from eval_runners.measures.ablation import Ablation, projection_share
 from eval_runners.measures.causal_trace import summarize_traces
 from eval_runners.measures.clustering import compare_partitions
-from eval_runners.measures.information import joint_counts, level_information, mutual_information
+from eval_runners.measures.information import (
+    joint_beyond_best,
+    joint_counts,
+    level_information,
+    mutual_information,
+    shuffled_groups,
+)
 from sae_variants.two_level.saved import TwoLevelSAE, TwoLevelSAEConfig
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
@@ -61,6 +67,22 @@ def test_a_planted_hierarchy_has_its_analytic_information():
     assert information.best_child.mean().item() == pytest.approx(expected, rel=0.03)
     torch.testing.assert_close(information.best_of_all, information.best_child_corrected, rtol=1e-3, atol=0)
     assert 0 < information.best_child_null.mean().item() < 0.01 * expected
+
+
+def test_children_that_share_their_parent_tell_more_than_the_best_of_them():
+    upper, _, parent_L = planted(children=2)
+    half = torch.rand(len(upper), 4) < 0.5
+    sharing = torch.stack([upper & half, upper & ~half], 2).flatten(1)  # together they fire wherever the parent does
+    expected = entropy(0.1) - (entropy(0.05) - 0.1 * entropy(0.5))
+    assert joint_beyond_best(upper, sharing, parent_L) == pytest.approx(expected, rel=0.03)
+    copies = upper.repeat_interleave(2, 1)
+    assert joint_beyond_best(upper, copies, parent_L) == pytest.approx(0, abs=1e-9)
+    ungated = sharing | (torch.rand(len(upper), 8) < 0.3)  # what fires elsewhere does not count
+    assert joint_beyond_best(upper, ungated, parent_L) < expected
+    shuffled = shuffled_groups(parent_L, seed=1)
+    assert shuffled.sort().values.equal(parent_L)
+    assert joint_beyond_best(upper, sharing, shuffled) < 0.3 * expected
+    assert joint_beyond_best(upper, torch.zeros_like(sharing), parent_L) is None
 
 
 def test_the_best_of_many_independent_latents_is_not_above_chance():

@@ -141,8 +141,45 @@ def summarize_information(
         "total_bits": _mean_or_none(information.total_corrected),
         "best_of_all_bits": _mean_or_none(information.best_of_all),
         "parents": float(measured_U.sum()),
+        "joint_beyond_best_bits": joint_beyond_best(upper_NU, lower_NL, parent_L),
+        "joint_beyond_best_shuffled_bits": joint_beyond_best(upper_NU, lower_NL, shuffled_groups(parent_L, seed)),
         "childless": 1 - len(parent_L[parent_L >= 0].unique()) / upper_NU.shape[1],
     }
+
+
+def joint_beyond_best(upper_NU: Tensor, lower_NL: Tensor, parent_L: Tensor) -> float | None:
+    """Measure how much more the children of a latent tell of its firing together than the best of them does.
+
+    Only firing under the parent counts, as if the parent gated its children. So an SAE whose gate makes children fire
+    with their parent by construction has no advantage over one without.
+
+    Args:
+        upper_NU: whether each upper latent fires on each token.
+        lower_NL: whether each lower latent fires on each token.
+        parent_L: index of each lower latent's parent, -1 for none.
+
+    Returns:
+        Mean over the parents with children that fire of: information in bits with the firing of any child, minus that
+        with the firing of the best child, both bias-corrected; None without such parents.
+    """
+    n, differences = len(upper_NU), []
+    for parent in parent_L[parent_L >= 0].unique().tolist():
+        fires_N, children_NC = upper_NU[:, parent], lower_NL[:, parent_L == parent]
+        under_NC = children_NC & fires_N[:, None]
+        counts_C = torch.cat([under_NC.any(1, keepdim=True), under_NC], dim=1).sum(0)  # any child first
+        if counts_C[0]:
+            bits_1C, bias_1C = mutual_information(counts_C[None].double(), fires_N.sum()[None], counts_C, n)
+            joint, *each = (bits_1C - bias_1C)[0].tolist()
+            differences.append(joint - max(each))
+    return sum(differences) / len(differences) if differences else None
+
+
+def shuffled_groups(parent_L: Tensor, seed: int) -> Tensor:
+    """Return the parents [L] with the children exchanged at random, each parent with as many as before."""
+    parent_L, children = parent_L.clone(), (parent_L >= 0).nonzero().squeeze(1)
+    order = torch.randperm(len(children), generator=torch.Generator().manual_seed(seed))
+    parent_L[children] = parent_L[children[order]]
+    return parent_L
 
 
 def _mean_or_none(values: Tensor) -> float | None:
