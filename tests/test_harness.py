@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import pytest
@@ -18,11 +22,13 @@ from eval_runners.core import Settings as CoreSettings
 from eval_runners.harness import find_sae
 from eval_runners.harness.find_sae import SAERequest, locate_all, locate_requests, resolve_requests
 from eval_runners.harness.saebench_api import make_run_eval
-from eval_runners.harness.score import check_supported, prepare_scoring, score_all
+from eval_runners.harness.score import check_supported, prepare_scoring
+from eval_runners.harness.score_many import score_all
 from eval_runners.n2g import N2G
 from eval_runners.n2g import Settings as N2GSettings
 from eval_runners.store.envelope import make_output, output_class
 from sae_variants.common.errors import UsageError
+from sae_variants.common.files import claimed
 from sae_variants.training.plan import make_plan
 
 CORE = {
@@ -124,6 +130,23 @@ def test_a_finished_result_is_reused_without_the_language_model(scoring, two_sae
     first, _ = score_all([scoring], two_saes, lambda: model, force=False)
     again, _ = score_all([scoring], two_saes, lambda: pytest.fail("loaded the model"), force=False)
     assert [result for _, result in again] == [result for _, result in first]
+
+
+def test_what_another_process_evaluates_comes_last_and_is_waited_for(scoring, two_saes, model, capsys):
+    first, second = (scoring.location.path(sae) for sae in two_saes)
+    with ThreadPoolExecutor() as pool, claimed(first):
+        scoring_all = pool.submit(score_all, [scoring], two_saes, lambda: model, force=False)
+        shown = ""
+        while "waiting for it" not in shown:
+            assert not scoring_all.done()
+            shown += capsys.readouterr().out
+            time.sleep(0.01)
+        assert second.exists()
+        assert not first.exists()
+        assert f"[1/2] {two_saes[0].label}: {socket.gethostname()} (process {os.getpid()}) evaluates core" in shown
+    scored, failures = scoring_all.result(timeout=60)
+    assert [sae for sae, _ in scored] == two_saes
+    assert failures == []
 
 
 def refuse_temporal(self, plan, settings) -> str:

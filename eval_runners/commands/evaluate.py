@@ -17,10 +17,9 @@ from eval_runners.harness.score import (
     Scoring,
     check_supported,
     prepare_scoring,
-    report_failures,
-    score_all,
     snapshot_shares,
 )
+from eval_runners.harness.score_many import report_failures, score_all
 from eval_runners.harness.target_model import model_loader
 from eval_runners.leaderboard.boards import comparable_rows
 from eval_runners.leaderboard.terminal import print_details, print_differences, print_metrics, write_csv

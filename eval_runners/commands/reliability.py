@@ -18,10 +18,9 @@ from eval_runners.harness.score import (
     Scored,
     check_supported,
     prepare_scoring,
-    report_failures,
-    score_all,
     snapshot_shares,
 )
+from eval_runners.harness.score_many import report_failures, score_all
 from eval_runners.harness.target_model import model_loader
 from eval_runners.leaderboard.reliability import EXPLANATION, HEADS, measure_reliability, reliability_markdown
 from eval_runners.leaderboard.terminal import print_details

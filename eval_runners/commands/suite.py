@@ -19,10 +19,9 @@ from eval_runners.harness.options import add_scoring_options
 from eval_runners.harness.score import (
     check_supported,
     prepare_scoring,
-    report_failures,
-    score_all,
     snapshot_shares,
 )
+from eval_runners.harness.score_many import report_failures, score_all
 from eval_runners.harness.target_model import model_loader
 from eval_runners.leaderboard.boards import make_boards
 from eval_runners.leaderboard.terminal import print_boards, write_csv

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, Evaluator, Result, Untrained
+from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, Evaluator, Result
 from eval_runners.contract.located import LocatedSAE
 from eval_runners.contract.registry import evaluator_names, load_evaluator
 from eval_runners.harness.find_sae import SAERequest
@@ -21,6 +20,7 @@ from eval_runners.store.read import load_result
 from eval_runners.store.result import ResultLocation, validate_result, write_result
 from sae_variants.cli.fields import to_option
 from sae_variants.common.errors import UsageError, check_name
+from sae_variants.common.files import claim_owner, claimed
 from sae_variants.common.values import check_type
 from sae_variants.language_model.target import Target
 
@@ -107,63 +107,13 @@ def snapshot_shares(scorings: Sequence[Scoring]) -> tuple[float, ...]:
     return tuple(dict.fromkeys(shares))
 
 
-def score_all(
-    scorings: Sequence[Scoring],
-    located: Sequence[LocatedSAE],
-    load_model: Callable[[], LoadedModel],
-    force: bool,
-    keep_going: bool = False,
-) -> tuple[list[Scored], list[str]]:
-    """Score every SAE by every evaluator.
-
-    Args:
-        scorings: evaluators with their settings.
-        located: the SAEs.
-        load_model: loads the target's language model; called only if a result is missing.
-        force: evaluate again although there is a result.
-        keep_going: turn errors into failures, so that the other SAEs are still scored.
-
-    Returns:
-        The SAEs with their results; one line for each failure. An SAE that is `Untrained` is always a failure.
-
-    Raises:
-        UsageError: unless `keep_going`, an SAE or settings that do not fit.
-    """
-    from tqdm import tqdm
-
-    scored: list[Scored] = []
-    failures: list[str] = []
-    bar = tqdm(total=len(scorings) * len(located), unit="result", desc="suite", disable=not keep_going)
-    with bar:
-        for scoring in scorings:
-            for title, sae in _with_titles(located):
-                name = f"{scoring.evaluator.name} of {title}" if keep_going else title
-                try:
-                    scored.append((sae, score_sae(scoring, sae, title, load_model, force)))
-                except Untrained as error:
-                    failures.append(f"{name}: untrained: {error}; there is no result")
-                except UsageError as error:
-                    if not keep_going:
-                        raise
-                    failures.append(f"{name}: {error}")
-                except Exception as error:
-                    if not keep_going:
-                        raise
-                    traceback.print_exc(file=sys.stderr)
-                    failures.append(f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
-                bar.update()
-    return scored, failures
-
-
-def _with_titles(located: Sequence[LocatedSAE]) -> Iterator[tuple[str, LocatedSAE]]:
-    several_seeds = len({sae.seed for sae in located}) > 1
-    for number, sae in enumerate(located, start=1):
-        title = f"{sae.label} (seed {sae.seed})" if several_seeds else sae.label
-        yield (f"[{number}/{len(located)}] {title}" if len(located) > 1 else title), sae
-
-
 def score_sae(
-    scoring: Scoring, located: LocatedSAE, title: str, load_model: Callable[[], LoadedModel], force: bool = False
+    scoring: Scoring,
+    located: LocatedSAE,
+    title: str,
+    load_model: Callable[[], LoadedModel],
+    force: bool = False,
+    timeout: float = -1.0,
 ) -> Result:
     """Score one SAE by one evaluator and write the result, or reuse a finished result.
 
@@ -173,22 +123,28 @@ def score_sae(
         title: names the SAE in what is printed.
         load_model: loads the target's language model; called only if the result is missing.
         force: evaluate again although there is a result.
+        timeout: seconds to wait for another process that makes the result; without limit if negative.
 
     Raises:
         UsageError: the SAE does not fit the target or the settings.
         Untrained: there can be no result.
+        filelock.Timeout: another process makes the result.
     """
     path = scoring.location.path(located)
-    if not force and (result := _reusable_result(path, located)):
-        print(f"{title}: {path} (reused: same weights, same settings; --force evaluates it again)")
+    if not force and (result := _reusable_result(path, located, title)):
         return result
-    target, device, model = scoring.target, scoring.location.device, load_model()
-    truth = model if target.synthetic else None
-    context = Context(model, device, located, truth)
-    sae = load_for_target(located, target, model, device, getattr(scoring.settings, "context_size", None))
-    print(f"{title}: evaluating {scoring.evaluator.name} on {target.name}")
-    result, files = evaluate_sae(scoring, sae, context)
-    write_result(path, result, files)
+    if timeout < 0 and (owner := claim_owner(path)):
+        print(f"{title}: {owner} evaluates {scoring.evaluator.name}: waiting for it")
+    with claimed(path, timeout):
+        if not force and (result := _reusable_result(path, located, title)):  # made meanwhile
+            return result
+        target, device, model = scoring.target, scoring.location.device, load_model()
+        truth = model if target.synthetic else None
+        context = Context(model, device, located, truth)
+        sae = load_for_target(located, target, model, device, getattr(scoring.settings, "context_size", None))
+        print(f"{title}: evaluating {scoring.evaluator.name} on {target.name}")
+        result, files = evaluate_sae(scoring, sae, context)
+        write_result(path, result, files)
     print(f"{title}: {path}")
     return result
 
@@ -214,7 +170,7 @@ def evaluate_sae(scoring: Scoring, sae: SAE[Any], context: Context) -> tuple[Res
     return result, evaluation.files
 
 
-def _reusable_result(path: Path, located: LocatedSAE) -> Result | None:
+def _reusable_result(path: Path, located: LocatedSAE, title: str) -> Result | None:
     """The finished result at a path, or None where there is none, or it or a file beside it is damaged."""
     if not path.exists():
         return None
@@ -229,22 +185,5 @@ def _reusable_result(path: Path, located: LocatedSAE) -> Result | None:
     if result.get("sae_lens_id") != located.label:  # a label changes with the recipe that it refers to
         result["sae_lens_id"] = located.label
         write_result(path, result, {})
+    print(f"{title}: {path} (reused: same weights, same settings; --force evaluates it again)")
     return result
-
-
-def report_failures(scored: Sequence[Scored], failures: Sequence[str]) -> int:
-    """Print the failures and the untrained SAEs.
-
-    Returns:
-        Exit code: 0 if every SAE has a result and is trained. SAEs that do not learn, `random`, may be untrained.
-    """
-    code = 1 if failures else 0
-    lines = list(failures)
-    for located, result in scored:
-        verdict = result[UNSTRUCTURED]
-        if not verdict["trained"]:
-            lines.append(f"{located.title}: untrained: {'; '.join(verdict['not_trained_because'])}")
-            code = 1 if located.learns else code
-    for line in dict.fromkeys(lines):
-        print(line)
-    return code

@@ -1,0 +1,98 @@
+"""Score many SAEs by many evaluators: in any order with other processes, with a line for each failure."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+from eval_runners.contract.contract import UNSTRUCTURED, Untrained
+from eval_runners.contract.located import LocatedSAE
+from eval_runners.harness.score import Scored, Scoring, score_sae
+from eval_runners.harness.target_model import LoadedModel
+from sae_variants.common.errors import UsageError
+
+
+def score_all(
+    scorings: Sequence[Scoring],
+    located: Sequence[LocatedSAE],
+    load_model: Callable[[], LoadedModel],
+    force: bool,
+    keep_going: bool = False,
+) -> tuple[list[Scored], list[str]]:
+    """Score every SAE by every evaluator.
+
+    Args:
+        scorings: evaluators with their settings.
+        located: the SAEs.
+        load_model: loads the target's language model; called only if a result is missing.
+        force: evaluate again although there is a result.
+        keep_going: turn errors into failures, so that the other SAEs are still scored.
+
+    Returns:
+        The SAEs with their results; one line for each failure. An SAE that is `Untrained` is always a failure.
+
+    Raises:
+        UsageError: unless `keep_going`, an SAE or settings that do not fit.
+    """
+    from filelock import Timeout
+    from tqdm import tqdm
+
+    cells = [(scoring, title, sae) for scoring in scorings for title, sae in _with_titles(located)]
+    scored: dict[int, Scored] = {}
+    failures: dict[int, str] = {}
+    bar = tqdm(total=len(cells), unit="result", desc="suite", disable=not keep_going)
+    left = list(range(len(cells)))
+    with bar:
+        for timeout in (0.0, -1.0):  # what another process evaluates comes last, and is waited for
+            busy: list[int] = []
+            for number in left:
+                scoring, title, sae = cells[number]
+                name = f"{scoring.evaluator.name} of {title}" if keep_going else title
+                try:
+                    scored[number] = sae, score_sae(scoring, sae, title, load_model, force, timeout)
+                except Timeout:
+                    busy.append(number)
+                    continue
+                except Exception as error:
+                    if not keep_going and not isinstance(error, Untrained):
+                        raise
+                    failures[number] = f"{name}: {_reason(error)}"
+                bar.update()
+            left = busy
+    return [scored[number] for number in sorted(scored)], [failures[number] for number in sorted(failures)]
+
+
+def _reason(error: Exception) -> str:
+    """Why there is no result, in one line."""
+    if isinstance(error, Untrained):
+        return f"untrained: {error}; there is no result"
+    if isinstance(error, UsageError):
+        return str(error)
+    traceback.print_exception(error, file=sys.stderr)
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _with_titles(located: Sequence[LocatedSAE]) -> Iterator[tuple[str, LocatedSAE]]:
+    several_seeds = len({sae.seed for sae in located}) > 1
+    for number, sae in enumerate(located, start=1):
+        title = f"{sae.label} (seed {sae.seed})" if several_seeds else sae.label
+        yield (f"[{number}/{len(located)}] {title}" if len(located) > 1 else title), sae
+
+
+def report_failures(scored: Sequence[Scored], failures: Sequence[str]) -> int:
+    """Print the failures and the untrained SAEs.
+
+    Returns:
+        Exit code: 0 if every SAE has a result and is trained. SAEs that do not learn, `random`, may be untrained.
+    """
+    code = 1 if failures else 0
+    lines = list(failures)
+    for located, result in scored:
+        verdict = result[UNSTRUCTURED]
+        if not verdict["trained"]:
+            lines.append(f"{located.title}: untrained: {'; '.join(verdict['not_trained_because'])}")
+            code = 1 if located.learns else code
+    for line in dict.fromkeys(lines):
+        print(line)
+    return code
