@@ -40,6 +40,7 @@ RANKS = {
         ("two_level",),
         ("gated",),
         ("training", "cli"),
+        ("launch",),
         ("variants",),  # modules at the package's root
         ("commands",),
     ),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval_runners.contract.contract import Evaluator, Result
 from eval_runners.contract.registry import evaluator_modules, load_evaluator
+from eval_runners.harness.cells import cells_of
 from eval_runners.harness.options import TRAIN_PREFIX, add_scoring_options, parse_with_overrides
 from eval_runners.harness.score import (
     Scored,
@@ -30,6 +31,8 @@ from sae_variants.common.console import hide_host_warnings, run_command
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import check_file_writable, check_folder_writable, write_atomically
 from sae_variants.language_model.contexts import heldout_text_name
+from sae_variants.launch.options import launch_of, without_launch_options
+from sae_variants.launch.share import share_work
 from sae_variants.training.grid import grid_fields, parse_grid
 
 if TYPE_CHECKING:
@@ -66,6 +69,7 @@ def main(name: str, argv: list[str]) -> int:
     targets, device, output = targets_from(args), device_from(args), Path(args.output)
     if args.csv:
         check_file_writable(Path(args.csv), "--csv")
+    launch, argv = launch_of(args), without_launch_options(argv)
     given, command = given_fields(args, evaluator.settings_class), ["python", "-m", *module_args, *argv]
     scorings = [prepare_scoring(name, target, given, output, device, command) for target in targets]
     baseline = _baseline(args.baseline, scorings[0]) if args.baseline is not None else None
@@ -78,6 +82,8 @@ def main(name: str, argv: list[str]) -> int:
     for scoring, requests in zip(scorings, all_requests, strict=True):
         check_supported([scoring], requests)
     check_folder_writable(output)
+    if launch and not share_work(launch, "eval_runners", [name, *argv], output, cells_of(scorings, all_requests)):
+        return 0
     scored: list[Scored] = []
     failures: list[str] = []
     for scoring, requests in zip(scorings, all_requests, strict=True):

@@ -14,8 +14,9 @@ from typing import Any
 
 from eval_runners.commands.evaluate import check_training_options, show_summaries
 from eval_runners.contract.registry import USUAL_EVALUATIONS, evaluator_names, load_evaluator
+from eval_runners.harness.cells import cells_of
 from eval_runners.harness.find_sae import SAERequest, locate_requests, resolve_requests
-from eval_runners.harness.options import add_scoring_options
+from eval_runners.harness.options import DEFAULT_OUTPUT, add_scoring_options
 from eval_runners.harness.score import (
     check_supported,
     prepare_scoring,
@@ -39,11 +40,17 @@ from sae_variants.common.console import hide_host_warnings
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.files import check_file_writable, check_folder_writable
 from sae_variants.language_model.target import Target
+from sae_variants.launch.control import CONTROLS, control
+from sae_variants.launch.options import launch_of, without_launch_options
+from sae_variants.launch.share import share_work
 from sae_variants.registry.variants import find_variant, scorable_names
 from sae_variants.training.grid import GridPoint, grid_fields, parse_grid
 from sae_variants.training.plan import applicable_overrides, check_overrides
 
-SETTINGS_HELP = "Settings of an evaluation: --EVALUATION.FIELD VALUE, e.g. --core.context-size 64."
+SETTINGS_HELP = (
+    "Settings of an evaluation: --EVALUATION.FIELD VALUE, e.g. --core.context-size 64. "
+    "`suite status` and `suite cancel` show and end the jobs of --launch."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -55,6 +62,8 @@ def main(argv: list[str]) -> int:
     Raises:
         UsageError: input that cannot work; raised before any SAE is trained wherever that is possible.
     """
+    if argv[:1] and argv[0] in CONTROLS:
+        return control(argv, DEFAULT_OUTPUT)
     parser = _parser()
     known, unknown = split_unknown_options(parser, argv)
     args = parser.parse_args(known)
@@ -64,10 +73,11 @@ def main(argv: list[str]) -> int:
     for file, option in ((args.csv, "--csv"), (args.picture, "--picture")):
         if file:
             check_file_writable(Path(file), option)
+    launch = launch_of(args)
     overrides, given = split_options(unknown, evaluations)
     hide_host_warnings()
     target, device, output = target_from(args), device_from(args), Path(args.output)
-    command = ["python", "-m", "eval_runners", "suite", *argv]
+    command = ["python", "-m", "eval_runners", "suite", *without_launch_options(argv)]
     scorings = [prepare_scoring(name, target, given[name], output, device, command) for name in evaluations]
     grid_points = parse_grid(args.grid, args.vary)
     requests = _requests(args, target, overrides, grid_points)
@@ -75,6 +85,10 @@ def main(argv: list[str]) -> int:
     check_supported(scorings, requests)
     check_folder_writable(output)
     axes = grid_fields(grid_points)
+    if launch:
+        cells = cells_of(scorings, [requests] * len(scorings))
+        if not share_work(launch, "eval_runners", ["suite", *without_launch_options(argv)], output, cells):
+            return 0
     located, untrainable = locate_requests(requests, device, axes, snapshot_shares(scorings))
     scored, unscored = score_all(scorings, located, model_loader(target, device), args.force, keep_going=True)
     if scored:

@@ -101,8 +101,8 @@ def locate_requests(
     for request in requests:
         if request.plan is None:
             located.append(by_name[request.name])
-        elif request.plan.folder not in failures:
-            located.append(_locate_plan(request.plan, axes))
+        elif request.plan.folder not in failures and request.plan.is_trained:  # if not, another worker trains it
+            located.append(locate_plan(request.plan, axes))
     return _with_distinct_labels(located), list(failures.values())
 
 
@@ -153,7 +153,8 @@ def train_missing(plans: Sequence[Plan], device: str, snapshots: tuple[float, ..
     return {}
 
 
-def _locate_plan(plan: Plan, axes: Iterable[str]) -> LocatedSAE:
+def locate_plan(plan: Plan, axes: Iterable[str] = ()) -> LocatedSAE:
+    """Locate a trained SAE; `axes` are the config fields whose values are kept with it."""
     record = json.loads((plan.folder / RECORD).read_text())
     return LocatedSAE(
         label=plan.label,

@@ -13,9 +13,13 @@ from sae_variants.cli.options import (
     parse_seeds,
     split_unknown_options,
 )
+from sae_variants.launch.options import add_launch_options
 
 TRAIN_PREFIX = "train."
 """Leads the options that set config fields of a variant that must be trained first."""
+
+DEFAULT_OUTPUT = "results/runs"
+"""Root of the results, unless another is given."""
 
 
 def add_sae_option(parser: Parser, help_text: str) -> None:
@@ -42,6 +46,7 @@ def add_scoring_options(parser: Parser, seeds: str = "0") -> None:
     parser.add_argument("--force", action="store_true", help="Evaluate again, although there is a result.")
     add_grid_options(parser)
     add_target_options(parser)
+    add_launch_options(parser)
     parser.epilog = (
         "A variant that must be trained first takes --train.FIELD VALUE, e.g. --train.k 16 --train.d-sae 4096."
     )
@@ -50,7 +55,7 @@ def add_scoring_options(parser: Parser, seeds: str = "0") -> None:
 def add_output_option(parser: Parser) -> None:
     """Add `--output`, the root of result files."""
     parser.add_argument(
-        "--output", default="results/runs", metavar="FOLDER", help="Root of the results (default: %(default)s)."
+        "--output", default=DEFAULT_OUTPUT, metavar="FOLDER", help="Root of the results (default: %(default)s)."
     )
 
 

@@ -11,6 +11,7 @@ from eval_runners.contract.located import LocatedSAE
 from eval_runners.harness.score import Scored, Scoring, score_sae
 from eval_runners.harness.target_model import LoadedModel
 from sae_variants.common.errors import UsageError
+from sae_variants.common.worker import failure_of, is_worker, record_failure
 
 
 def score_all(
@@ -44,11 +45,16 @@ def score_all(
     bar = tqdm(total=len(cells), unit="result", desc="suite", disable=not keep_going)
     left = list(range(len(cells)))
     with bar:
-        for timeout in (0.0, -1.0):  # what another process evaluates comes last, and is waited for
+        for timeout in (
+            (0.0,) if is_worker() else (0.0, -1.0)
+        ):  # what another process makes comes last, and is waited for
             busy: list[int] = []
             for number in left:
                 scoring, title, sae = cells[number]
-                name = f"{scoring.evaluator.name} of {title}" if keep_going else title
+                name, path = f"{scoring.evaluator.name} of {title}" if keep_going else title, scoring.location.path(sae)
+                if reason := failure_of(path):
+                    failures[number] = f"{name}: {reason}"
+                    continue
                 try:
                     scored[number] = sae, score_sae(scoring, sae, title, load_model, force, timeout)
                 except Timeout:
@@ -57,7 +63,9 @@ def score_all(
                 except Exception as error:
                     if not keep_going and not isinstance(error, Untrained):
                         raise
-                    failures[number] = f"{name}: {_reason(error)}"
+                    reason = _reason(error)
+                    record_failure(path, reason)
+                    failures[number] = f"{name}: {reason}"
                 bar.update()
             left = busy
     return [scored[number] for number in sorted(scored)], [failures[number] for number in sorted(failures)]

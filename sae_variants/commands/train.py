@@ -19,6 +19,8 @@ from sae_variants.cli.options import (
 )
 from sae_variants.common.console import hide_host_warnings
 from sae_variants.common.errors import UsageError
+from sae_variants.launch.options import add_launch_options, launch_of, without_launch_options
+from sae_variants.launch.share import Cell, share_work
 from sae_variants.training.grid import make_plans, parse_grid
 from sae_variants.training.log import LOG, LogSettings
 from sae_variants.training.plan import TrainSettings, applicable_overrides
@@ -52,6 +54,7 @@ def make_parser() -> Parser:
     )
     add_grid_options(parser)
     add_target_options(parser)
+    add_launch_options(parser)
     add_fields(parser, TrainSettings, "training (a target's recipe takes precedence over these defaults)")
     return parser
 
@@ -62,6 +65,7 @@ def main(argv: list[str]) -> int:
     known, unknown = split_unknown_options(parser, argv)
     args = parser.parse_args(known)
     hide_host_warnings()
+    launch = launch_of(args)
     overrides = {**given_fields(args, TrainSettings), **parse_extra_options(unknown)}
     _refuse_synonyms(args, overrides)
     if args.l0 is not None:
@@ -74,6 +78,13 @@ def main(argv: list[str]) -> int:
     for name in args.names:
         for field in overrides.keys() - applicable_overrides(name, overrides).keys():
             print(f"{name} has no {field}; it is trained without", file=sys.stderr)
+    if launch:
+
+        def cells() -> list[Cell]:
+            return [Cell(f"{plan.label} (seed {plan.settings.seed})", plan.folder, plan.is_trained) for plan in plans]
+
+        if not share_work(launch, "sae_variants", ["train", *without_launch_options(argv)], plans[0].root, cells):
+            return 0
     trained_before = {plan.folder for plan in plans if plan.is_trained and not args.force}
     train_plans(plans, device, args.force, log=log)
     for plan in plans:

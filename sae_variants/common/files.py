@@ -112,6 +112,19 @@ def claim_of(path: Path) -> Path:
     return path.with_name(path.name + CLAIM)
 
 
+def is_claimed(path: Path) -> bool:
+    """Return whether a living process has claimed a file or folder."""
+    from filelock import Timeout
+
+    if not claim_of(path).exists():
+        return False
+    try:
+        with claimed(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def claim_owner(path: Path) -> str:
     """Return the host and process that claimed a file or folder, such as `node7 (process 4711)`; empty if none did."""
     try:

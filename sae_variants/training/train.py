@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_variants.common.errors import UsageError
-from sae_variants.common.files import claim_owner, remove_folder
+from sae_variants.common.files import is_claimed, remove_folder
+from sae_variants.common.worker import failure_of, is_worker, record_failure
 from sae_variants.training.job import Job
 from sae_variants.training.log import STEPS_BETWEEN_REPORTS, LogSettings, TrainingLog, is_begun, log_path
 from sae_variants.training.plan import Plan
@@ -66,12 +67,17 @@ def train_plans(
     missing = list({plan.folder: plan for plan in plans}.values())
     if not force:
         missing = [plan for plan in missing if is_missing(plan, snapshots)]
-    failures: dict[Path, str] = {}
+    failures = {plan.folder: reason for plan in missing if (reason := failure_of(plan.folder))}
+    missing = [plan for plan in missing if plan.folder not in failures]
     while missing:
         busy: list[Plan] = []
         for group in by_stream(missing):
             failed, left = _train_group(group, device, force, checkpoint_steps, snapshots, log)
             failures, busy = failures | failed, busy + left
+            for folder, reason in failed.items():
+                record_failure(folder, reason)
+        if is_worker():
+            break
         for plan in busy:
             wait_for_plan(plan)
         missing, force = [plan for plan in busy if is_missing(plan, snapshots)], False
@@ -93,7 +99,7 @@ def _train_group(
         The failures; the plans that another process has claimed.
     """
     failures: dict[Path, str] = {}
-    if all(claim_owner(plan.folder) for plan in plans):
+    if all(is_claimed(plan.folder) for plan in plans):
         return failures, plans
     source = open_source(plans[0], device)
     with contextlib.ExitStack() as stack:

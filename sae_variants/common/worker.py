@@ -1,0 +1,40 @@
+"""What a process knows of the launch that it belongs to: whether others share its work, and what failed for them.
+
+A launch (`sae_variants.launch`) runs one command in several processes. An environment variable names its folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from sae_variants.common.files import new_file
+from sae_variants.common.hashing import hash_value
+
+LAUNCH, WORKER = "SAE_VARIANTS_LAUNCH", "SAE_VARIANTS_WORKER"
+FAILURES = "failures"
+
+
+def is_worker() -> bool:
+    """Return whether this process is a worker: it does what nobody has claimed, and waits for nobody."""
+    return bool(os.environ.get(WORKER))
+
+
+def failure_of(path: Path) -> str:
+    """Return why a process of this launch could not make a file or folder; empty if none tried, or none failed."""
+    file = _failure_file(path)
+    return json.loads(file.read_text())["reason"] if file and file.exists() else ""
+
+
+def record_failure(path: Path, reason: str) -> None:
+    """Tell the other processes of this launch why a file or folder cannot be made, so that they do not try."""
+    if file := _failure_file(path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(file) as partial:
+            partial.write_text(json.dumps({"path": str(path), "reason": reason}))
+
+
+def _failure_file(path: Path) -> Path | None:
+    launch = os.environ.get(LAUNCH)
+    return Path(launch) / FAILURES / f"{hash_value(str(path.absolute()))}.json" if launch else None

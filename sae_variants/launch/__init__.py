@@ -1,0 +1,1 @@
+"""One command in several processes, or SLURM jobs, that share its work."""

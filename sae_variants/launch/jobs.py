@@ -1,0 +1,215 @@
+"""Workers as jobs: started by submitit as processes here or as SLURM jobs, found again, and cancelled.
+
+Below the root of what a command makes, `.launch/<hash of the command>/` has
+
+    jobs.json    the jobs of the last start
+    failures/    what a worker could not make, and why
+    logs/        what each worker printed, and submitit's own files
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sae_variants.common.errors import UsageError, describe_error
+from sae_variants.common.files import new_file
+from sae_variants.common.hashing import hash_value
+from sae_variants.common.worker import LAUNCH, WORKER
+from sae_variants.launch.options import MINUTES, Launch
+
+FOLDER, JOBS, LOGS = ".launch", "jobs.json", "logs"
+SUBMITIT = "submitit"
+"""In the command line of its processes."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A command as a worker; submitit calls it, and calls it again after the job was preempted or timed out."""
+
+    module: str
+    """Package that is run, such as `eval_runners`."""
+    argv: tuple[str, ...]
+    """Its arguments."""
+    folder: str
+    """Folder of the launch."""
+
+    def __call__(self) -> None:
+        """Run the command.
+
+        Raises:
+            RuntimeError: It cannot work here.
+        """
+        os.environ.update({LAUNCH: self.folder, WORKER: "1"})
+        sys.argv = [self.module, *self.argv]
+        try:
+            runpy.run_module(self.module, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            if end.code not in (None, 0, 1):  # 1: an SAE has failed, which is recorded
+                raise RuntimeError(f"python -m {self.module} ended with exit code {end.code}") from None
+
+    def checkpoint(self) -> Any:
+        """Return what is called when the job starts again: the same, because the state of the work is in its files."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A started worker."""
+
+    cluster: str
+    """`local` or `slurm`."""
+    number: str
+    """Process or SLURM job."""
+    host: str
+    """Where it was started from."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it runs or waits to run."""
+        if self.cluster == "slurm":
+            listed = subprocess.run(
+                ["squeue", "-h", "-j", self.number, "-o", "%T"], capture_output=True, text=True, check=False
+            )
+            return bool(listed.stdout.strip())
+        if self.host != socket.gethostname():
+            return False
+        try:
+            command = Path(f"/proc/{self.number}/cmdline").read_bytes()
+        except OSError:
+            return False
+        return SUBMITIT.encode() in command
+
+    def cancel(self) -> None:
+        """End it; what it has finished stays."""
+        if self.cluster == "slurm":
+            subprocess.run(["scancel", self.number], check=False)
+        else:
+            for process in self._processes():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def _processes(self) -> list[psutil.Process]:
+        """Return submitit's process of a local job that runs on this host, and then its children."""
+        if self.host != socket.gethostname():
+            return []
+        try:
+            process = psutil.Process(int(self.number))
+            is_ours = SUBMITIT in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
+            return [process, *process.children(recursive=True)] if is_ours else []
+        except psutil.Error:
+            return []
+
+    def last_line(self, folder: Path) -> str:
+        """Return the last line of its log, as a progress bar leaves it."""
+        for ending in ("err", "out"):
+            log = folder / LOGS / f"{self.number}_0_log.{ending}"
+            lines = log.read_text(errors="replace").replace("\r", "\n").splitlines() if log.exists() else []
+            if lines := [line for line in lines if line.strip()]:
+                return lines[-1].strip()
+        return ""
+
+
+def launch_folder(root: Path, module: str, argv: Sequence[str]) -> Path:
+    """Return the folder of the launch of a command, below the root of what it makes."""
+    return root / FOLDER / hash_value([module, *argv])
+
+
+def require_cluster(launch: Launch) -> None:
+    """Raise a UsageError, before any work, if the workers cannot be started here."""
+    try:
+        import submitit  # noqa: F401
+    except ImportError as error:
+        raise UsageError("--launch needs submitit: pip install submitit, or install the extra `cluster`") from error
+    if launch.cluster == "slurm" and not shutil.which("sbatch"):
+        raise UsageError("--launch slurm: there is no SLURM here (no sbatch on the PATH); use --launch local")
+    if (partition := launch.slurm.get("partition")) is not None:
+        known = _output_of("sinfo", "-h", "-o", "%R").split()
+        if known and partition not in known:
+            raise UsageError(f"--slurm-partition {partition}: there is no such partition, only {', '.join(known)}")
+
+
+def _output_of(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def start_jobs(launch: Launch, count: int, worker: Worker) -> list[Job]:
+    """Start workers, and remember them in the folder of the launch.
+
+    Args:
+        launch: How.
+        count: Number of workers.
+        worker: What each runs.
+
+    Raises:
+        UsageError: They cannot be started.
+    """
+    import submitit
+
+    folder = Path(worker.folder)
+    (folder / LOGS).mkdir(parents=True, exist_ok=True)
+    jobs: list[Job] = []
+    try:
+        for number in range(count):
+            executor = submitit.AutoExecutor(folder / LOGS, cluster=launch.cluster)
+            executor.update_parameters(**_parameters(launch, number))
+            with _apart_from_terminal():
+                jobs.append(Job(launch.cluster, str(executor.submit(worker).job_id), socket.gethostname()))
+    except Exception as error:
+        for job in jobs:
+            job.cancel()
+        raise UsageError(f"--launch {launch.cluster}: the jobs cannot be started: {describe_error(error)}") from error
+    with new_file(folder / JOBS) as partial:
+        partial.write_text(json.dumps({"worker": asdict(worker), "jobs": [asdict(job) for job in jobs]}, indent=2))
+    return jobs
+
+
+@contextlib.contextmanager
+def _apart_from_terminal() -> Iterator[None]:
+    """Let processes that are started meanwhile ignore Ctrl-C, and hold neither the terminal nor a pipe open."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    kept, nowhere = [os.dup(number) for number in (0, 1, 2)], os.open(os.devnull, os.O_RDWR)
+    try:
+        for number in (0, 1, 2):
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        for number, copy in enumerate(kept):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nowhere)
+        signal.signal(signal.SIGINT, handler)
+
+
+def _parameters(launch: Launch, number: int) -> dict[str, Any]:
+    if launch.cluster == "slurm":
+        given = {f"slurm_{name}": value for name, value in launch.slurm.items() if name != "time"}
+        return {"name": "sae_variants", "timeout_min": launch.slurm.get("time", MINUTES), **given}
+    import torch
+
+    devices = torch.cuda.device_count()  # a device for each process, in turn
+    gpu = {"gpus_per_node": 1, "visible_gpus": (number % devices,)} if devices else {}
+    return {"timeout_min": 365 * MINUTES, **gpu}
+
+
+def jobs_of(folder: Path) -> list[Job]:
+    """Return the jobs of the last start of a launch."""
+    try:
+        return [Job(**job) for job in json.loads((folder / JOBS).read_text())["jobs"]]
+    except FileNotFoundError:
+        return []

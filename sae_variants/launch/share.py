@@ -1,0 +1,123 @@
+"""Share the work of a command: start workers, watch what they finish, and start others in the place of dead ones.
+
+The state of the work is in its files: what is finished exists, and what is in work is claimed. So workers need no
+orders: each does what is neither, and the command attaches to them, or starts new ones, whenever it is given again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_variants.common.errors import UsageError
+from sae_variants.common.files import claim_owner
+from sae_variants.common.worker import FAILURES, LAUNCH, failure_of
+from sae_variants.launch.jobs import Job, Worker, jobs_of, launch_folder, require_cluster, start_jobs
+from sae_variants.launch.options import Launch
+
+POLL_SECONDS = 1.0
+STARTS = 3
+"""Starts without a finished cell between them after which the command gives up."""
+SHOWN = 3
+"""Cells in work that the progress bar shows."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A training or a result."""
+
+    title: str
+    """Names it."""
+    path: Path | None
+    """File or folder that is claimed while it is made; None before that is known."""
+    is_done: bool
+    """Whether it is finished."""
+
+    @property
+    def is_left(self) -> bool:
+        """Whether it is neither finished nor known to fail."""
+        return not self.is_done and not (self.path and failure_of(self.path))
+
+
+Cells = Callable[[], Iterable[Cell]]
+"""Looks up the cells of a command."""
+
+
+def share_work(launch: Launch, module: str, argv: Sequence[str], root: Path, cells: Cells) -> bool:
+    """Let workers do the work of a command.
+
+    Args:
+        launch: How they are started.
+        module: Package of the command, such as `eval_runners`.
+        argv: Arguments of the command without those of the launch.
+        root: Root of what it makes.
+        cells: Looks up its cells.
+
+    Returns:
+        Whether all cells are finished or failed; false if the workers go on without this process.
+
+    Raises:
+        UsageError: The workers cannot be started, or end without finishing the work.
+        KeyboardInterrupt: After a line that says how to attach again.
+    """
+    require_cluster(launch)
+    folder = launch_folder(root, module, argv).absolute()
+    os.environ[LAUNCH] = str(folder)
+    jobs = [job for job in jobs_of(folder) if job.is_running]
+    if jobs:
+        print(f"attached to {len(jobs)} running jobs: {', '.join(job.number for job in jobs)}")
+    else:
+        shutil.rmtree(folder / FAILURES, ignore_errors=True)  # what failed before is tried again
+    starts, left = 0, sum(cell.is_left for cell in cells())
+    while left or jobs:
+        if not jobs:
+            if starts == STARTS:
+                raise UsageError(_why_unfinished(folder, cells))
+            jobs, starts = (
+                start_jobs(launch, min(launch.jobs, left), Worker(module, tuple(argv), str(folder))),
+                starts + 1,
+            )
+            print(f"started {len(jobs)} jobs: {', '.join(job.number for job in jobs)}; their logs are in {folder}")
+        if launch.detach:
+            print("they go on by themselves: give the same command again to wait for them and to see the results")
+            return False
+        try:
+            _watch(jobs, folder, cells)
+        except KeyboardInterrupt:
+            print("\nthe jobs go on: give the same command again to wait for them, or `suite cancel` to end them")
+            raise
+        jobs, before, left = [], left, sum(cell.is_left for cell in cells())
+        starts = starts if left == before else 0
+    return True
+
+
+def _watch(jobs: Sequence[Job], folder: Path, cells: Cells) -> None:
+    """Show what is finished and what is in work, until no job runs."""
+    from tqdm import tqdm
+
+    all_cells = list(cells())
+    with tqdm(total=len(all_cells), unit="cell", desc="launch") as bar:
+        while any(job.is_running for job in jobs):
+            all_cells = list(cells())
+            bar.total, bar.n = len(all_cells), sum(not cell.is_left for cell in all_cells)
+            bar.set_postfix_str(" | ".join(in_work(all_cells)[:SHOWN]))
+            time.sleep(POLL_SECONDS)
+        bar.n = sum(not cell.is_left for cell in cells())
+        bar.refresh()
+
+
+def in_work(cells: Iterable[Cell]) -> list[str]:
+    """Return which cells are in work, and who does them."""
+    owners = ((cell, claim_owner(cell.path)) for cell in cells if cell.path and cell.is_left)
+    return [f"{cell.title}: {owner}" for cell, owner in owners if owner]
+
+
+def _why_unfinished(folder: Path, cells: Cells) -> str:
+    left = [cell.title for cell in cells() if cell.is_left]
+    lines = [f"{job.number}: {line}" for job in jobs_of(folder) if (line := job.last_line(folder))]
+    said = f"; their last lines: {'; '.join(lines)}" if lines else ""
+    return f"the jobs ended {STARTS} times without finishing {left[0]} and {len(left) - 1} others{said}"

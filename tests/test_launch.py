@@ -1,0 +1,249 @@
+"""Several processes share the work of a command: nothing twice, nothing lost, and the numbers of one process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import slurm
+from conftest import TINY
+
+from eval_runners.__main__ import main
+from sae_variants.__main__ import main as variants_main
+from sae_variants.common.errors import UsageError
+from sae_variants.common.worker import LAUNCH, WORKER, failure_of, record_failure
+from sae_variants.launch import share
+from sae_variants.launch.jobs import Job, jobs_of
+from sae_variants.launch.options import Launch, without_launch_options
+from sae_variants.launch.share import Cell, share_work
+from sae_variants.training.train import train_plans
+
+LAUNCH_WORDS = ["--launch", "local", "--jobs", "2"]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in (LAUNCH, WORKER):
+        monkeypatch.setenv(name, "")
+
+
+def train_words(target, root: Path, model_folder: Path, text_file: Path) -> list[str]:
+    options = [
+        word
+        for key, value in TINY.items()
+        if key != "training_tokens"
+        for word in (f"--{key.replace('_', '-')}", str(value))
+    ]
+    where = ["--model", str(model_folder), "--hook-name", target.hook_name, "--dataset", str(text_file)]
+    return ["train", "temporal", *where, "--trained", str(root), *options]
+
+
+def fake_jobs(monkeypatch, does: list) -> list[int]:
+    """Let jobs be calls of functions, one for each start; return the numbers of workers that were asked for."""
+    counts: list[int] = []
+
+    def start(launch, count, worker):
+        counts.append(count)
+        does.pop(0)()
+        return [Job("local", "0", socket.gethostname())] * count
+
+    monkeypatch.setattr(share, "start_jobs", start)
+    monkeypatch.setattr(share, "require_cluster", lambda launch: None)
+    return counts
+
+
+def test_the_worker_has_the_command_without_the_options_of_the_launch():
+    argv = [
+        "suite",
+        "--sae",
+        "topk",
+        "--launch",
+        "slurm",
+        "--train.k",
+        "4",
+        "--jobs=3",
+        "--slurm-gres",
+        "gpu:1",
+        "--detach",
+    ]
+    assert without_launch_options(argv) == ["suite", "--sae", "topk", "--train.k", "4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--jobs", "2"], "--jobs belongs to --launch"),
+        (["--slurm-gres", "gpu:1"], "--slurm-gres belongs to --launch"),
+        (["--launch", "local", "--slurm-gres", "gpu:1"], "--slurm-gres belongs to --launch slurm"),
+        (["--launch", "slurm", "--slurm-time", "2h"], "--slurm-time must be a whole number above 0, not '2h'"),
+        (["--launch", "local", "--force"], "--force and --launch"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(words, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        main(["suite", "--sae", "random", "--output", str(tmp_path / "out"), *words])
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_slurm_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match=r"there is no SLURM here \(no sbatch on the PATH\); use --launch local"):
+        share_work(Launch("slurm", 2, False, {}), "sae_variants", ["train"], tmp_path, list)
+
+
+def test_jobs_start_again_until_all_is_finished_or_failed(tmp_path, monkeypatch, capsys):
+    done: set[str] = set()
+
+    def cells():
+        return [Cell(name, tmp_path / name, name in done) for name in "abc"]
+
+    does = [lambda: done.add("a"), lambda: None, lambda: (done.add("b"), record_failure(tmp_path / "c", "no room"))]
+    counts = fake_jobs(monkeypatch, does)
+    assert share_work(Launch("local", 2, False, {}), "sae_variants", ["train"], tmp_path, cells)
+    assert counts == [2, 2, 2]
+    assert failure_of(tmp_path / "c") == "no room"
+    assert len({"started 2 jobs"} & set(capsys.readouterr().out.split(":"))) == 1
+
+
+def test_jobs_that_finish_nothing_are_given_up(tmp_path, monkeypatch):
+    counts = fake_jobs(monkeypatch, [lambda: None] * share.STARTS)
+    cells = [Cell("topk (seed 0)", tmp_path / "a", False), Cell("core of topk", None, False)]
+    with pytest.raises(UsageError, match=r"ended 3 times without finishing topk \(seed 0\) and 1 others"):
+        share_work(Launch("local", 8, False, {}), "sae_variants", ["train"], tmp_path, lambda: cells)
+    assert counts == [2] * share.STARTS
+
+
+def test_a_failure_is_tried_once_in_a_launch(target, tmp_path, monkeypatch):
+    from conftest import tiny
+
+    from sae_variants.training.plan import make_plan
+    from sae_variants.training.train import TrainingFailed
+
+    plan = make_plan("temporal", target, tiny("temporal"), tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(LAUNCH, str(tmp_path / "launch"))
+        record_failure(plan.folder, "it diverged elsewhere")
+        with pytest.raises(TrainingFailed, match="it diverged elsewhere"):
+            train_plans([plan])
+    train_plans([plan])
+    assert plan.is_trained
+
+
+def weights(root: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in root.rglob("sae_weights.safetensors")}
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_numbers_of_one_and_survive_a_kill(target, tmp_path, model_folder, text_file):
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    seeds = ["--seeds", "0,1,2,3", "--training-tokens", "65536"]
+    variants_main([*train_words(target, alone, model_folder, text_file), *seeds])
+    command = [sys.executable, "-m", "sae_variants", *train_words(target, shared, model_folder, text_file)]
+    waiting = subprocess.Popen([*command, *seeds, *LAUNCH_WORDS], stdout=subprocess.DEVNULL)
+    while not (jobs := [job for file in shared.glob(".launch/*") for job in jobs_of(file)]):
+        time.sleep(0.05)
+    while not list(shared.rglob("*.checkpoint")):
+        assert waiting.poll() is None
+        time.sleep(0.05)
+    for process in psutil.Process(int(jobs[0].number)).children():
+        process.kill()
+    assert waiting.wait(timeout=300) == 0
+    assert len(weights(shared)) == 4
+    assert weights(shared) == weights(alone)
+    assert not list(shared.rglob("*.claim"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_the_jobs_and_the_command_attaches_again(target, tmp_path, model_folder, text_file, capsys):
+    words = [*train_words(target, tmp_path, model_folder, text_file), "--training-tokens", "262144", *LAUNCH_WORDS]
+    command = [sys.executable, "-c", "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+               "from sae_variants.__main__ import main; main(sys.argv[1:])", *words]  # fmt: skip
+    waiting = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.rglob("*.checkpoint")):
+        assert waiting.poll() is None
+        time.sleep(0.05)
+    os.kill(waiting.pid, signal.SIGINT)
+    assert "the jobs go on: give the same command again" in waiting.communicate(timeout=60)[0]
+    (folder,) = tmp_path.glob(".launch/*")
+    assert [job for job in jobs_of(folder) if job.is_running]
+    assert main(["suite", "status", "--output", str(tmp_path)]) == 0
+    assert ": runs" in capsys.readouterr().out
+    assert variants_main([*words, "--detach"]) == 0
+    assert "attached to 1 running jobs" in capsys.readouterr().out
+    main(["suite", "cancel", "--output", str(tmp_path)])
+    assert ": cancelled" in capsys.readouterr().out
+    assert not any(job.is_running for job in jobs_of(folder))
+    subprocess.run([sys.executable, "-m", "sae_variants", *words], check=True)  # from its checkpoint
+    (record,) = tmp_path.rglob("training.json")
+    assert json.loads(record.read_text())["trained_tokens"] == 262144
+
+
+def suite_words(target, root: Path, model_folder: Path, text_file: Path) -> list[str]:
+    options = [word for key, value in TINY.items() for word in (f"--train.{key.replace('_', '-')}", str(value))]
+    options[options.index("--train.training-tokens") + 1] = "65536"
+    core = {"batch-size-prompts": 4, "n-eval-reconstruction-batches": 1, "n-eval-sparsity-variance-batches": 2}
+    options += [word for key, value in {**core, "context-size": 32}.items() for word in (f"--core.{key}", str(value))]
+    where = ["--model", str(model_folder), "--hook-name", target.hook_name, "--dataset", str(text_file)]
+    folders = ["--trained", str(root / "trained"), "--output", str(root / "out")]
+    return ["suite", "--sae", "temporal", "--seeds", "0,1,2", "--evals", "core", *where, *folders, *options]
+
+
+def results(root: Path) -> dict[str, dict]:
+    found = {}
+    for path in (root / "out").rglob("*.json"):
+        result = json.loads(path.read_text())
+        if "eval_type_id" in result:
+            result.pop("datetime_epoch_millis"), result.pop("eval_id", None)
+            unstructured = result["eval_result_unstructured"]
+            unstructured["provenance"] = {"seed": unstructured["provenance"]["seed"]}
+            found[path.name] = result
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not slurm.is_installed(), reason="needs Debian's slurmctld, slurmd, slurm-client and munge, and root"
+)
+def test_slurm_jobs_that_are_cancelled_and_killed_lose_nothing(target, tmp_path, model_folder, text_file):
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    main(suite_words(target, alone, model_folder, text_file))
+    command = [sys.executable, "-m", "eval_runners", *suite_words(target, shared, model_folder, text_file)]
+    with slurm.cluster(tmp_path / "slurm", slots=2):
+        waiting = subprocess.Popen([*command, "--launch", "slurm", "--jobs", "2"], stdout=subprocess.DEVNULL)
+        while len(claims := list((shared / "trained").rglob("*.claim"))) < 2:
+            assert waiting.poll() is None
+            time.sleep(0.05)
+        first, second = jobs_of(next((shared / "out").glob(".launch/*")))
+        first.cancel()
+        for claim in claims:  # of both jobs; one is gone already
+            owner = dict(line.partition("=")[::2] for line in claim.read_text().splitlines())
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(owner["pid"]), signal.SIGKILL)
+        assert waiting.wait(timeout=400) == 0
+        assert not first.is_running
+        assert not second.is_running
+    assert len(results(shared)) == 3
+    assert results(shared) == results(alone)
+    assert weights(shared) == weights(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not slurm.is_installed(), reason="needs Debian's slurmctld, slurmd, slurm-client and munge, and root"
+)
+def test_a_partition_that_does_not_exist_is_one_line(tmp_path):
+    launch = Launch("slurm", 2, False, {"partition": "gpus"})
+    with (
+        slurm.cluster(tmp_path / "slurm"),
+        pytest.raises(UsageError, match="--slurm-partition gpus: there is no such partition, only main"),
+    ):
+        share_work(launch, "sae_variants", ["train"], tmp_path, list)
