@@ -28,6 +28,9 @@ from sae_variants.launch.share import Cell, share_work
 from sae_variants.training.train import train_plans
 
 LAUNCH_WORDS = ["--launch", "local", "--jobs", "2"]
+needs_slurm = pytest.mark.skipif(
+    not slurm.is_installed(), reason="needs Debian's slurmctld, slurmd, slurm-client and munge, and root"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +125,18 @@ def test_jobs_that_finish_nothing_are_given_up(tmp_path, monkeypatch):
     assert counts == [2] * share.STARTS
 
 
+def test_the_last_line_of_a_log_is_that_of_its_progress_bar(tmp_path):
+    job, logs = Job("local", "7", socket.gethostname()), tmp_path / "logs"
+    logs.mkdir()
+    assert job.last_line(tmp_path) == ""
+    (logs / "7_0_log.out").write_text("began\n")
+    assert job.last_line(tmp_path) == "began"
+    (logs / "7_0_log.err").write_text(
+        "x" * 10_000 + "\n" + "\r".join(f"training: {i}.5ktok/s" for i in range(9)) + "\r\n"
+    )
+    assert job.last_line(tmp_path) == "training: 8.5ktok/s"
+
+
 def test_a_failure_is_tried_once_in_a_launch(target, tmp_path, monkeypatch):
     from conftest import tiny
 
@@ -210,9 +225,7 @@ def results(root: Path) -> dict[str, dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not slurm.is_installed(), reason="needs Debian's slurmctld, slurmd, slurm-client and munge, and root"
-)
+@needs_slurm
 def test_slurm_jobs_that_are_cancelled_and_killed_lose_nothing(target, tmp_path, model_folder, text_file):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     main(suite_words(target, alone, model_folder, text_file))
@@ -237,9 +250,28 @@ def test_slurm_jobs_that_are_cancelled_and_killed_lose_nothing(target, tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not slurm.is_installed(), reason="needs Debian's slurmctld, slurmd, slurm-client and munge, and root"
-)
+@needs_slurm
+def test_a_preempted_slurm_job_is_requeued_and_goes_on(target, tmp_path, model_folder, text_file):
+    words = [*train_words(target, tmp_path / "trained", model_folder, text_file), "--training-tokens", "131072"]
+    with slurm.cluster(tmp_path / "slurm"):
+        command = [sys.executable, "-m", "sae_variants", *words, "--launch", "slurm", "--jobs", "1"]
+        waiting = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while not list(tmp_path.rglob("*.checkpoint")):
+            assert waiting.poll() is None
+            time.sleep(0.05)
+        (folder,) = tmp_path.glob("trained/.launch/*")
+        (job,) = jobs_of(folder)
+        subprocess.run(["scancel", "--signal=USR2", job.number], check=True)  # as before a timeout or a preemption
+        assert waiting.wait(timeout=500) == 0
+        assert jobs_of(folder) == [job]  # it went on; no other one was started
+    log = (folder / "logs" / f"{job.number}_0_log.err").read_text()
+    assert "Requeued job" in log + (folder / "logs" / f"{job.number}_0_log.out").read_text()
+    (record,) = (tmp_path / "trained").rglob("training.json")
+    assert json.loads(record.read_text())["trained_tokens"] == 131072
+
+
+@pytest.mark.slow
+@needs_slurm
 def test_a_partition_that_does_not_exist_is_one_line(tmp_path):
     launch = Launch("slurm", 2, False, {"partition": "gpus"})
     with (

@@ -34,6 +34,10 @@ from sae_variants.launch.options import MINUTES, Launch
 FOLDER, JOBS, LOGS = ".launch", "jobs.json", "logs"
 SUBMITIT = "submitit"
 """In the command line of its processes."""
+END_BYTES = 4096
+"""Length of the end of a log that is read."""
+CANNOT_WORK = 2
+"""Exit code of a command that is refused."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,10 @@ class Worker:
         try:
             runpy.run_module(self.module, run_name="__main__", alter_sys=True)
         except SystemExit as end:
+            if end.code == CANNOT_WORK:
+                raise RuntimeError(f"python -m {self.module} cannot work here; its log says why") from None
             if end.code not in (None, 0, 1):  # 1: an SAE has failed, which is recorded
-                raise RuntimeError(f"python -m {self.module} ended with exit code {end.code}") from None
+                raise  # submitit has put the job back into the queue
 
     def checkpoint(self) -> Any:
         """Return what is called when the job starts again: the same, because the state of the work is in its files."""
@@ -118,10 +124,19 @@ class Job:
     def last_line(self, folder: Path) -> str:
         """Return the last line of its log, as a progress bar leaves it."""
         for ending in ("err", "out"):
-            log = folder / LOGS / f"{self.number}_0_log.{ending}"
-            lines = log.read_text(errors="replace").replace("\r", "\n").splitlines() if log.exists() else []
+            lines = _end_of(folder / LOGS / f"{self.number}_0_log.{ending}").replace("\r", "\n").splitlines()
             if lines := [line for line in lines if line.strip()]:
                 return lines[-1].strip()
+        return ""
+
+
+def _end_of(log: Path) -> str:
+    """Return the last characters of a file that may be long, or not exist."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - END_BYTES))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
         return ""
 
 

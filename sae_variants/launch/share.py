@@ -7,6 +7,7 @@ orders: each does what is neither, and the command attaches to them, or starts n
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,8 @@ STARTS = 3
 """Starts without a finished cell between them after which the command gives up."""
 SHOWN = 3
 """Cells in work that the progress bar shows."""
+RATE = r"[\d.]+[kM]?tok/s"
+"""Tokens per second in the progress bar of a training."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ def _watch(jobs: Sequence[Job], folder: Path, cells: Cells) -> None:
         while any(job.is_running for job in jobs):
             all_cells = list(cells())
             bar.total, bar.n = len(all_cells), sum(not cell.is_left for cell in all_cells)
-            bar.set_postfix_str(" | ".join(in_work(all_cells)[:SHOWN]))
+            rates = [rate.group() for job in jobs if (rate := re.search(RATE, job.last_line(folder)))]
+            bar.set_postfix_str(" | ".join([*in_work(all_cells)[:SHOWN], *rates]))
             time.sleep(POLL_SECONDS)
         bar.n = sum(not cell.is_left for cell in cells())
         bar.refresh()
