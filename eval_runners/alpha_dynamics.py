@@ -105,6 +105,7 @@ class AlphaDynamics(Evaluator[Settings]):
 
     settings_class = Settings
     metrics = METRICS
+    needs_truth = None
 
     def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
         """Refuse tolerances and factors that are not positive, and a single start."""

@@ -210,6 +210,8 @@ def test_the_command_trains_scores_and_is_refused_where_there_is_no_truth(tmp_pa
         main(["ground_truth", "--sae", "topk", "--target", "sandbox"])
     with pytest.raises(UsageError, match=r"--n-contexts 3 of --context-size 128 are 384 tokens.*give at least 1,000"):
         main(["ground_truth", "--sae", "topk", *where, "--n-contexts", "3"])
+    with pytest.raises(UsageError, match="alpha_dynamics is for SAEs with a balance"):  # on either
+        eval_command.main("alpha_dynamics", ["--sae", "stock:batchtopk", *where])
     with pytest.raises(UsageError, match="core needs a language model, and mine is synthetic"):
         eval_command.main("core", ["--sae", "topk", *where])
     with pytest.raises(UsageError, match="case-study needs a language model"):

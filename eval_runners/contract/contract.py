@@ -145,8 +145,9 @@ class Evaluator(Generic[SettingsT]):
     """SAEBench's name for these results, where that is not the evaluator's name."""
     made_by: ClassVar[str] = ""
     """The command that makes the results, where they need more than an SAE. Then `evaluate` is never called."""
-    needs_truth: ClassVar[bool] = False
-    """Whether it scores SAEs on synthetic targets, whose features are known, instead of on language models."""
+    needs_truth: ClassVar[bool | None] = False
+    """Whether it scores SAEs on synthetic targets, whose features are known, instead of on language models; None: on
+    either."""
     default_target: ClassVar[str] = ""
     """Target of its command where none is given; empty for the target of every command."""
     detail: ClassVar[str] = ""

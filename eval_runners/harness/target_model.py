@@ -13,7 +13,7 @@ LoadedModel = Any
 """A target's HookedTransformer, or the SyntheticData of a synthetic target."""
 
 
-def require_source(purpose: str, target: Target, needs_truth: bool = False) -> None:
+def require_source(purpose: str, target: Target, needs_truth: bool | None = False) -> None:
     """Check that a target is of the kind that an evaluation or a command needs.
 
     Raises:
@@ -24,7 +24,7 @@ def require_source(purpose: str, target: Target, needs_truth: bool = False) -> N
         raise UsageError(
             f"{purpose} needs features that are known, and {target.name} is a language model: give --target synthetic"
         )
-    if target.synthetic is not None and not needs_truth:
+    if target.synthetic is not None and needs_truth is False:
         raise UsageError(
             f"{purpose} needs a language model, and {target.name} is synthetic: its SAEs are scored by ground_truth"
         )
