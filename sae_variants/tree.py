@@ -9,6 +9,10 @@ parents explain what they can without their children. The parents are the first 
 order. The encoder is refined (`refinement.steps`), with both levels in each step. `k` is per token, averaged over the
 batch, for both levels together; `parent_share` of it is for parents.
 
+Where features form no trees, a closed gate keeps children from firing where they should (results/ground_truth.md);
+with `ungated` above 0, a child whose parent does not fire can fire all the same, selected by that much of its
+pre-activation.
+
 The SAE is saved as the architecture `tree`, with thresholds for each level and encoding.
 
 Source: H-SAE (arXiv 2506.01197) for children that fire under their parent; Tree SAE (arXiv 2605.07922) for the
@@ -45,7 +49,7 @@ from sae_variants.registry.variants import register
 class TreeTrainingSAEConfig(RefinementConfig, BatchTopKTrainingSAEConfig):
     """Config of `tree`."""
 
-    added: ClassVar[Mapping[str, Any]] = {}
+    added: ClassVar[Mapping[str, Any]] = {"ungated": 0.0}
 
     k: float = 32  # type: ignore[assignment]
     """Latents that fire per token, averaged over the batch."""
@@ -55,6 +59,8 @@ class TreeTrainingSAEConfig(RefinementConfig, BatchTopKTrainingSAEConfig):
     """Children of each parent; d_sae / (children + 1) latents are parents with children."""
     parent_share: float = 0.5
     """Share of k that is for parents, above 0 and below 1."""
+    ungated: float = 0.0
+    """Factor by which a child whose parent does not fire is selected: 0 closes the gate, 1 removes it."""
     parent_coefficient: float = 1.0
     """γ, weight of the reconstruction by the parents alone; 0 disables it."""
 
@@ -64,6 +70,8 @@ class TreeTrainingSAEConfig(RefinementConfig, BatchTopKTrainingSAEConfig):
             raise ValueError(f"children must be at least 1 and below d_sae = {self.d_sae}, not {self.children}")
         if not 0 < self.parent_share < 1:
             raise ValueError(f"parent_share must be above 0 and below 1, not {self.parent_share:g}")
+        if not 0 <= self.ungated <= 1:
+            raise ValueError(f"ungated must be between 0 and 1, not {self.ungated:g}")
         if self.parent_coefficient < 0:
             raise ValueError(f"parent_coefficient must not be negative, not {self.parent_coefficient:g}")
         for name, k, size in zip(("parents", "children"), self.k_by_level, self.sizes, strict=True):
@@ -133,6 +141,7 @@ class TreeTrainingSAE(RefinedBatchTopK):
             return encode_tree(
                 shifted_ND,
                 tree,
+                self.cfg.ungated,
                 lambda x, part: sparse_gradient_product(x, W_enc_DS[:, part], b_enc_S[part]),
                 lambda parents_NP: decode_sparse(parents_NP, rows_SD[tree.parents]),
                 lambda pre, level: keep(pre, step, level),

@@ -54,9 +54,9 @@ def test_the_code_by_hand():
 
 
 @pytest.mark.parametrize("normalize", ["none", "expected_average_only_in"])
-@pytest.mark.parametrize("refine", [0, 2])
-def test_the_saved_sae_has_the_code_of_the_training_one(refine, normalize, tmp_path):
-    sae = build(refine=refine, normalize_activations=normalize)
+@pytest.mark.parametrize(("refine", "ungated"), [(0, 0.0), (2, 0.0), (1, 0.5)])
+def test_the_saved_sae_has_the_code_of_the_training_one(refine, ungated, normalize, tmp_path):
+    sae = build(refine=refine, ungated=ungated, normalize_activations=normalize)
     for number in range(3):
         step(sae, torch.randn(32, D), number)
     assert (sae.thresholds_T2 > 0).all()
@@ -74,7 +74,17 @@ def test_the_saved_sae_has_the_code_of_the_training_one(refine, normalize, tmp_p
     )
     assert parents == pytest.approx(K / 2, abs=0.02)
     assert children == pytest.approx(K / 2, abs=0.02)
-    assert not (fires[:, loaded.tree.below] & ~loaded.tree.gate(fires.float())).any()  # none without its parent
+    alone = fires[:, loaded.tree.below] & ~loaded.tree.gate(fires.float())
+    assert alone.any() == (ungated > 0)
+
+
+def test_a_gate_that_is_open_a_little_by_hand():
+    sae = saved(3, 3, children=2)
+    sae.cfg.ungated = 0.5
+    with torch.no_grad():
+        sae.threshold[1:] = 1.2
+    x = torch.tensor([[0.0, 2.0, 3.0], [1.0, 2.0, 3.0]])  # without the parent, half of 2 is below the threshold
+    torch.testing.assert_close(sae.encode(x), torch.tensor([[0.0, 0.0, 3.0], [1.0, 2.0, 3.0]]))
 
 
 def test_parents_have_a_loss_of_their_own():
@@ -92,6 +102,7 @@ def test_parents_have_a_loss_of_their_own():
         ({"children": 0}, "children must be at least 1"),
         ({"children": S}, f"below d_sae = {S}"),
         ({"parent_share": 1.0}, "parent_share must be above 0 and below 1"),
+        ({"ungated": 1.5}, "ungated must be between 0 and 1, not 1.5"),
         ({"parent_coefficient": -1.0}, "parent_coefficient must not be negative"),
         ({"k": 12, "parent_share": 0.9}, "10.8 of 5 parents cannot fire"),
     ],

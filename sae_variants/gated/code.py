@@ -3,6 +3,9 @@
     p = keep(x W_P + b_P)                                         parents
     c = keep(where(parent fires, (x - p D_P) W_C + b_C, 0))       children, which encode what the parents left
 
+With a factor `ungated` above 0 the gate is open a little: a child whose parent does not fire is selected by that much
+of its pre-activation, instead of 0, and fires with the whole.
+
 The first latents are the parents. The next ones are children, in the order of their parents, equally many each.
 Parents beyond those have none.
 
@@ -67,6 +70,7 @@ class Tree:
 def encode_tree(
     x: Tensor,
     tree: Tree,
+    ungated: float,
     product: Callable[[Tensor, slice], Tensor],
     decode: Callable[[Tensor], Tensor],
     keep: Callable[[Tensor, int], Tensor],
@@ -76,6 +80,7 @@ def encode_tree(
     Args:
         x: Inputs, without their bias.
         tree: Which latent is whose child.
+        ungated: Factor by which a child without its parent is selected, between 0 and 1.
         product: Function from inputs and a part of the latents to their pre-activations.
         decode: Function from activations of the parents [..., P] to what they write [..., D], without bias.
         keep: Function from the pre-activations of a level and its number to its activations.
@@ -83,5 +88,8 @@ def encode_tree(
     pre_parents = product(x, tree.parents)
     parents = keep(pre_parents, PARENTS)
     pre_children = product(x - decode(parents), tree.below)
-    children = keep(torch.where(tree.gate(parents), pre_children, 0.0), CHILDREN)
+    gate = tree.gate(parents)
+    children = keep(torch.where(gate, pre_children, ungated * pre_children), CHILDREN)
+    if ungated:
+        children = torch.where(gate, children, children / ungated)
     return torch.cat([parents, children], dim=-1), torch.cat([pre_parents, pre_children], dim=-1)

@@ -29,6 +29,8 @@ class TreeSAEConfig(RefinedSAEConfig):
 
     children: int = 3
     """Children of a parent."""
+    ungated: float = 0.0
+    """Factor by which a child without its parent is selected; 0 closes the gate."""
 
     @override
     @classmethod
@@ -39,6 +41,8 @@ class TreeSAEConfig(RefinedSAEConfig):
         super().__post_init__()
         if not 1 <= self.children < self.d_sae:
             raise ValueError(f"children must be at least 1 and below d_sae = {self.d_sae}, not {self.children}")
+        if not 0 <= self.ungated <= 1:
+            raise ValueError(f"ungated must be between 0 and 1, not {self.ungated:g}")
         if self.k_per_token:
             raise ValueError("a tree has thresholds, and no k_per_token")
 
@@ -77,6 +81,7 @@ class TreeSAE(RefinedSAE):
         return encode_tree(
             x,
             tree,
+            self.cfg.ungated,
             lambda x, part: x @ self.W_enc[:, part] + self.b_enc[part],
             lambda parents: parents @ self.W_dec[tree.parents],
             lambda pre, level: pre.relu() * (pre > thresholds[level]).to(pre.dtype),
