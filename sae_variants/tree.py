@@ -38,7 +38,7 @@ from sae_variants.gated.saved import TreeSAEConfig
 from sae_variants.ops.batch_topk import BatchTopK
 from sae_variants.ops.errors import squared_error
 from sae_variants.ops.mostly_zero import decode_sparse, sparse_gradient_product
-from sae_variants.ops.threshold import calibrated_threshold, follow_smallest, running_rate
+from sae_variants.ops.threshold import calibrated_threshold
 from sae_variants.refinement.config import RefinementConfig
 from sae_variants.refinement.steps import refined_input
 from sae_variants.refinement.training import RefinedBatchTopK
@@ -66,12 +66,8 @@ class TreeTrainingSAEConfig(RefinementConfig, BatchTopKTrainingSAEConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.children < self.d_sae:
-            raise ValueError(f"children must be at least 1 and below d_sae = {self.d_sae}, not {self.children}")
         if not 0 < self.parent_share < 1:
             raise ValueError(f"parent_share must be above 0 and below 1, not {self.parent_share:g}")
-        if not 0 <= self.ungated <= 1:
-            raise ValueError(f"ungated must be between 0 and 1, not {self.ungated:g}")
         if self.parent_coefficient < 0:
             raise ValueError(f"parent_coefficient must not be negative, not {self.parent_coefficient:g}")
         for name, k, size in zip(("parents", "children"), self.k_by_level, self.sizes, strict=True):
@@ -81,7 +77,7 @@ class TreeTrainingSAEConfig(RefinementConfig, BatchTopKTrainingSAEConfig):
     @property
     def tree(self) -> Tree:
         """Which latent is whose child."""
-        return Tree(self.d_sae, self.children)
+        return Tree(self.d_sae, self.children, self.ungated)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -132,16 +128,13 @@ class TreeTrainingSAE(RefinedBatchTopK):
             x_ND: The inputs.
             keep: Function from pre-activations, the number of the encoding and that of the level to activations.
         """
-        tree, rows_SD, norm_S = self.cfg.tree, self._rows(), self.W_dec.norm(dim=-1)
-        is_scaled = self.cfg.rescale_acts_by_decoder_norm
-        W_enc_DS, b_enc_S = (self.W_enc * norm_S, self.b_enc * norm_S) if is_scaled else (self.W_enc, self.b_enc)
-        bias_D = torch.zeros_like(self.b_dec) if self.cfg.apply_b_dec_to_input else self.b_dec
+        tree, rows_SD, bias_D = self.cfg.tree, self._rows(), self._bias()
+        W_enc_DS, b_enc_S = self._encoder()
 
         def encode(shifted_ND: Tensor, step: int) -> tuple[Tensor, Tensor]:
             return encode_tree(
                 shifted_ND,
                 tree,
-                self.cfg.ungated,
                 lambda x, part: sparse_gradient_product(x, W_enc_DS[:, part], b_enc_S[part]),
                 lambda parents_NP: decode_sparse(parents_NP, rows_SD[tree.parents]),
                 lambda pre, level: keep(pre, step, level),
@@ -158,8 +151,7 @@ class TreeTrainingSAE(RefinedBatchTopK):
     def _keep_largest(self, pre_NL: Tensor, step: int, level: int) -> Tensor:
         acts_NL: Tensor = self.levels[level](pre_NL)
         if torch.is_grad_enabled():  # a training step, not a look at the SAE
-            rate = running_rate(self.cfg.topk_threshold_lr, self.steps_before)
-            follow_smallest(self.thresholds_T2[step, level], acts_NL, rate)
+            self._follow(self.thresholds_T2[step, level], acts_NL)
         return acts_NL
 
     @override

@@ -129,13 +129,14 @@ def expand(command: str, place: dict[str, Path]) -> list[str]:
 
 TABLE = read_table()
 EVALUATIONS = evaluator_names()
+RUNNERS = ("leaderboard", "reliability")
 
 
 def run(words: list[str]) -> int:
     def command() -> int:
         if words[0] in EVALUATIONS:
             return eval_command.main(words[0], words[1:])
-        return (runners_main if words[0] == "leaderboard" else variants_main).main(words)
+        return (runners_main if words[0] in RUNNERS else variants_main).main(words)
 
     with pytest.raises(SystemExit) as ended:
         run_command(command)

@@ -31,7 +31,7 @@ from sae_variants.common.console import hide_host_warnings, run_command
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import check_file_writable, check_folder_writable, write_atomically
 from sae_variants.language_model.contexts import heldout_text_name
-from sae_variants.launch.options import launch_of, without_launch_options
+from sae_variants.launch.options import add_launch_options, launch_of, without_launch_options
 from sae_variants.launch.share import share_work
 from sae_variants.training.grid import grid_fields, parse_grid
 
@@ -119,6 +119,7 @@ def _parser(evaluator: Evaluator, module_args: Sequence[str]) -> Parser:
         parser.add_argument("--details", action="store_true", help=f"Print a row for every {evaluator.detail}.")
     parser.add_argument("--csv", metavar="FILE", help="Write a row per SAE and seed, with a column per metric.")
     add_scoring_options(parser)
+    add_launch_options(parser)
     if evaluator.default_target:
         parser.set_defaults(target=evaluator.default_target)
     add_fields(parser, evaluator.settings_class, "evaluation (the target's recipe replaces defaults)")

@@ -41,16 +41,14 @@ from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.files import check_file_writable, check_folder_writable
 from sae_variants.language_model.target import Target
 from sae_variants.launch.control import CONTROLS, control
-from sae_variants.launch.options import launch_of, without_launch_options
+from sae_variants.launch.options import add_launch_options, launch_of, without_launch_options
 from sae_variants.launch.share import share_work
 from sae_variants.registry.variants import find_variant, scorable_names
 from sae_variants.training.grid import GridPoint, grid_fields, parse_grid
 from sae_variants.training.plan import applicable_overrides, check_overrides
 
-SETTINGS_HELP = (
-    "Settings of an evaluation: --EVALUATION.FIELD VALUE, e.g. --core.context-size 64. "
-    "`suite status` and `suite cancel` show and end the jobs of --launch."
-)
+SETTINGS_HELP = "Settings of an evaluation: --EVALUATION.FIELD VALUE, e.g. --core.context-size 64."
+CONTROLS_HELP = "`suite status` and `suite cancel` show and end the jobs of --launch."
 
 
 def main(argv: list[str]) -> int:
@@ -62,7 +60,7 @@ def main(argv: list[str]) -> int:
     Raises:
         UsageError: input that cannot work; raised before any SAE is trained wherever that is possible.
     """
-    if argv[:1] and argv[0] in CONTROLS:
+    if argv and argv[0] in CONTROLS:
         return control(argv, DEFAULT_OUTPUT)
     parser = _parser()
     known, unknown = split_unknown_options(parser, argv)
@@ -73,11 +71,11 @@ def main(argv: list[str]) -> int:
     for file, option in ((args.csv, "--csv"), (args.picture, "--picture")):
         if file:
             check_file_writable(Path(file), option)
-    launch = launch_of(args)
+    launch, argv = launch_of(args), without_launch_options(argv)
     overrides, given = split_options(unknown, evaluations)
     hide_host_warnings()
     target, device, output = target_from(args), device_from(args), Path(args.output)
-    command = ["python", "-m", "eval_runners", "suite", *without_launch_options(argv)]
+    command = ["python", "-m", "eval_runners", "suite", *argv]
     scorings = [prepare_scoring(name, target, given[name], output, device, command) for name in evaluations]
     grid_points = parse_grid(args.grid, args.vary)
     requests = _requests(args, target, overrides, grid_points)
@@ -87,7 +85,7 @@ def main(argv: list[str]) -> int:
     axes = grid_fields(grid_points)
     if launch:
         cells = cells_of(scorings, [requests] * len(scorings))
-        if not share_work(launch, "eval_runners", ["suite", *without_launch_options(argv)], output, cells):
+        if not share_work(launch, "eval_runners", ["suite", *argv], output, cells):
             return 0
     located, untrainable = locate_requests(requests, device, axes, snapshot_shares(scorings))
     scored, unscored = score_all(scorings, located, model_loader(target, device), args.force, keep_going=True)
@@ -119,7 +117,8 @@ def _parser() -> Parser:
     parser.add_argument("--csv", metavar="FILE", help="Write the table's rows, with a column per metric.")
     parser.add_argument("--picture", metavar="FILE", help="Draw every metric of the table over the fields of --grid.")
     add_scoring_options(parser)
-    parser.epilog = f"{parser.epilog} {SETTINGS_HELP}"
+    add_launch_options(parser)
+    parser.epilog = f"{parser.epilog} {SETTINGS_HELP} {CONTROLS_HELP}"
     return parser
 
 

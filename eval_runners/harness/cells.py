@@ -17,9 +17,10 @@ def cells_of(scorings: Sequence[Scoring], all_requests: Sequence[Sequence[SAEReq
     """Return a function that looks up which trainings and results are finished.
 
     Args:
-        scorings: the evaluators; those on one target follow each other.
+        scorings: the evaluators.
         all_requests: the SAEs of each of them.
     """
+    snapshots = snapshot_shares(scorings)
     located: dict[object, LocatedSAE] = {}
 
     def locate(request: SAERequest) -> LocatedSAE | None:
@@ -30,12 +31,10 @@ def cells_of(scorings: Sequence[Scoring], all_requests: Sequence[Sequence[SAEReq
     def look_up() -> list[Cell]:
         trainings, results = {}, []
         for scoring, requests in zip(scorings, all_requests, strict=True):
-            snapshots = snapshot_shares([scoring])
             for request in requests:
                 sae, plan, name = locate(request), request.plan, scoring.evaluator.name
                 if plan:
-                    title = f"{plan.label} (seed {plan.settings.seed})"
-                    trainings[plan.folder] = Cell(title, plan.folder, not is_missing(plan, snapshots))
+                    trainings[plan.folder] = Cell(plan.title, plan.folder, not is_missing(plan, snapshots))
                     if not sae and failure_of(plan.folder):
                         continue
                 path = scoring.location.path(sae) if sae else None

@@ -22,6 +22,7 @@ from sae_variants.language_model.target import Target
 from sae_variants.registry.variants import scorable_names
 from sae_variants.training.grid import GridPoint, make_plans
 from sae_variants.training.plan import RECORD, Plan
+from sae_variants.training.sharing import is_missing
 from sae_variants.training.train import TrainingFailed, train_plans
 
 
@@ -139,12 +140,12 @@ def train_missing(plans: Sequence[Plan], device: str, snapshots: tuple[float, ..
     Returns:
         Folder of a plan -> why it could not be trained.
     """
-    missing = [plan for plan in plans if not plan.is_trained or plan.lacks(snapshots)]
+    missing = [plan for plan in plans if is_missing(plan, snapshots)]
     for plan in missing:
-        seed = plan.settings.seed
         if plan.is_trained:
-            print(f"{plan.label} (seed {seed}) has no snapshots: training it again to record them")
+            print(f"{plan.title} has no snapshots: training it again to record them")
         else:
+            seed = plan.settings.seed
             print(f"{plan.label} is not trained on {plan.target.name} with seed {seed} yet: training it first")
     try:
         train_plans(missing, device, snapshots=snapshots)

@@ -13,7 +13,6 @@ from sae_variants.cli.options import (
     parse_seeds,
     split_unknown_options,
 )
-from sae_variants.launch.options import add_launch_options
 
 TRAIN_PREFIX = "train."
 """Leads the options that set config fields of a variant that must be trained first."""
@@ -46,7 +45,6 @@ def add_scoring_options(parser: Parser, seeds: str = "0") -> None:
     parser.add_argument("--force", action="store_true", help="Evaluate again, although there is a result.")
     add_grid_options(parser)
     add_target_options(parser)
-    add_launch_options(parser)
     parser.epilog = (
         "A variant that must be trained first takes --train.FIELD VALUE, e.g. --train.k 16 --train.d-sae 4096."
     )

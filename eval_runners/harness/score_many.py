@@ -44,10 +44,9 @@ def score_all(
     failures: dict[int, str] = {}
     bar = tqdm(total=len(cells), unit="result", desc="suite", disable=not keep_going)
     left = list(range(len(cells)))
+    timeouts = (0.0,) if is_worker() else (0.0, -1.0)  # what another process makes comes last, and is waited for
     with bar:
-        for timeout in (
-            (0.0,) if is_worker() else (0.0, -1.0)
-        ):  # what another process makes comes last, and is waited for
+        for timeout in timeouts:
             busy: list[int] = []
             for number in left:
                 scoring, title, sae = cells[number]

@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
     if launch:
 
         def cells() -> list[Cell]:
-            return [Cell(f"{plan.label} (seed {plan.settings.seed})", plan.folder, plan.is_trained) for plan in plans]
+            return [Cell(plan.title, plan.folder, plan.is_trained) for plan in plans]
 
         if not share_work(launch, "sae_variants", ["train", *without_launch_options(argv)], plans[0].root, cells):
             return 0

@@ -28,12 +28,20 @@ PARENTS, CHILDREN = 0, 1
 
 @dataclass(frozen=True)
 class Tree:
-    """Which latent is whose child."""
+    """Which latent is whose child, and how far the gate is open."""
 
     d_sae: int
     """Latents S."""
     children: int
     """Children of a parent."""
+    ungated: float = 0.0
+    """Factor by which a child without its parent is selected, between 0 and 1; 0 closes the gate."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.children < self.d_sae:
+            raise ValueError(f"children must be at least 1 and below d_sae = {self.d_sae}, not {self.children}")
+        if not 0 <= self.ungated <= 1:
+            raise ValueError(f"ungated must be between 0 and 1, not {self.ungated:g}")
 
     @property
     def n_children(self) -> int:
@@ -70,7 +78,6 @@ class Tree:
 def encode_tree(
     x: Tensor,
     tree: Tree,
-    ungated: float,
     product: Callable[[Tensor, slice], Tensor],
     decode: Callable[[Tensor], Tensor],
     keep: Callable[[Tensor, int], Tensor],
@@ -80,7 +87,6 @@ def encode_tree(
     Args:
         x: Inputs, without their bias.
         tree: Which latent is whose child.
-        ungated: Factor by which a child without its parent is selected, between 0 and 1.
         product: Function from inputs and a part of the latents to their pre-activations.
         decode: Function from activations of the parents [..., P] to what they write [..., D], without bias.
         keep: Function from the pre-activations of a level and its number to its activations.
@@ -89,7 +95,7 @@ def encode_tree(
     parents = keep(pre_parents, PARENTS)
     pre_children = product(x - decode(parents), tree.below)
     gate = tree.gate(parents)
-    children = keep(torch.where(gate, pre_children, ungated * pre_children), CHILDREN)
-    if ungated:
-        children = torch.where(gate, children, children / ungated)
+    children = keep(torch.where(gate, pre_children, tree.ungated * pre_children), CHILDREN)
+    if tree.ungated:
+        children = torch.where(gate, children, children / tree.ungated)
     return torch.cat([parents, children], dim=-1), torch.cat([pre_parents, pre_children], dim=-1)

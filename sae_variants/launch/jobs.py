@@ -21,15 +21,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import psutil
+from typing import TYPE_CHECKING, Any
 
 from sae_variants.common.errors import UsageError, describe_error
 from sae_variants.common.files import new_file
 from sae_variants.common.hashing import hash_value
 from sae_variants.common.worker import LAUNCH, WORKER
 from sae_variants.launch.options import MINUTES, Launch
+
+if TYPE_CHECKING:
+    import psutil
 
 FOLDER, JOBS, LOGS = ".launch", "jobs.json", "logs"
 SUBMITIT = "submitit"
@@ -89,37 +90,32 @@ class Job:
     def is_running(self) -> bool:
         """Whether it runs or waits to run."""
         if self.cluster == "slurm":
-            listed = subprocess.run(
-                ["squeue", "-h", "-j", self.number, "-o", "%T"], capture_output=True, text=True, check=False
-            )
-            return bool(listed.stdout.strip())
-        if self.host != socket.gethostname():
-            return False
-        try:
-            command = Path(f"/proc/{self.number}/cmdline").read_bytes()
-        except OSError:
-            return False
-        return SUBMITIT.encode() in command
+            return bool(_output_of("squeue", "-h", "-j", self.number, "-o", "%T"))
+        return self._process() is not None
 
     def cancel(self) -> None:
         """End it; what it has finished stays."""
         if self.cluster == "slurm":
             subprocess.run(["scancel", self.number], check=False)
-        else:
-            for process in self._processes():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+        elif process := self._process():
+            import psutil
 
-    def _processes(self) -> list[psutil.Process]:
-        """Return submitit's process of a local job that runs on this host, and then its children."""
+            for each in (process, *process.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
+
+    def _process(self) -> psutil.Process | None:
+        """Return submitit's process of a local job; None if it does not run on this host."""
+        import psutil
+
         if self.host != socket.gethostname():
-            return []
+            return None
         try:
             process = psutil.Process(int(self.number))
             is_ours = SUBMITIT in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
-            return [process, *process.children(recursive=True)] if is_ours else []
         except psutil.Error:
-            return []
+            return None
+        return process if is_ours else None
 
     def last_line(self, folder: Path) -> str:
         """Return the last line of its log, as a progress bar leaves it."""

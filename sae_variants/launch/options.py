@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sae_variants.cli.fields import to_option
 from sae_variants.cli.options import Parser, parse_positive
 from sae_variants.common.errors import UsageError
 
@@ -17,7 +18,7 @@ SLURM = {
     "account": "Account.",
     "qos": "Quality of service.",
     "mem": "Memory of a job, such as 32GB.",
-    "cpus-per-task": "CPUs of a job.",
+    "cpus_per_task": "CPUs of a job.",
 }
 """Options of sbatch that can be given, with their help."""
 MINUTES = 24 * 60
@@ -46,7 +47,7 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--jobs", type=parse_positive, metavar="N", help="Processes or jobs (default: 2).")
     group.add_argument("--detach", action="store_true", help="Return once they are started.")
     for name, text in SLURM.items():
-        group.add_argument(f"--slurm-{name}", metavar=name.upper(), help=text)
+        group.add_argument(_option(name), metavar=name.upper().replace("_", "-"), help=text)
 
 
 def launch_of(args: argparse.Namespace) -> Launch | None:
@@ -55,21 +56,19 @@ def launch_of(args: argparse.Namespace) -> Launch | None:
     Raises:
         UsageError: An option needs another one.
     """
-    slurm = {name.replace("-", "_"): getattr(args, f"slurm_{name.replace('-', '_')}") for name in SLURM}
-    slurm = {name: value for name, value in slurm.items() if value is not None}
+    slurm = {name: value for name in SLURM if (value := getattr(args, f"slurm_{name}")) is not None}
     if args.launch is None:
-        given = [f"--slurm-{name.replace('_', '-')}" for name in slurm]
-        given += ["--jobs"] * (args.jobs is not None) + ["--detach"] * args.detach
+        given = [*map(_option, slurm)] + ["--jobs"] * (args.jobs is not None) + ["--detach"] * args.detach
         if given:
             raise UsageError(f"{given[0]} belongs to --launch: give --launch local or --launch slurm too")
         return None
     if args.force:
         raise UsageError("--force and --launch: workers cannot tell new from old; remove what shall be made again")
     if args.launch == "local" and slurm:
-        raise UsageError(f"--slurm-{next(iter(slurm)).replace('_', '-')} belongs to --launch slurm")
+        raise UsageError(f"{_option(next(iter(slurm)))} belongs to --launch slurm")
     for name in ("time", "cpus_per_task"):
         if name in slurm:
-            slurm[name] = _whole(f"--slurm-{name.replace('_', '-')}", slurm[name])
+            slurm[name] = _whole(_option(name), slurm[name])
     return Launch(args.launch, args.jobs or 2, args.detach, slurm)
 
 
@@ -78,6 +77,10 @@ def without_launch_options(argv: Sequence[str]) -> list[str]:
     parser = Parser(add_help=False)
     add_launch_options(parser)
     return parser.parse_known_args(list(argv))[1]
+
+
+def _option(name: str) -> str:
+    return to_option(f"slurm_{name}")
 
 
 def _whole(option: str, text: str) -> int:

@@ -80,10 +80,8 @@ def share_work(launch: Launch, module: str, argv: Sequence[str], root: Path, cel
         if not jobs:
             if starts == STARTS:
                 raise UsageError(_why_unfinished(folder, cells))
-            jobs, starts = (
-                start_jobs(launch, min(launch.jobs, left), Worker(module, tuple(argv), str(folder))),
-                starts + 1,
-            )
+            starts += 1
+            jobs = start_jobs(launch, min(launch.jobs, left), Worker(module, tuple(argv), str(folder)))
             print(f"started {len(jobs)} jobs: {', '.join(job.number for job in jobs)}; their logs are in {folder}")
         if launch.detach:
             print("they go on by themselves: give the same command again to wait for them and to see the results")
@@ -102,16 +100,16 @@ def _watch(jobs: Sequence[Job], folder: Path, cells: Cells) -> None:
     """Show what is finished and what is in work, until no job runs."""
     from tqdm import tqdm
 
-    all_cells = list(cells())
-    with tqdm(total=len(all_cells), unit="cell", desc="launch") as bar:
-        while any(job.is_running for job in jobs):
+    with tqdm(total=0, unit="cell", desc="launch") as bar:
+        running = True
+        while running:
+            running = any(job.is_running for job in jobs)  # before the cells, so that the last look sees all of them
             all_cells = list(cells())
             bar.total, bar.n = len(all_cells), sum(not cell.is_left for cell in all_cells)
             rates = [rate.group() for job in jobs if (rate := re.search(RATE, job.last_line(folder)))]
             bar.set_postfix_str(" | ".join([*in_work(all_cells)[:SHOWN], *rates]))
-            time.sleep(POLL_SECONDS)
-        bar.n = sum(not cell.is_left for cell in cells())
-        bar.refresh()
+            if running:
+                time.sleep(POLL_SECONDS)
 
 
 def in_work(cells: Iterable[Cell]) -> list[str]:

@@ -64,18 +64,22 @@ class RefinedSAE(JumpReLUSAE):
 
     @override
     def encode(self, x: Tensor) -> Tensor:
-        sae_in = self.process_sae_in(x)
-        bias_D = torch.zeros_like(self.b_dec) if self.cfg.apply_b_dec_to_input else self.b_dec
-        thresholds = self.inner_thresholds
-
-        def encode_step(shifted: Tensor, step: int) -> Tensor:
-            return self._activate(shifted @ self.W_enc + self.b_enc, thresholds[step])
-
-        shifted = refined_input(
-            sae_in, [self.cfg.step_size] * self.cfg.refine, encode_step, lambda acts: acts @ self.W_dec + bias_D
-        )
-        pre = self.hook_sae_acts_pre(shifted @ self.W_enc + self.b_enc)
+        pre = self.hook_sae_acts_pre(self.last_input(x) @ self.W_enc + self.b_enc)
         return self.hook_sae_acts_post(self._activate(pre, self.threshold))
+
+    def last_input(self, x: Tensor) -> Tensor:
+        """Return the input [..., D] of the last encoding."""
+        bias_D = torch.zeros_like(self.b_dec) if self.cfg.apply_b_dec_to_input else self.b_dec
+        return refined_input(
+            self.process_sae_in(x),
+            [self.cfg.step_size] * self.cfg.refine,
+            lambda shifted, step: self.encode_once(shifted, self.inner_thresholds[step]),
+            lambda acts: acts @ self.W_dec + bias_D,
+        )
+
+    def encode_once(self, shifted: Tensor, threshold_S: Tensor) -> Tensor:
+        """Return the latents [..., S] of one encoding of an input [..., D], by the thresholds of its step."""
+        return self._activate(shifted @ self.W_enc + self.b_enc, threshold_S)
 
     def _activate(self, pre: Tensor, threshold_S: Tensor) -> Tensor:
         if not self.cfg.k_per_token:

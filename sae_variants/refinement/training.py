@@ -129,13 +129,19 @@ class RefinedBatchTopK(BatchTopKVariant):
 
     def _pre_activations(self, x_ND: Tensor, activate: Activate, step: int) -> Tensor:
         """Return the pre-activations [N, S] of a step from inputs without their bias."""
-        W_enc_DS, b_enc_S = self.W_enc, self.b_enc
-        if self.cfg.rescale_acts_by_decoder_norm:
-            norm_S = self.W_dec.norm(dim=-1)
-            W_enc_DS, b_enc_S = W_enc_DS * norm_S, b_enc_S * norm_S
-        bias_D = torch.zeros_like(self.b_dec) if self.cfg.apply_b_dec_to_input else self.b_dec
         step_sizes = [self.cfg.step_size] * step
-        return refined_pre_activations(x_ND, step_sizes, (W_enc_DS, b_enc_S), (self._rows(), bias_D), activate)
+        return refined_pre_activations(x_ND, step_sizes, self._encoder(), (self._rows(), self._bias()), activate)
+
+    def _encoder(self) -> tuple[Tensor, Tensor]:
+        """Return the weights [D, S] and the bias [S] that give pre-activations in the units of the output."""
+        if not self.cfg.rescale_acts_by_decoder_norm:
+            return self.W_enc, self.b_enc
+        norm_S = self.W_dec.norm(dim=-1)
+        return self.W_enc * norm_S, self.b_enc * norm_S
+
+    def _bias(self) -> Tensor:
+        """Return what a reconstruction of the encoder's input adds [D]: nothing where the input lacks the bias."""
+        return torch.zeros_like(self.b_dec) if self.cfg.apply_b_dec_to_input else self.b_dec
 
     def _rows(self) -> Tensor:
         """Return the decoder rows [S, D] by which activations are multiplied."""

@@ -69,11 +69,6 @@ class Job:
         """Whether steps remain and none failed."""
         return not self.is_done and not self.failure
 
-    @property
-    def title(self) -> str:
-        """The plan's label with its seed."""
-        return f"{self.plan.label} (seed {self.plan.settings.seed})"
-
     def step(self, batch: Batch) -> None:
         """Take a training step on a batch; a step that fails sets `failure`."""
         trainer = self.trainer
@@ -84,7 +79,7 @@ class Job:
         try:
             output = trainer.step(batch.acts_ND)
         except ValueError as error:
-            self.failure = f"{self.title} cannot be trained with these settings: {error}"
+            self.failure = f"{self.plan.title} cannot be trained with these settings: {error}"
             return
         trainer.n_training_steps += 1
         if trainer.n_training_steps % STEPS_BETWEEN_REPORTS == 1 or self.is_done:
@@ -100,7 +95,8 @@ class Job:
         with torch.no_grad():
             loss = output.loss.item()
             if loss != loss or loss in (float("inf"), float("-inf")):
-                self.failure = f"training {self.title} diverged at step {self.at} (loss {loss}): lower --learning-rate"
+                title = self.plan.title
+                self.failure = f"training {title} diverged at step {self.at} (loss {loss}): lower --learning-rate"
             x, error = output.sae_in, (output.sae_in - output.sae_out).pow(2).sum()
             explained = 1 - (error / (x - x.mean(0)).pow(2).sum().clamp(min=1e-12)).item()
             metrics: dict[str, Any] = {

@@ -85,6 +85,11 @@ class Plan:
         shown = " ".join(f"{f}={v:g}" if isinstance(v, float) else f"{f}={v}" for f, v in changed.items())
         return f"{self.full_name}[{shown}]" if changed else self.full_name
 
+    @property
+    def title(self) -> str:
+        """The label with the seed."""
+        return f"{self.label} (seed {self.settings.seed})"
+
     @cached_property
     def _recipe(self) -> dict[str, Any]:
         """Every setting and config field by name, as the target's recipe has it."""
@@ -126,8 +131,7 @@ class Plan:
     @cached_property
     def _keeps_rate(self) -> bool:
         """Whether the user gives the recipe's rate of a threshold, which would be raised otherwise."""
-        given = RATE in self.given and self.raised_rate is not None
-        return given and self.values[RATE] == self._recipe[RATE]
+        return RATE in self.given and self.raised_rate is not None and self.values[RATE] == self._recipe[RATE]
 
     @cached_property
     def kind(self) -> str:
@@ -177,8 +181,7 @@ class Plan:
 
     def snapshot(self, share: float) -> Path:
         """Return the folder of the snapshot after a share of the training."""
-        snapshots = self.folder.with_name(self.folder.name + SNAPSHOTS_SUFFIX)
-        return snapshots / str(self.snapshot_step(share)) / self.part
+        return self.folder.with_name(self.folder.name + SNAPSHOTS_SUFFIX) / str(self.snapshot_step(share)) / self.part
 
     def lacks(self, snapshots: tuple[float, ...]) -> list[int]:
         """Return the steps of those of the snapshots, given as shares of the training, that do not exist."""
@@ -218,13 +221,12 @@ def make_plan(
     settings = settings if "dead_after_tokens" in overrides else settings.with_mortal_latents()
     fields = {k: v for k, v in values.items() if k in variant.field_names - SETTING_NAMES}
     plan = Plan(name, target, settings, fields, trained_root(root), tuple(overrides), part)
-    cfg = make_config(name, d_in=1, normalize_activations=settings.normalize_activations, **plan.sized)
+    window = make_config(name, d_in=1, normalize_activations=settings.normalize_activations, **plan.sized).window
     if settings.normalize_activations == "layer_norm" and variant.refuses_token_norms:
         raise UsageError(
             f"{name} cannot be trained with normalize_activations = layer_norm: its auxiliary "
             "loss compares activations before and after it; give none or expected_average_only_in"
         )
-    window = cfg.window
     if settings.stream_window % window == 0:
         return plan
     if "stream_window" in overrides:

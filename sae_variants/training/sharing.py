@@ -48,7 +48,7 @@ def claim_plan(plan: Plan, stack: contextlib.ExitStack) -> bool:
 def wait_for_plan(plan: Plan) -> None:
     """Wait until the process that trains a plan has finished, or has died."""
     if owner := claim_owner(plan.folder):
-        print(f"{plan.label} (seed {plan.settings.seed}) is being trained by {owner}: waiting for it")
+        print(f"{plan.title} is being trained by {owner}: waiting for it")
     with claimed(plan.folder):
         pass
 

@@ -181,7 +181,7 @@ def _start_jobs(
                 job = Job(plan, make_trainer(plan, d_in, device))
             jobs.append(job)
         except UsageError as error:
-            failures[plan.folder] = f"{plan.label} (seed {plan.settings.seed}): {error}"
+            failures[plan.folder] = f"{plan.title}: {error}"
     return jobs, failures
 
 
