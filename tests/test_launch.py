@@ -153,6 +153,21 @@ def test_a_failure_is_tried_once_in_a_launch(target, tmp_path, monkeypatch):
     assert plan.is_trained
 
 
+def test_status_shows_the_jobs_and_what_failed(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / ".launch" / "a"
+    monkeypatch.setenv(LAUNCH, str(folder))
+    record_failure(tmp_path / "sae", "it diverged")
+    worker = {"module": "eval_runners", "argv": ["suite", "--sae", "topk"], "folder": str(folder)}
+    jobs = [{"cluster": "local", "number": "0", "host": "node7"}]
+    (folder / "jobs.json").write_text(json.dumps({"worker": worker, "jobs": jobs}))
+    assert main(["suite", "status", "--output", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "python -m eval_runners suite --sae topk",
+        "  local 0 has ended",
+        f"  failed: {tmp_path / 'sae'}: it diverged",
+    ]
+
+
 def weights(root: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in root.rglob("sae_weights.safetensors")}
 
@@ -191,11 +206,11 @@ def test_ctrl_c_leaves_the_jobs_and_the_command_attaches_again(target, tmp_path,
     (folder,) = tmp_path.glob(".launch/*")
     assert [job for job in jobs_of(folder) if job.is_running]
     assert main(["suite", "status", "--output", str(tmp_path)]) == 0
-    assert ": runs" in capsys.readouterr().out
+    assert " runs on " in capsys.readouterr().out
     assert variants_main([*words, "--detach"]) == 0
     assert "attached to 1 running jobs" in capsys.readouterr().out
     main(["suite", "cancel", "--output", str(tmp_path)])
-    assert ": cancelled" in capsys.readouterr().out
+    assert " is cancelled: " in capsys.readouterr().out
     assert not any(job.is_running for job in jobs_of(folder))
     subprocess.run([sys.executable, "-m", "sae_variants", *words], check=True)  # from its checkpoint
     (record,) = tmp_path.rglob("training.json")

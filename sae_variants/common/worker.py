@@ -35,6 +35,12 @@ def record_failure(path: Path, reason: str) -> None:
             partial.write_text(json.dumps({"path": str(path), "reason": reason}))
 
 
+def failures_in(launch: Path) -> list[tuple[str, str]]:
+    """Return what the processes of a launch could not make: path and reason, of all that is recorded."""
+    records = [json.loads(file.read_text()) for file in sorted((launch / FAILURES).glob("*.json"))]
+    return [(record["path"], record["reason"]) for record in records]
+
+
 def _failure_file(path: Path) -> Path | None:
     launch = os.environ.get(LAUNCH)
     return Path(launch) / FAILURES / f"{hash_value(str(path.absolute()))}.json" if launch else None

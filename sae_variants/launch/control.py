@@ -1,4 +1,4 @@
-"""`status` and `cancel`: the launches below a folder, their jobs and what each printed last."""
+"""`status` and `cancel`: the launches below a folder, their jobs and what each printed last, and what has failed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sae_variants.cli.options import Parser
 from sae_variants.common.errors import UsageError
+from sae_variants.common.worker import failures_in
 from sae_variants.launch.jobs import FOLDER, JOBS, jobs_of
 
 CONTROLS = ("status", "cancel")
@@ -35,9 +36,11 @@ def control(words: Sequence[str], default_root: str) -> int:
         worker = json.loads(file.read_text())["worker"]
         print(shlex.join(["python", "-m", worker["module"], *worker["argv"]]))
         for job in jobs_of(file.parent):
-            was_running = job.is_running
-            if action == "cancel" and was_running:
+            state = job.state
+            if action == "cancel" and job.is_running:
                 job.cancel()
-            state = {"status": "runs", "cancel": "cancelled"}[action] if was_running else "ended"
-            print(f"  {job.cluster} {job.number}: {state}: {job.last_line(file.parent)}".rstrip(": "))
+                state = "is cancelled"
+            print(f"  {job.cluster} {job.number} {state}: {job.last_line(file.parent)}".rstrip(": "))
+        for path, reason in failures_in(file.parent):
+            print(f"  failed: {path}: {reason}")
     return 0

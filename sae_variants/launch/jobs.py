@@ -89,9 +89,15 @@ class Job:
     @property
     def is_running(self) -> bool:
         """Whether it runs or waits to run."""
-        if self.cluster == "slurm":
-            return bool(_output_of("squeue", "-h", "-j", self.number, "-o", "%T"))
-        return self._process() is not None
+        return bool(self._queue_entry()) if self.cluster == "slurm" else self._process() is not None
+
+    @property
+    def state(self) -> str:
+        """What it does, and where, such as `runs on node7`, `is pending` or `has ended`."""
+        if not self.is_running:
+            return "has ended"
+        state, _, host = self._queue_entry().partition(" ") if self.cluster == "slurm" else ("RUNNING", "", self.host)
+        return f"runs on {host}" if state == "RUNNING" else f"is {state.lower()}"
 
     def cancel(self) -> None:
         """End it; what it has finished stays."""
@@ -103,6 +109,10 @@ class Job:
             for each in (process, *process.children(recursive=True)):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.kill()
+
+    def _queue_entry(self) -> str:
+        """Return a SLURM job's state and node; empty once it has left the queue."""
+        return _output_of("squeue", "-h", "-j", self.number, "-o", "%T %N")
 
     def _process(self) -> psutil.Process | None:
         """Return submitit's process of a local job; None if it does not run on this host."""

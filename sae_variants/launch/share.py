@@ -105,7 +105,10 @@ def _watch(jobs: Sequence[Job], folder: Path, cells: Cells) -> None:
         while running:
             running = any(job.is_running for job in jobs)  # before the cells, so that the last look sees all of them
             all_cells = list(cells())
-            bar.total, bar.n = len(all_cells), sum(not cell.is_left for cell in all_cells)
+            finished = sum(not cell.is_left for cell in all_cells)
+            if not bar.total:
+                bar.initial = finished  # so that the time that is left follows from what the jobs finish
+            bar.total, bar.n = len(all_cells), finished
             rates = [rate.group() for job in jobs if (rate := re.search(RATE, job.last_line(folder)))]
             bar.set_postfix_str(" | ".join([*in_work(all_cells)[:SHOWN], *rates]))
             if running:
