@@ -140,7 +140,7 @@ class Hierarchy(Evaluator[Settings]):
         from eval_runners.measures.clustering import compare_partitions
         from eval_runners.measures.information import summarize_information
         from sae_variants.gated.saved import TreeSAE
-        from sae_variants.language_model.hooks import hook_activations
+        from sae_variants.language_model.stored import target_activations
         from sae_variants.two_level.saved import TwoLevelSAE, lower_level_of
 
         require_finite_weights(sae)
@@ -154,7 +154,7 @@ class Hierarchy(Evaluator[Settings]):
         elif isinstance(sae, TreeSAE):  # both levels are latents of the same SAE
             lower, parent_L, upper, below = sae, sae.parent_S, sae.tree.parents, sae.tree.below
         levels = [sae] if lower is None or lower is sae else [sae, lower]
-        fires = _firing(levels, hook_activations(model, target.hook_name), ids_CT, counted_CT)
+        fires = _firing(levels, target_activations(target, model), ids_CT, counted_CT)
         fires_NU, fires_NL = fires[0], fires[-1]
         values: dict[str, float | None] = {}
         failures = [] if fires_NU.any() else ["no latent fires"]

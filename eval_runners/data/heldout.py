@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sae_variants.common.console import progress
 from sae_variants.language_model.contexts import read_contexts
-from sae_variants.language_model.hooks import hook_activations
+from sae_variants.language_model.stored import target_activations
 from sae_variants.language_model.target import Target
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def activations_of(
     Yields:
         [C, T - 1, D] activations without BOS, the first token; [C, T - 1] mask of special tokens.
     """
-    at_hook = hook_activations(model, target.hook_name, contexts_per_pass=per_batch)
+    at_hook = target_activations(target, model, contexts_per_pass=per_batch)
     for batch_CT in progress(ids_CT.split(per_batch), "contexts"):
         acts_CTD = at_hook(batch_CT)
         yield acts_CTD[:, 1:], special_mask(batch_CT, model)[:, 1:].to(acts_CTD.device)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 from sae_variants.common.errors import UsageError
+from sae_variants.common.files import check_folder_writable
 from sae_variants.common.values import parse_value
 from sae_variants.language_model.target import DEFAULT_TARGET, Target, TextOptions, choose_target
 
@@ -124,6 +127,11 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--trained", metavar="FOLDER", help="Root of trained SAEs (default: ~/.cache/sae_variants/trained)."
     )
+    group.add_argument(
+        "--activations",
+        metavar="FOLDER",
+        help="Keep the activations of the language model here, and read them instead of computing them again.",
+    )
     group.add_argument("--device", default=None, help="Device, such as cpu or cuda (default: cuda if available).")
 
 
@@ -139,7 +147,12 @@ def targets_from(args: argparse.Namespace) -> list[Target]:
 
 def _choose(target: str, args: argparse.Namespace) -> Target:
     text = TextOptions(args.train_dataset, args.dataset_split, args.text_column)
-    return choose_target(target, args.model, args.hook_name, args.dataset, text)
+    chosen = choose_target(target, args.model, args.hook_name, args.dataset, text)
+    if args.activations is None:
+        return chosen
+    if chosen.synthetic:
+        raise UsageError(f"--activations keeps those of language models, and {chosen.name} is synthetic: leave it out")
+    return replace(chosen, activations=check_folder_writable(Path(args.activations), "--activations"))
 
 
 def device_from(args: argparse.Namespace) -> str:

@@ -19,6 +19,8 @@ from sae_variants.sandbox.corpus import CORPUS_VERSION
 from sae_variants.synthetic.config import SAMPLES_VERSION
 
 DEFAULT_TARGET = SANDBOX
+OF_COMMANDS = ("name", "eval_seed", "activations")
+"""Fields that target files cannot set."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Target:
     """Config of a synthetic model with known features, in place of a language model, a hook and a text."""
     eval_seed: int = 0
     """Seed of the order of the held-out documents; 0 leaves them as they are. Not a field of target files."""
+    activations: Path | None = field(default=None, compare=False)
+    """Folder in which activations are kept; None for none. Not a field of target files."""
 
     @property
     def is_local(self) -> bool:
@@ -122,7 +126,7 @@ def load_target(name: str) -> Target:
         raise UsageError(f"no target file {name!r}{': it is a folder' if path.is_dir() else ''}")
     elif path.stem in known and path.resolve() != known[path.stem].resolve():
         raise UsageError(f"{name} has the name of the target {path.stem!r}: give the file another name")
-    types = {field: hint for field, hint in get_type_hints(Target).items() if field not in ("name", "eval_seed")}
+    types = {field: hint for field, hint in get_type_hints(Target).items() if field not in OF_COMMANDS}
     stem = path.stem if is_target_file(name) else name
     return Target(**{"name": stem, "title": stem, **read_fields(path, types)})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +37,8 @@ class Source:
     """Returns the function that measures an SAE for the log of its training."""
     begins_with_bos: Callable[[], bool] = lambda: True
     """Whether the first context begins with BOS, which rows that are tokenised already may lack; read with a batch."""
+    reserve: Callable[[int], None] = lambda steps: None
+    """Checks, before the first of so many steps, that what will be kept of the stream fits on the disk."""
 
 
 def open_source(plan: Plan, device: str) -> Source:
@@ -54,8 +58,9 @@ def _open_language_model(plan: Plan, device: str) -> Source:
     from sae_lens.util import get_special_token_ids
 
     from sae_variants.language_model.contexts import read_contexts
-    from sae_variants.language_model.hooks import hook_activations, hook_width
+    from sae_variants.language_model.hooks import hook_width
     from sae_variants.language_model.load import load_model
+    from sae_variants.language_model.stored import target_activations
     from sae_variants.training.windows import WindowStream
 
     target, settings = plan.target, plan.settings
@@ -71,15 +76,37 @@ def _open_language_model(plan: Plan, device: str) -> Source:
                 first_ids.append(int(context[0]))
             yield context
 
+    activations = target_activations(target, model, settings.dtype)
     stream = WindowStream(
         contexts=contexts,
-        activations=hook_activations(model, target.hook_name, settings.dtype),
+        activations=activations,
         special_ids=tuple(get_special_token_ids(model.tokenizer)),  # type: ignore[arg-type]
+        made_ahead=target.activations is not None,
         **_of_stream(plan),
     )
     bos_id: Any = model.tokenizer.bos_token_id  # type: ignore[union-attr]
     measure = partial(heldout_measure, plan, model)
-    return Source(target.hook_name, d_in, stream, measure, lambda: first_ids in ([], [bos_id]))
+    reserve = partial(_reserve, stream, activations, d_in, target.is_local)
+    return Source(target.hook_name, d_in, stream, measure, lambda: first_ids in ([], [bos_id]), reserve)
+
+
+def _reserve(stream: WindowStream, activations: object, d_in: int, is_local: bool, steps: int) -> None:
+    """Print how many activations a training will keep, if they are kept; raise a UsageError if they do not fit."""
+    from sae_variants.language_model.stored import StoredActivations
+
+    if not isinstance(activations, StoredActivations):
+        return
+    n_contexts = -(-steps // stream.batches_per_buffer) * stream.buffer_contexts
+    missing, free = activations.bytes_missing(n_contexts, stream.context_size, d_in), activations.bytes_free
+    if missing > free and is_local:  # the text may be shorter, and be read several times
+        n_contexts = sum(1 for _ in itertools.islice(stream.contexts(), n_contexts))
+        missing = activations.bytes_missing(n_contexts, stream.context_size, d_in)
+    if missing > free:
+        raise UsageError(
+            f"--activations: up to {missing / 1e9:.1f} GB would be added, but the disk of {activations.folder} has "
+            f"{free / 1e9:.1f} GB left: give a folder on another disk, or leave the option out"
+        )
+    print(f"activations in {activations.folder}: up to {missing / 1e9:.2f} GB are added", file=sys.stderr)
 
 
 def _open_synthetic(plan: Plan, device: str) -> Source:
@@ -101,7 +128,7 @@ def _open_synthetic(plan: Plan, device: str) -> Source:
     return Source(target.hook_name, data.d_in, stream, partial(synthetic_measure, plan, data))
 
 
-def _of_stream(plan: Plan) -> dict[str, int]:
+def _of_stream(plan: Plan) -> dict[str, Any]:
     settings = plan.settings
     return {
         "context_size": settings.context_size,

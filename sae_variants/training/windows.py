@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,6 +56,8 @@ class WindowStream:
     """Contexts C in a buffer."""
     seed: int
     """Seed of the order of the windows."""
+    made_ahead: bool = False
+    """Whether a thread makes the next buffer while one is served, which needs the memory of two."""
 
     def __post_init__(self) -> None:
         if self.batch_rows % self.window:
@@ -130,12 +133,22 @@ class WindowStream:
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Yield batch `start` and all following, without end."""
         number, skip = divmod(start, self.batches_per_buffer)
-        for tokens_CT in self.buffers(number):
-            rows = self.windows(tokens_CT, number)
+        buffers = (self.windows(tokens_CT, n) for n, tokens_CT in enumerate(self.buffers(number), number))
+        for rows in _ahead(buffers) if self.made_ahead else buffers:
             for i in range(skip, self.batches_per_buffer):
                 part = slice(i * self.batch_rows, (i + 1) * self.batch_rows)
                 yield Batch(*(values[part] for values in rows))
-            number, skip = number + 1, 0
+            skip = 0
+
+
+def _ahead(buffers: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the same, each made by a thread while the one before it is in use; an error is raised where it is due."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, buffers)
+        while True:
+            buffer = coming.result()
+            coming = pool.submit(next, buffers)
+            yield buffer
 
 
 def checked(batches: Iterator[Batch], hook_name: str) -> Iterator[Batch]:

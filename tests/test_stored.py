@@ -1,0 +1,166 @@
+"""Kept activations: the numbers of the language model, once, whatever happens to their files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sae_variants.common.errors import UsageError
+from sae_variants.language_model.hooks import hook_activations
+from sae_variants.language_model.load import load_model
+from sae_variants.language_model.stored import SHARD_CONTEXTS, StoredActivations, target_activations
+from sae_variants.training.plan import make_plan
+from sae_variants.training.source import open_source
+from sae_variants.training.train import train_plans
+
+
+@pytest.fixture(scope="module")
+def model(target):
+    return load_model(target.model_name, "cpu", target.dtype)
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Numbers of contexts that the language model reads."""
+    import sae_variants.language_model.stored as stored
+
+    counts, original = [], stored.hook_activations
+
+    def counting(*args):
+        compute = original(*args)
+
+        def function(ids_CT):
+            counts.append(len(ids_CT))
+            return compute(ids_CT)
+
+        return function
+
+    monkeypatch.setattr(stored, "hook_activations", counting)
+    return counts
+
+
+def contexts(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(1, 50, (n, 8), generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_numbers_are_those_of_the_model_and_are_computed_once(target, model, tmp_path, computed):
+    ids_CT = contexts(SHARD_CONTEXTS + 9)
+    expected = hook_activations(model, target.hook_name)(ids_CT)
+    store = StoredActivations(tmp_path, target, model)
+    assert torch.equal(store(ids_CT), expected)
+    assert computed == [SHARD_CONTEXTS, 9]
+    order = torch.randperm(len(ids_CT))
+    for again in (store, StoredActivations(tmp_path, target, model)):
+        assert torch.equal(again(ids_CT[order]), expected[order])
+        assert torch.equal(again(ids_CT[[3, 3, 70]]), expected[[3, 3, 70]])
+    assert sum(computed) == len(ids_CT)
+
+
+def test_only_what_is_missing_is_added_and_another_process_is_seen(target, model, tmp_path, computed):
+    first, second = StoredActivations(tmp_path, target, model), StoredActivations(tmp_path, target, model)
+    first(contexts(5))
+    second(contexts(5))  # its index is older than the shard
+    assert computed == [5]
+    both = torch.cat([contexts(5), contexts(4, seed=1)])
+    assert torch.allclose(first(both), hook_activations(model, target.hook_name)(both), atol=1e-5)
+    assert computed == [5, 4]
+
+
+def test_other_models_hooks_and_data_types_have_their_own_folder(target, model, tmp_path):
+    one = StoredActivations(tmp_path, target, model)
+    other = StoredActivations(tmp_path, replace(target, hook_name="blocks.0.hook_resid_pre"), model)
+    assert one.folder != other.folder
+    assert json.loads((one.folder / "key.json").read_text())["hook_name"] == target.hook_name
+    assert StoredActivations(tmp_path, target, model, "bfloat16")(contexts(3)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("fault", ["cut", "changed", "no header", "foreign"])
+def test_a_damaged_shard_is_named_and_computed_again(target, model, tmp_path, capsys, computed, fault):
+    ids_CT = contexts(6)
+    expected = StoredActivations(tmp_path, target, model)(ids_CT)
+    (path,) = tmp_path.rglob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    if fault == "cut":
+        content = content[:-10]
+    elif fault == "changed":
+        content[-1] ^= 1
+    elif fault == "no header":
+        content = bytearray(b"nothing")
+    else:
+        from safetensors.torch import save
+
+        content = bytearray(save({"acts": expected}))
+    path.write_bytes(content)
+    assert torch.equal(StoredActivations(tmp_path, target, model)(ids_CT), expected)
+    assert f"warning: {path} is damaged" in capsys.readouterr().err
+    assert computed == [6, 6]
+    assert torch.equal(StoredActivations(tmp_path, target, model)(ids_CT), expected)
+    assert computed == [6, 6]
+
+
+def test_a_training_has_the_same_weights_and_the_next_one_needs_no_pass(target, tmp_path, computed):
+    from conftest import tiny
+
+    kept = replace(target, activations=tmp_path / "kept")
+    plans = [make_plan("topk", to, tiny("topk"), tmp_path / where) for to, where in ((target, "a"), (kept, "b"))]
+    for plan in plans:
+        train_plans([plan])
+    weights = [(plan.folder / "sae_weights.safetensors").read_bytes() for plan in plans]
+    assert weights[0] == weights[1]
+    passes = len(computed)
+    assert passes
+    train_plans([make_plan("topk", kept, {**tiny("topk"), "seed": 1}, tmp_path / "b")])
+    assert len(computed) == passes
+
+
+def test_a_training_that_does_not_fit_is_refused_before_it_begins(target, tmp_path, monkeypatch, computed):
+    from conftest import tiny
+
+    kept = replace(target, activations=tmp_path)
+    plan = make_plan("topk", kept, tiny("topk"), tmp_path / "trained")
+    monkeypatch.setattr(StoredActivations, "bytes_free", 100)
+    with pytest.raises(UsageError, match=r"GB would be added, but the disk of .* has 0.0 GB left"):
+        train_plans([plan])
+    assert not computed
+
+
+def test_a_full_disk_is_one_line(target, model, tmp_path, monkeypatch):
+    import safetensors.torch
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(UsageError, match=r"cannot keep activations in .*: No space left on device; give another"):
+        StoredActivations(tmp_path, target, model)(contexts(2))
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_an_error_of_the_thread_that_reads_ahead_is_raised(target, tmp_path):
+    from conftest import tiny
+
+    kept = replace(target, activations=tmp_path)
+    source = open_source(make_plan("topk", kept, tiny("topk"), tmp_path), "cpu")
+    broken = replace(source.stream, contexts=lambda: iter(()))
+    assert broken.made_ahead
+    with pytest.raises(UsageError, match="the text is shorter than one context"):
+        next(broken.batches())
+
+
+def test_evaluators_read_what_is_kept(target, model, tmp_path, computed):
+    from eval_runners.data.heldout import heldout_activations
+
+    kept = replace(target, activations=tmp_path)
+    expected = [acts_CTD for acts_CTD, _ in heldout_activations(target, model, 6, 16)]
+    computed.clear()
+    for _ in range(2):
+        found = [acts_CTD for acts_CTD, _ in heldout_activations(kept, model, 6, 16)]
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert sum(computed) == 6
+
+
+def test_without_a_store_there_is_none(target, model):
+    assert not isinstance(target_activations(target, model), StoredActivations)
