@@ -34,7 +34,8 @@ from typing_extensions import override
 from sae_variants.ops.errors import relative_squared_error
 from sae_variants.ops.geometric_median import geometric_median
 from sae_variants.ops.moving_average import add_averages, update_averages
-from sae_variants.ops.sparse import decode, encode, keep_largest, sparse_codes
+from sae_variants.ops.shards import HERE, Shards
+from sae_variants.ops.sparse import decode, keep_largest, sparse_codes
 from sae_variants.refinement.config import RefinementConfig
 from sae_variants.refinement.topk_saving import AVERAGED, SavedTopK
 from sae_variants.registry.variants import register
@@ -132,6 +133,8 @@ class SparseTopKTrainingSAE(SavedTopK):
 
     cfg: Any
     tokens_since_fired: Tensor
+    shards: Shards = HERE
+    """Where its latents and the tokens of a batch lie."""
 
     def __init__(self, cfg: SparseTopKTrainingSAEConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
@@ -160,21 +163,22 @@ class SparseTopKTrainingSAE(SavedTopK):
 
     @override
     def learning_rate_scale(self, step: int) -> float:
-        return (self.cfg.learning_rate_width / self.cfg.d_sae) ** self.cfg.learning_rate_power
+        return (self.cfg.learning_rate_width / (self.cfg.d_sae * self.shards.count)) ** self.cfg.learning_rate_power
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """Compute the loss; `feature_acts` is a sparse tensor, `hidden_pre` the activations [N, k] that fire."""
         cfg, step = self.cfg, step_input.n_training_steps
         x = self.hook_sae_input(self.reshape_fn_in(step_input.sae_in.to(self.dtype)))
+        self._prepare_weights(x.flatten(0, -2), step)
+        n_tokens, x = x[..., 0].numel(), self.shards.rows(x)
         x_ND = x.flatten(0, -2)
-        self._prepare_weights(x_ND, step)
-        tokens = slice(step % cfg.aux_every, None, cfg.aux_every)  # on which AuxK is applied
+        tokens = self.shards.one_row_in(cfg.aux_every, step, len(x_ND))  # on which AuxK is applied
         mask_S = step_input.dead_neuron_mask  # of another trainer, which decides there
         dead_S = self.dead_S if self.is_ours or mask_S is None else mask_S.bool()
         dead_d = dead_S.nonzero().squeeze(1) if cfg.aux_loss_coefficient else x_ND.new_empty(0).long()
         k = max(cfg.k, cfg.multi_k)
-        values_Nk, ids_Nk, pre_nd = self._encode(self.refined(x_ND), k, tokens, dead_d)
+        values_Nk, ids_Nk, pre_nd = self.encode_sparse(self.refined(x_ND), k, tokens, dead_d)
         losses: dict[str, Tensor] = {}
         if cfg.multi_k:
             values_Nk, order = values_Nk.sort(dim=-1, descending=True)
@@ -182,15 +186,20 @@ class SparseTopKTrainingSAE(SavedTopK):
             multi_ND, _ = decode(values_Nk, ids_Nk, self.W_dec, self.b_dec, unit_rows=cfg.unit_rows)
             losses["multi_topk_loss"] = MULTI_SHARE * self.error(x_ND, multi_ND)
             values_Nk, ids_Nk = values_Nk[:, : cfg.k], ids_Nk[:, : cfg.k]
-        self._count(values_Nk, ids_Nk)
+        values_Nk = self.shards.keep_largest(values_Nk, cfg.k)
+        self._count(values_Nk, ids_Nk, n_tokens)
         revived_d = self.tokens_since_fired[dead_d] == 0  # dead before this step, in which they fire
-        aux_nd = keep_largest(pre_nd.masked_fill(revived_d, -math.inf), cfg.dead_latents_used)
-        out_ND, aux_nD = decode(values_Nk, ids_Nk, self.W_dec, self.b_dec, aux_nd, dead_d, cfg.unit_rows)
-        out_ND = self.hook_sae_recons(out_ND)
+        any_dead, b_dec = self.shards.anywhere(len(dead_d) > 0), self.shards.once(self.b_dec)
+        pre_nd = pre_nd.masked_fill(revived_d, -math.inf)
+        aux_nd = keep_largest(pre_nd, cfg.dead_latents_used, self.shards if any_dead else None)
+        out_ND, aux_nD = decode(values_Nk, ids_Nk, self.W_dec, b_dec, aux_nd, dead_d, cfg.unit_rows)
+        out_ND = self.hook_sae_recons(self.shards.join(out_ND))
         losses = {"mse_loss": self.error(x_ND, out_ND), **losses}
         if cfg.aux_loss_coefficient:
-            aux = self.aux_loss((x_ND - out_ND)[tokens], aux_nD) if len(dead_d) else out_ND.new_zeros(())
+            e_nD = (x_ND - out_ND)[tokens]
+            aux = self.aux_loss(e_nD, self.shards.join(aux_nD)) if any_dead else out_ND.new_zeros(())
             losses["auxiliary_reconstruction_loss"] = cfg.aux_loss_coefficient * aux
+        losses = {name: self.shards.shown(loss) for name, loss in losses.items()}
         shape = x.shape[:-1]
         codes: Any = sparse_codes  # the decorator of `torch.compiler` hides its signature
         return TrainStepOutput(
@@ -201,19 +210,10 @@ class SparseTopKTrainingSAE(SavedTopK):
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,
             metrics={
-                "l0": lambda: (values_Nk > 0).sum(-1).float().mean().item(),
-                "dead": lambda: self.dead_S.float().mean().item(),
+                "l0": lambda: self.shards.over_latents((values_Nk > 0).sum(-1).float().mean()).item(),
+                "dead": lambda: (self.shards.over_latents(self.dead_S.float().mean()) / self.shards.count).item(),
             },
         )
-
-    def _encode(self, x_ND: Tensor, k: int, tokens: slice, some_d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `encode` returns, computed densely if SAELens' hooks need the latents of all tokens."""
-        if not (self.hook_sae_acts_pre.has_hooks() or self.hook_sae_acts_post.has_hooks()):
-            return encode(x_ND, self.W_enc, self.b_enc, self.b_in, k, tokens, some_d)
-        pre_NS = self.hook_sae_acts_pre((x_ND - self.b_in) @ self.W_enc + self.b_enc)
-        acts_NS: Tensor = self.hook_sae_acts_post(keep_largest(pre_NS, k))
-        values_Nk, ids_Nk = torch.topk(acts_NS, k, dim=-1, sorted=False)
-        return values_Nk, ids_Nk, pre_NS[tokens][:, some_d]
 
     def _prepare_weights(self, x_ND: Tensor, step: int) -> None:
         """Initialise b in the first step, average the weights that the last step left, and normalise decoder rows."""
@@ -228,13 +228,15 @@ class SparseTopKTrainingSAE(SavedTopK):
     def error(self, target_ND: Tensor, output_ND: Tensor) -> Tensor:
         """Return the squared error: relative to predicting the mean or, not normalised, as a mean over tokens."""
         if self.cfg.normalized_losses:
-            return relative_squared_error(target_ND, output_ND)
-        return (target_ND - output_ND).float().pow(2).sum() / len(target_ND)
+            return relative_squared_error(target_ND, output_ND, self.shards)
+        n_tokens = self.shards.over_tokens(target_ND.new_tensor(len(target_ND), dtype=torch.float32))
+        return (target_ND - output_ND).float().pow(2).sum() / n_tokens
 
     def aux_loss(self, e_nD: Tensor, output_nD: Tensor) -> Tensor:
         """Return the error of the dead latents' reconstruction of the residual e_nD; 0 if that is not finite."""
         e_nD = e_nD.detach()
-        return self.error(e_nD, output_nD) if e_nD.isfinite().all() else output_nD.new_zeros(())
+        is_broken = self.shards.anywhere(not e_nD.isfinite().all())
+        return output_nD.new_zeros(()) if is_broken else self.error(e_nD, output_nD)
 
     @property
     def dead_S(self) -> Tensor:
@@ -242,6 +244,7 @@ class SparseTopKTrainingSAE(SavedTopK):
         return self.tokens_since_fired > self.cfg.dead_after_tokens
 
     @torch.no_grad()
-    def _count(self, values_Nk: Tensor, ids_Nk: Tensor) -> None:
-        self.tokens_since_fired += len(ids_Nk)
+    def _count(self, values_Nk: Tensor, ids_Nk: Tensor, n_tokens: int) -> None:
+        self.tokens_since_fired += n_tokens
         self.tokens_since_fired[ids_Nk[values_Nk > 0]] = 0
+        self.tokens_since_fired = self.shards.least(self.tokens_since_fired)

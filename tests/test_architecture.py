@@ -40,7 +40,7 @@ RANKS = {
         ("two_level",),
         ("gated",),
         ("training", "cli"),
-        ("launch",),
+        ("launch", "sharded"),
         ("variants",),  # modules at the package's root
         ("commands",),
     ),

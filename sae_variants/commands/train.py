@@ -21,6 +21,7 @@ from sae_variants.common.console import hide_host_warnings
 from sae_variants.common.errors import UsageError
 from sae_variants.launch.options import add_launch_options, launch_of, without_launch_options
 from sae_variants.launch.share import Cell, share_work
+from sae_variants.sharded.ranks import check_shards, is_first_process, is_torchrun
 from sae_variants.training.grid import make_plans, parse_grid
 from sae_variants.training.log import LOG, LogSettings
 from sae_variants.training.plan import TrainSettings, applicable_overrides
@@ -39,6 +40,12 @@ def make_parser() -> Parser:
     parser.add_argument("--seeds", type=parse_seeds, default=None, help="Several seeds, such as 0,1,2.")
     parser.add_argument("--output", metavar="FOLDER", help="Root of trained SAEs; equivalent to --trained.")
     parser.add_argument("--force", action="store_true", help="Train again what is trained already.")
+    parser.add_argument(
+        "--shards",
+        type=parse_positive,
+        metavar="S",
+        help="Train one SAE in the processes of torchrun, its latents in S shards (default: one a process).",
+    )
     parser.add_argument(
         "--log",
         nargs="?",
@@ -86,7 +93,20 @@ def main(argv: list[str]) -> int:
         if not share_work(launch, "sae_variants", ["train", *without_launch_options(argv)], plans[0].root, cells):
             return 0
     trained_before = {plan.folder for plan in plans if plan.is_trained and not args.force}
-    train_plans(plans, device, args.force, log=log)
+    if args.shards or is_torchrun():
+        from sae_variants.sharded.train import check_plans, train_sharded
+
+        if launch or log:
+            raise UsageError(
+                f"{'--launch' if launch else '--log'} does not go with torchrun and --shards: leave it out"
+            )
+        shards = check_shards(args.shards)
+        check_plans(plans, shards)
+        train_sharded(plans, shards, device, args.force)
+        if not is_first_process():
+            return 0
+    else:
+        train_plans(plans, device, args.force, log=log)
     for plan in plans:
         lacks_log = log is not None and not (plan.folder / LOG).exists()
         how = " without a log: --force trains it again with one" if lacks_log else ""

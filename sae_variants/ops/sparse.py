@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae_variants.ops.products import encoder_product, sum_by_latent, sum_by_token
+from sae_variants.ops.shards import Shards
 
 ROWS = {"cpu": 256}
 """Tokens whose pre-activations exist at a time: fewer make the product slower, more need more memory."""
@@ -48,10 +49,11 @@ def top_k(pre_RS: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, groups_Rk.gather(1, ids // GROUP) * GROUP + ids % GROUP
 
 
-def keep_largest(pre_nd: Tensor, k: int) -> Tensor:
-    """Return the ReLU [n, d] of the k largest pre-activations of every row, and 0 for the others."""
+def keep_largest(pre_nd: Tensor, k: int, shards: Shards | None = None) -> Tensor:
+    """Return the ReLU [n, d] of the k largest pre-activations of every row, in all shards, and 0 for the others."""
     top = pre_nd.topk(min(k, pre_nd.shape[1]), dim=-1, sorted=False)
-    return torch.zeros_like(pre_nd).scatter(-1, top.indices, top.values.relu())
+    values = top.values.relu() if shards is None else shards.keep_largest(top.values.relu(), k)
+    return torch.zeros_like(pre_nd).scatter(-1, top.indices, values)
 
 
 class _Encode(torch.autograd.Function):

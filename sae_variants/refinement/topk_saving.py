@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_variants.ops.moving_average import average_of
-from sae_variants.ops.sparse import decode, encode
+from sae_variants.ops.sparse import decode, encode, keep_largest
 from sae_variants.refinement.steps import refined_input
 from sae_variants.registry.contract import TrainingHooks
 
@@ -39,6 +39,15 @@ class SavedTopK(TrainingHooks, TopKTrainingSAE):
             lambda shifted_ND, _: encode(shifted_ND, self.W_enc, self.b_enc, self.b_in, self.cfg.k)[:2],
             lambda code: decode(code[0], code[1], self.W_dec, self.b_dec, unit_rows=self.cfg.unit_rows)[0],
         )
+
+    def encode_sparse(self, x_ND: Tensor, k: int, tokens: slice, some_d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `encode` returns, computed densely if SAELens' hooks need the latents of all tokens."""
+        if not (self.hook_sae_acts_pre.has_hooks() or self.hook_sae_acts_post.has_hooks()):
+            return encode(x_ND, self.W_enc, self.b_enc, self.b_in, k, tokens, some_d)
+        pre_NS = self.hook_sae_acts_pre((x_ND - self.b_in) @ self.W_enc + self.b_enc)
+        acts_NS: Tensor = self.hook_sae_acts_post(keep_largest(pre_NS, k))
+        values_Nk, ids_Nk = torch.topk(acts_NS, k, dim=-1, sorted=False)
+        return values_Nk, ids_Nk, pre_NS[tokens][:, some_d]
 
     @property
     def b_in(self) -> Tensor:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 CALIBRATED_TOKENS = 32_768
 """Tokens, the last ones of the training, on which thresholds are calibrated."""
+SHARDED_STATE = "shards"
+"""Name, in the folder of a checkpoint, of the state of a training in several processes."""
 
 
 @dataclass
@@ -133,6 +135,11 @@ class Job:
         previous = backup_of(self.plan.checkpoint)
         if not self.plan.checkpoint.exists() and previous.exists():
             previous.rename(self.plan.checkpoint)
+        if (self.plan.checkpoint / SHARDED_STATE).is_dir():
+            raise UsageError(
+                f"the checkpoint {self.plan.checkpoint} is of several processes: continue with torchrun, or remove it "
+                "to start anew"
+            )
         state = self.plan.checkpoint / "state"
         if not state.is_dir():
             return
@@ -176,8 +183,6 @@ class Job:
 
     def finish(self) -> None:
         """Calibrate, fold the input scale, save the SAE in SAELens' layout, and remove the checkpoint."""
-        from importlib.metadata import version
-
         from safetensors.torch import save_file
 
         trainer, plan = self.trainer, self.plan
@@ -185,16 +190,7 @@ class Job:
         if trainer.activation_scaler.scaling_factor is not None:
             trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
         trainer.set_final_sae_metadata()
-        record = {
-            **plan.key,
-            "model_revision": model_revision(plan.target.model_name),
-            "text_revision": dataset_commit(plan.target.train_dataset or plan.target.dataset),
-            "trained_tokens": trainer.sae.cfg.metadata.training_tokens,
-            "seconds_of_the_last_run": round(time.time() - self.started, 1),
-            "last_report": self.report,
-            **self._threshold_rule(),
-            "versions": {package: version(package) for package in ("sae-lens", "transformer-lens", "torch")},
-        }
+        record = self.record()
         with new_folder(plan.folder) as folder:
             _save(trainer.sae, folder)
             order_S = hooks_of(trainer.sae).saved_order
@@ -209,6 +205,22 @@ class Job:
         remove_folder(plan.checkpoint)
         if self.log is not None:
             self.log.finish()
+
+    def record(self) -> dict[str, Any]:
+        """Return what is recorded beside the weights: everything that determines them, and what they were made with."""
+        from importlib.metadata import version
+
+        plan = self.plan
+        return {
+            **plan.key,
+            "model_revision": model_revision(plan.target.model_name),
+            "text_revision": dataset_commit(plan.target.train_dataset or plan.target.dataset),
+            "trained_tokens": self.trainer.sae.cfg.metadata.training_tokens,
+            "seconds_of_the_last_run": round(time.time() - self.started, 1),
+            "last_report": self.report,
+            **self._threshold_rule(),
+            "versions": {package: version(package) for package in ("sae-lens", "transformer-lens", "torch")},
+        }
 
     def _threshold_rule(self) -> dict[str, Any]:
         """Return how the saved threshold was set; empty for an SAE without one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,25 +112,42 @@ def _train_group(
         else:  # another process may have finished one meanwhile
             ours = [plan for plan in ours if is_missing(plan, snapshots)]
         for batch in split_by_memory(ours, source.d_in, device):
-            failures |= _train_together(batch, source, device, checkpoint_steps, snapshots, log)
+            failures |= train_together(batch, source, device, checkpoint_steps, snapshots, log)
     return failures, busy
 
 
-def _train_together(
+def train_together(
     plans: list[Plan],
     source: Source,
     device: str,
     checkpoint_steps: int,
-    snapshots: tuple[float, ...],
-    log: LogSettings | None,
+    snapshots: tuple[float, ...] = (),
+    log: LogSettings | None = None,
+    make_job: Callable[[Plan], Job] | None = None,
+    is_shown: bool = True,
 ) -> dict[Path, str]:
-    """Train plans on the same batches; return the failures."""
+    """Train plans on the same batches.
+
+    Args:
+        plans: How each SAE is trained; none of them is finished.
+        source: The activations.
+        device: Device of the SAEs.
+        checkpoint_steps: Steps between checkpoints.
+        snapshots: Shares of the training after which the SAE is saved in inference form.
+        log: What is logged.
+        make_job: Starts a plan, if it is not trained in this process alone.
+        is_shown: Whether progress is shown.
+
+    Returns:
+        Why some could not be trained, by the folder of the plan.
+    """
     from tqdm import tqdm
 
     from sae_variants.training.windows import checked
 
     settings = plans[0].settings
-    jobs, failures = _start_jobs(plans, source.d_in, device, snapshots)
+    make_job = make_job or (lambda plan: Job(plan, make_trainer(plan, source.d_in, device)))
+    jobs, failures = _start_jobs(plans, make_job, snapshots)
     if not jobs:
         return failures
     start, last = min(job.first_batch(snapshots) for job in jobs), max(plan.settings.steps for plan in plans)
@@ -143,7 +160,8 @@ def _train_together(
         if log is not None or is_begun(job.plan):
             job.log = TrainingLog(job.plan, log or LogSettings(), source.measure())
             job.log.resume(job.at)
-    bar = tqdm(total=last * settings.batch_tokens, initial=start * settings.batch_tokens, unit="tok", unit_scale=True)
+    total, done = last * settings.batch_tokens, start * settings.batch_tokens
+    bar = tqdm(total=total, initial=done, unit="tok", unit_scale=True, disable=not is_shown)
     names = dict.fromkeys(plan.name for plan in plans)
     bar.set_description(f"training {', '.join(names)}" + (f" ({len(plans)} SAEs)" if len(plans) > len(names) else ""))
     with bar:
@@ -170,16 +188,16 @@ def _train_together(
 
 
 def _start_jobs(
-    plans: list[Plan], d_in: int, device: str, snapshots: tuple[float, ...]
+    plans: list[Plan], make_job: Callable[[Plan], Job], snapshots: tuple[float, ...]
 ) -> tuple[list[Job], dict[Path, str]]:
     """Return a job per plan, resumed from its checkpoint, and the plans that cannot be built with the reasons."""
     jobs, failures = [], {}
     for plan in plans:
         try:
-            job = Job(plan, make_trainer(plan, d_in, device))
+            job = make_job(plan)
             job.resume()
             if any(step <= job.at for step in plan.lacks(snapshots)):  # the checkpoint is past a missing snapshot
-                job = Job(plan, make_trainer(plan, d_in, device))
+                job = make_job(plan)
             jobs.append(job)
         except UsageError as error:
             failures[plan.folder] = f"{plan.title}: {error}"

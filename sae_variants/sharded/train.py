@@ -1,0 +1,98 @@
+"""Training of SAEs of which each lies in several processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from sae_variants.common.errors import UsageError
+from sae_variants.common.files import remove_folder
+from sae_variants.registry.variants import find_variant
+from sae_variants.sharded.job import ShardedJob, make_sharded_trainer
+from sae_variants.sharded.ranks import Ranks, join_ranks
+from sae_variants.training.plan import Plan
+from sae_variants.training.sharing import claim_plan, is_missing
+from sae_variants.training.source import open_source
+from sae_variants.training.train import TrainingFailed, train_together
+
+WHOLE = {"refine": 0, "multi_k": 0, "ema": 0.0}
+"""Fields whose other values need all latents in one process."""
+
+
+def check_plans(plans: list[Plan], shards: int) -> None:
+    """Raise a UsageError, before any work, if an SAE cannot be trained in shards."""
+    groups = int(os.environ.get("WORLD_SIZE", shards)) // shards
+    for plan in plans:
+        width, values = plan.settings.d_sae, plan.values
+        if not hasattr(find_variant(plan.name).sae_class, "shards"):
+            raise UsageError(f"{plan.name} cannot be trained in shards, only topk can: leave --shards and torchrun out")
+        for field, value in WHOLE.items():
+            if values[field] != value:
+                raise UsageError(f"{field} of {plan.name} must be {value} with --shards, not {values[field]}")
+        if width % shards or width // shards < values["k"]:
+            raise UsageError(
+                f"--shards {shards} must divide d_sae = {width} into shards of at least k = {values['k']} latents"
+            )
+        if plan.settings.batch_tokens % groups:
+            raise UsageError(
+                f"batch_tokens = {plan.settings.batch_tokens} must be a multiple of the {groups} groups of processes"
+            )
+
+
+def train_sharded(
+    plans: list[Plan], shards: int, device: str = "cpu", force: bool = False, checkpoint_steps: int = 50
+) -> None:
+    """Train every plan that is not trained yet, one after another, in all processes of a torchrun.
+
+    Args:
+        plans: How each SAE is trained.
+        shards: Shards of the latents; the tokens are in as many groups as there are processes for a shard.
+        device: `cpu`, or `cuda` for one device a process.
+        force: Whether finished SAEs are trained again.
+        checkpoint_steps: Steps between checkpoints.
+
+    Raises:
+        UsageError: The target cannot be loaded, or another process was lost.
+        TrainingFailed: At the end, if some SAEs could not be trained.
+    """
+    ranks = join_ranks(shards, device)
+    failures: dict[Path, str] = {}
+    for plan in plans:
+        if not ranks.agree(force or is_missing(plan)):
+            continue
+        with contextlib.ExitStack() as stack:
+            if not ranks.agree(not ranks.is_first or claim_plan(plan, stack)):
+                raise UsageError(f"{plan.title} is being trained by another command")
+            if force and ranks.is_first:
+                remove_folder(plan.checkpoint)
+            ranks.wait()
+            failures |= _train(plan, ranks, checkpoint_steps)
+    if failures:
+        raise TrainingFailed(failures)
+
+
+def _train(plan: Plan, ranks: Ranks, checkpoint_steps: int) -> dict[Path, str]:
+    from sae_lens.util import str_to_dtype
+
+    source = open_source(plan, ranks.device)
+    shared = ranks.share_passes(source.stream.activations, source.d_in, str_to_dtype(plan.settings.dtype))
+    # a thread that makes the next buffer would mix its collectives with those of a step
+    source = replace(source, stream=replace(source.stream, activations=shared, made_ahead=False))
+    try:
+        return train_together(
+            [plan],
+            source,
+            ranks.device,
+            checkpoint_steps,
+            make_job=lambda plan: ShardedJob(plan, make_sharded_trainer(plan, source.d_in, ranks)),
+            is_shown=ranks.is_first,
+        )
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("gloo", "NCCL", "peer", "Timed out")):
+            raise
+        checkpoint = f"the same command continues from {plan.checkpoint}" if plan.checkpoint.exists() else "start again"
+        print(f"rank {ranks.rank} lost another process: {str(error).splitlines()[0]}; {checkpoint}", file=sys.stderr)
+        os._exit(1)  # the others cannot be waited for
