@@ -32,10 +32,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_variants.ops.errors import relative_squared_error
-from sae_variants.ops.geometric_median import geometric_median
-from sae_variants.ops.moving_average import add_averages, update_averages
+from sae_variants.ops.moving_average import add_averages
 from sae_variants.ops.shards import HERE, Shards
-from sae_variants.ops.sparse import decode, keep_largest, sparse_codes
+from sae_variants.ops.sparse import MANY, decode, keep_largest, reconstruct_from, sparse_codes, step_bytes
 from sae_variants.refinement.config import RefinementConfig
 from sae_variants.refinement.topk_saving import AVERAGED, SavedTopK
 from sae_variants.registry.variants import register
@@ -121,6 +120,10 @@ class SparseTopKTrainingSAEConfig(RefinementConfig, TopKTrainingSAEConfig):
         """Latents that fire per token in the saved SAE."""
         return self.k
 
+    @override
+    def step_bytes(self, n_tokens: int, device: str) -> int:
+        return step_bytes(n_tokens, self.d_in, self.d_sae, device)
+
     @property
     def dead_latents_used(self) -> int:
         """Dead latents that AuxK uses per token."""
@@ -170,7 +173,7 @@ class SparseTopKTrainingSAE(SavedTopK):
         """Compute the loss; `feature_acts` is a sparse tensor, `hidden_pre` the activations [N, k] that fire."""
         cfg, step = self.cfg, step_input.n_training_steps
         x = self.hook_sae_input(self.reshape_fn_in(step_input.sae_in.to(self.dtype)))
-        self._prepare_weights(x.flatten(0, -2), step)
+        self.prepare_weights(x.flatten(0, -2), step)
         n_tokens, x = x[..., 0].numel(), self.shards.rows(x)
         x_ND = x.flatten(0, -2)
         tokens = self.shards.one_row_in(cfg.aux_every, step, len(x_ND))  # on which AuxK is applied
@@ -178,7 +181,9 @@ class SparseTopKTrainingSAE(SavedTopK):
         dead_S = self.dead_S if self.is_ours or mask_S is None else mask_S.bool()
         dead_d = dead_S.nonzero().squeeze(1) if cfg.aux_loss_coefficient else x_ND.new_empty(0).long()
         k = max(cfg.k, cfg.multi_k)
-        values_Nk, ids_Nk, pre_nd = self.encode_sparse(self.refined(x_ND), k, tokens, dead_d)
+        is_many, encoded_ND = len(dead_d) > MANY * cfg.dead_latents_used, self.refined(x_ND)
+        kept_d = dead_d[:0] if is_many else dead_d  # whose pre-activations are kept
+        values_Nk, ids_Nk, pre_nd = self.encode_sparse(encoded_ND, k, tokens, kept_d)
         losses: dict[str, Tensor] = {}
         if cfg.multi_k:
             values_Nk, order = values_Nk.sort(dim=-1, descending=True)
@@ -188,11 +193,14 @@ class SparseTopKTrainingSAE(SavedTopK):
             values_Nk, ids_Nk = values_Nk[:, : cfg.k], ids_Nk[:, : cfg.k]
         values_Nk = self.shards.keep_largest(values_Nk, cfg.k)
         self._count(values_Nk, ids_Nk, n_tokens)
-        revived_d = self.tokens_since_fired[dead_d] == 0  # dead before this step, in which they fire
         any_dead, b_dec = self.shards.anywhere(len(dead_d) > 0), self.shards.once(self.b_dec)
-        pre_nd = pre_nd.masked_fill(revived_d, -math.inf)
-        aux_nd = keep_largest(pre_nd, cfg.dead_latents_used, self.shards if any_dead else None)
-        out_ND, aux_nD = decode(values_Nk, ids_Nk, self.W_dec, b_dec, aux_nd, dead_d, cfg.unit_rows)
+        pre_nd = pre_nd.masked_fill(self.tokens_since_fired[kept_d] == 0, -math.inf)  # they fire in this step
+        aux_nd = keep_largest(pre_nd, cfg.dead_latents_used, self.shards if any_dead and not is_many else None)
+        out_ND, aux_nD = decode(values_Nk, ids_Nk, self.W_dec, b_dec, aux_nd, kept_d, cfg.unit_rows)
+        if is_many:
+            still_d = dead_d[self.tokens_since_fired[dead_d] > 0]
+            weights, k_aux = (*self.encoder, self.W_dec), cfg.dead_latents_used
+            aux_nD = reconstruct_from(encoded_ND[tokens], still_d, k_aux, *weights, self.shards, cfg.unit_rows)
         out_ND = self.hook_sae_recons(self.shards.join(out_ND))
         losses = {"mse_loss": self.error(x_ND, out_ND), **losses}
         if cfg.aux_loss_coefficient:
@@ -214,16 +222,6 @@ class SparseTopKTrainingSAE(SavedTopK):
                 "dead": lambda: (self.shards.over_latents(self.dead_S.float().mean()) / self.shards.count).item(),
             },
         )
-
-    def _prepare_weights(self, x_ND: Tensor, step: int) -> None:
-        """Initialise b in the first step, average the weights that the last step left, and normalise decoder rows."""
-        if step == 0:
-            if self.cfg.median_start and not self.b_dec.any():
-                self.b_dec.data[:] = geometric_median(x_ND)
-        elif self.cfg.ema:
-            update_averages(self, AVERAGED, self.cfg.ema)
-        if self.cfg.unit_rows:
-            self.W_dec.data /= self.W_dec.data.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
     def error(self, target_ND: Tensor, output_ND: Tensor) -> Tensor:
         """Return the squared error: relative to predicting the mean or, not normalised, as a mean over tokens."""

@@ -86,7 +86,7 @@ def test_shards_and_groups_have_the_numbers_of_one_process(alone, tmp_path, rank
 
 @pytest.mark.slow
 def test_one_aux_token_in_three_and_plain_losses_are_those_of_one_process(tmp_path):
-    fields = {"aux_every": 3, "normalized_losses": False, "aux_loss_coefficient": 0.1}
+    fields = {"aux_every": 3, "normalized_losses": False, "aux_loss_coefficient": 0.1, "k_aux": 1}
     alone = run(tmp_path / "alone", None, STEPS, fields)
     check_equal(in_processes(tmp_path, 4, 2, **fields), alone, 2)
 

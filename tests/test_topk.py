@@ -14,6 +14,7 @@ from test_train import killed_at, same
 import sae_variants
 from sae_variants.common.errors import UsageError
 from sae_variants.ops.geometric_median import geometric_median
+from sae_variants.registry.build import make_config
 from sae_variants.training.plan import make_plan
 from sae_variants.training.train import train_plans
 from sae_variants.training.trainer import make_trainer
@@ -329,3 +330,52 @@ def test_sae_lens_trains_it(tmp_path):
 def test_what_cannot_be_is_refused(fields, says):
     with pytest.raises(UsageError, match=says):
         build(**fields)
+
+
+@pytest.mark.parametrize("normalized_losses", [True, False])
+def test_the_aux_loss_of_many_dead_latents_is_that_of_few(monkeypatch, normalized_losses):
+    import sae_variants.topk as topk
+
+    found = []
+    for many in (10**6, 0):
+        monkeypatch.setattr(topk, "MANY", many)
+        sae = build(d_in=8, d_sae=64, k=2, k_aux=4, aux_every=2, normalized_losses=normalized_losses)
+        sae.b_enc.data[:40] = -1.0
+        sae.tokens_since_fired[:40] = sae.cfg.dead_after_tokens + 1
+        output = step(sae, torch.randn(30, 8, generator=torch.Generator().manual_seed(1)))
+        output.loss.backward()
+        assert 0 < (sae.tokens_since_fired[:40] == 0).sum() < 40, "some fire in this step"
+        assert output.losses["auxiliary_reconstruction_loss"] > 0
+        found.append([output.loss, *(parameter.grad for parameter in sae.parameters())])
+    for few, many in zip(*found, strict=True):
+        torch.testing.assert_close(few, many, rtol=1e-5, atol=1e-6)
+
+
+def test_dead_latents_that_all_fire_leave_the_aux_loss_without_reconstruction(monkeypatch):
+    import sae_variants.topk as topk
+
+    monkeypatch.setattr(topk, "MANY", 0)
+    sae = build(d_in=8, k_aux=4)
+    sae.tokens_since_fired[:1] = sae.cfg.dead_after_tokens + 1
+    sae.b_enc.data[0] = 100.0
+    output = step(sae, torch.randn(30, 8))
+    assert output.losses["auxiliary_reconstruction_loss"].item() > 0
+    output.loss.backward()
+
+
+def test_the_memory_of_a_step_is_counted():
+    """By hand: 256 rows of pre-activations or copies of both matrices, 64 bytes a latent, 15 copies of the batch."""
+    narrow = make_config("topk", d_in=16, d_sae=1000)
+    assert narrow.step_bytes(512, "cpu") == 4 * 256 * 1000 + 64 * 1000 + 4 * 15 * 512 * 16 + 45_000_000
+    wide = make_config("topk", d_in=1024, d_sae=1000)
+    assert wide.step_bytes(100, "cpu") == 8 * 1024 * 1000 + 64 * 1000 + 4 * 15 * 100 * 1024 + 45_000_000
+
+
+def test_a_training_that_does_not_fit_in_memory_is_refused(target, tmp_path, monkeypatch):
+    import sae_variants.training.sharing as sharing
+
+    monkeypatch.setattr(sharing, "free_memory", lambda device: 1e6)
+    given = plan(target, tmp_path, d_sae=65536)
+    with pytest.raises(UsageError, match=r"d_sae = 65536 and d_in = \d+ needs .* GB, and 0.0 GB of memory are free"):
+        train_plans([given])
+    assert not given.checkpoint.exists()

@@ -30,7 +30,21 @@ ROWS_ELSEWHERE = 4096
 """Tokens at a time on other devices, so many that the whole device is used."""
 GROUP = 64
 """Latents in a group, of which `top_k` first finds the maximum."""
+COUNTERS, COPIES, BUFFERS = 64, 15, 45_000_000
+"""Bytes of a latent's counters, numbers kept for each number of the batch, and bytes of libraries, as measured."""
 NO_TOKENS = slice(0, 0)
+MANY = 8
+"""Latents, for each of the k that a token uses, from which `reconstruct_from` is faster than dense products."""
+
+
+def step_bytes(n_tokens: int, D: int, S: int, device: str) -> int:
+    """Return the memory of a step beside weights, gradients and Adam's moments.
+
+    It is that of the pre-activations of a few tokens, before there are gradients, or of copies of the weights of dead
+    latents, if nearly all are dead; and of counters of latents, copies of the batch and buffers of libraries.
+    """
+    rows = min(n_tokens, ROWS.get(device.partition(":")[0], ROWS_ELSEWHERE))
+    return max(4 * rows, 2 * 4 * D) * S + COUNTERS * S + 4 * COPIES * n_tokens * D + BUFFERS
 
 
 def top_k(pre_RS: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -174,6 +188,41 @@ def decode(
     acts_nd = values.new_zeros(0, len(some)) if acts_nd is None else acts_nd
     both: Any = _Decode.apply(values.flatten(0, -2), ids.flatten(0, -2), W_dec, b_dec, acts_nd, some, unit_rows)
     return both[0].unflatten(0, values.shape[:-1]), both[1]
+
+
+def reconstruct_from(
+    x_nD: Tensor,
+    some: Tensor,
+    k: int,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    b_in: Tensor,
+    W_dec: Tensor,
+    shards: Shards,
+    unit_rows: bool = False,
+) -> Tensor:
+    """Reconstruct inputs by the k largest of some latents, of which there may be many: nothing of [n, d] is kept.
+
+    Args:
+        x_nD: Inputs [n, D].
+        some: Indices [d] of the latents.
+        k: Latents that fire per token.
+        W_enc: Encoder [D, S].
+        b_enc: Encoder bias [S].
+        b_in: Subtracted from the input [D].
+        W_dec: Decoder rows [S, D].
+        shards: Where other latents lie.
+        unit_rows: As in `decode`.
+
+    Returns:
+        The output [n, D], without bias, of this process's latents.
+    """
+    if not len(some):  # other shards may have some
+        shards.keep_largest(x_nD.new_zeros(len(x_nD), 0), k)
+        return torch.zeros_like(x_nD)
+    values, ids, _ = encode(x_nD, W_enc.T.index_select(0, some).T, b_enc[some], b_in, min(k, len(some)))
+    rows = W_dec.index_select(0, some)
+    return decode(shards.keep_largest(values, k), ids, rows, torch.zeros_like(b_in), unit_rows=unit_rows)[0]
 
 
 def _no_latents(like: Tensor) -> Tensor:

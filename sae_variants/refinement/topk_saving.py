@@ -1,4 +1,4 @@
-"""Refined encoder of `topk`, and its saved form: averaged weights, unit rows, the input's scale folded into the biases.
+"""Weights and encoder of `topk`, and its saved form: weights averaged, rows of norm 1, the input's scale folded in.
 
 Shapes: N tokens, D = d_in.
 """
@@ -13,7 +13,8 @@ from sae_lens.saes.topk_sae import TopKTrainingSAE
 from torch import Tensor
 from typing_extensions import override
 
-from sae_variants.ops.moving_average import average_of
+from sae_variants.ops.geometric_median import geometric_median
+from sae_variants.ops.moving_average import average_of, update_averages
 from sae_variants.ops.sparse import decode, encode, keep_largest
 from sae_variants.refinement.steps import refined_input
 from sae_variants.registry.contract import TrainingHooks
@@ -23,7 +24,7 @@ AVERAGED = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 class SavedTopK(TrainingHooks, TopKTrainingSAE):
-    """TopK with the refined encoder and the saved form of `topk`."""
+    """TopK with the weights, the refined encoder and the saved form of `topk`."""
 
     cfg: Any
 
@@ -36,18 +37,33 @@ class SavedTopK(TrainingHooks, TopKTrainingSAE):
         return refined_input(
             x_ND,
             [self.cfg.step_size] * self.cfg.refine,
-            lambda shifted_ND, _: encode(shifted_ND, self.W_enc, self.b_enc, self.b_in, self.cfg.k)[:2],
+            lambda shifted_ND, _: encode(shifted_ND, *self.encoder, self.cfg.k)[:2],
             lambda code: decode(code[0], code[1], self.W_dec, self.b_dec, unit_rows=self.cfg.unit_rows)[0],
         )
 
     def encode_sparse(self, x_ND: Tensor, k: int, tokens: slice, some_d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `encode` returns, computed densely if SAELens' hooks need the latents of all tokens."""
         if not (self.hook_sae_acts_pre.has_hooks() or self.hook_sae_acts_post.has_hooks()):
-            return encode(x_ND, self.W_enc, self.b_enc, self.b_in, k, tokens, some_d)
+            return encode(x_ND, *self.encoder, k, tokens, some_d)
         pre_NS = self.hook_sae_acts_pre((x_ND - self.b_in) @ self.W_enc + self.b_enc)
         acts_NS: Tensor = self.hook_sae_acts_post(keep_largest(pre_NS, k))
         values_Nk, ids_Nk = torch.topk(acts_NS, k, dim=-1, sorted=False)
         return values_Nk, ids_Nk, pre_NS[tokens][:, some_d]
+
+    def prepare_weights(self, x_ND: Tensor, step: int) -> None:
+        """Initialise b in the first step, average the weights that the last step left, and normalise decoder rows."""
+        if step == 0:
+            if self.cfg.median_start and not self.b_dec.any():
+                self.b_dec.data[:] = geometric_median(x_ND)
+        elif self.cfg.ema:
+            update_averages(self, AVERAGED, self.cfg.ema)
+        if self.cfg.unit_rows:
+            self.W_dec.data /= self.W_dec.data.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+    @property
+    def encoder(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Encoder [D, S], its bias [S], and the bias [D] that is subtracted from the input."""
+        return self.W_enc, self.b_enc, self.b_in
 
     @property
     def b_in(self) -> Tensor:

@@ -69,6 +69,13 @@ class VariantConfig:
         """Number of weights, from which the memory of a training is estimated."""
         return 2 * self.d_in * self.d_sae
 
+    def step_bytes(self, n_tokens: int, device: str) -> int:
+        """Return the memory of a training step beside weights, gradients and Adam's moments, at least.
+
+        By default it holds two numbers for every token and latent.
+        """
+        return 2 * n_tokens * self.d_sae * 4
+
     @classmethod
     def recipe(cls, train: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings and fields that replace those of a target's recipe `train`."""

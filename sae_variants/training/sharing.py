@@ -53,14 +53,29 @@ def wait_for_plan(plan: Plan) -> None:
         pass
 
 
+def training_bytes(plan: Plan, d_in: int, device: str) -> tuple[int, int]:
+    """Return the memory of weights, gradients and Adam's two moments, and that of a step, at least."""
+    cfg = make_config(plan.name, d_in=d_in, **plan.sized)
+    return 4 * cfg.n_weights * BYTES[plan.settings.dtype], cfg.step_bytes(plan.settings.batch_tokens, device)
+
+
+def check_memory(plan: Plan, d_in: int, device: str) -> None:
+    """Raise a UsageError, before any step, if the training of a plan cannot fit in the free memory of a device."""
+    needed, free = sum(training_bytes(plan, d_in, device)), free_memory(device)
+    if needed > free:
+        raise UsageError(
+            f"training with d_sae = {plan.settings.d_sae} and d_in = {d_in} needs {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB of memory are free: give a smaller --d-sae, or several devices to torchrun (--shards)"
+        )
+
+
 def split_by_memory(plans: list[Plan], d_in: int, device: str) -> list[list[Plan]]:
     """Split plans into batches that need at most half of the free memory, with at least one plan each."""
     room = free_memory(device) / 2
     batches: list[list[Plan]] = [[]] if plans else []
     used = 0
     for plan in plans:
-        cfg = make_config(plan.name, d_in=d_in, **plan.sized)
-        needed = 4 * cfg.n_weights * BYTES[plan.settings.dtype]  # weights, gradients and Adam's two moments
+        needed, _ = training_bytes(plan, d_in, device)
         if batches[-1] and used + needed > room:
             batches.append([])
             used = 0

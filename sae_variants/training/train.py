@@ -9,6 +9,7 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,14 @@ from sae_variants.common.worker import failure_of, is_worker, record_failure
 from sae_variants.training.job import Job
 from sae_variants.training.log import STEPS_BETWEEN_REPORTS, LogSettings, TrainingLog, is_begun, log_path
 from sae_variants.training.plan import Plan
-from sae_variants.training.sharing import by_stream, claim_plan, is_missing, split_by_memory, wait_for_plan
+from sae_variants.training.sharing import (
+    by_stream,
+    check_memory,
+    claim_plan,
+    is_missing,
+    split_by_memory,
+    wait_for_plan,
+)
 from sae_variants.training.source import Source, open_source
 from sae_variants.training.trainer import make_trainer
 
@@ -146,7 +154,7 @@ def train_together(
     from sae_variants.training.windows import checked
 
     settings = plans[0].settings
-    make_job = make_job or (lambda plan: Job(plan, make_trainer(plan, source.d_in, device)))
+    make_job = make_job or partial(_make_job, d_in=source.d_in, device=device)
     jobs, failures = _start_jobs(plans, make_job, snapshots)
     if not jobs:
         return failures
@@ -185,6 +193,11 @@ def train_together(
             job.log.disconnect()
             job.failure += f"; its log until then is {job.log.path}" if job.log.path.exists() else ""
     return failures | {job.plan.folder: job.failure for job in jobs if job.failure}
+
+
+def _make_job(plan: Plan, d_in: int, device: str) -> Job:
+    check_memory(plan, d_in, device)
+    return Job(plan, make_trainer(plan, d_in, device))
 
 
 def _start_jobs(
