@@ -18,7 +18,7 @@ import torch
 
 D_IN, BATCH, STEPS = 24, 96, 50
 FIELDS = {"d_sae": 96, "k": 4, "k_aux": 8, "training_tokens": BATCH * STEPS, "batch_tokens": BATCH, "stream_window": 8}
-RANDOM = {"normalize_activations": "none", "dead_after_tokens": 6 * BATCH}
+RANDOM = {"aux_every": 2, "normalize_activations": "none", "dead_after_tokens": 6 * BATCH}
 
 
 def make_batches() -> list[torch.Tensor]:

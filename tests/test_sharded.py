@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from sharded_worker import BATCH, D_IN, FIELDS, STEPS, run
+from sharded_worker import BATCH, D_IN, FIELDS, RANDOM, STEPS, run
 
 from sae_variants.__main__ import main
 from sae_variants.common.console import run_command
@@ -26,6 +26,7 @@ from sae_variants.training.plan import make_plan
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 TRAINED = 400 * BATCH
+AUX_TOKENS = BATCH // RANDOM["aux_every"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -64,8 +65,13 @@ def check_equal(results: list[dict], alone: dict, shards: int, steps: int = STEP
         torch.testing.assert_close(weights_of(results[0])[name], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_two_processes_have_the_numbers_of_one(alone, tmp_path):
-    results = in_processes(tmp_path, 2, 2)
+@pytest.fixture(scope="module")
+def in_two(tmp_path_factory) -> list[dict]:
+    return in_processes(tmp_path_factory.mktemp("in_two"), 2, 2)
+
+
+def test_two_processes_have_the_numbers_of_one(alone, in_two):
+    results = in_two
     check_equal(results, alone, 2)
     folder = Path(results[0]["folder"])
     assert {path.name for path in folder.iterdir()} == {
@@ -75,7 +81,7 @@ def test_two_processes_have_the_numbers_of_one(alone, tmp_path):
     config, expected = (json.loads((Path(made) / "cfg.json").read_text()) for made in (folder, alone["folder"]))
     assert config["metadata"].pop("l0") == pytest.approx(expected["metadata"].pop("l0"))
     assert config == expected
-    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".partial", ".checkpoint")]
+    assert not [path for path in folder.parent.iterdir() if path.suffix in (".partial", ".checkpoint")]
 
 
 @pytest.mark.slow
@@ -98,13 +104,14 @@ def test_another_number_of_processes_continues(alone, tmp_path):
     check_equal(in_processes(tmp_path, 3, 1), alone, 1)
 
 
-def test_the_bytes_of_a_step_are_those_of_the_formula(tmp_path):
-    """Without dead latents: k candidates and a reconstruction a token; what else is sent does not grow with tokens."""
-    (sent, *_) = (result["sent"] for result in in_processes(tmp_path, 2, 2, last=10, aux_loss_coefficient=0.0))
-    assert sent["candidates"] == 10 * BATCH * FIELDS["k"] * 4
-    assert sent["reconstructions"] == 10 * BATCH * D_IN * 4
-    assert sent["gradients"] == 10 * D_IN * 4
-    assert sent["numbers"] < 10 * 100
+def test_the_bytes_of_a_step_are_those_of_the_formula(in_two):
+    """k candidates and a reconstruction a token, and those of AuxK where a latent is dead; the rest has no token in it."""
+    sent = in_two[0]["sent"]
+    with_aux, rest = divmod(sent["candidates"] - STEPS * BATCH * FIELDS["k"] * 4, AUX_TOKENS * FIELDS["k_aux"] * 4)
+    assert (0 < with_aux < STEPS, rest) == (True, 0)
+    assert sent["reconstructions"] == (STEPS * BATCH + with_aux * AUX_TOKENS) * D_IN * 4
+    assert sent["gradients"] == STEPS * D_IN * 4
+    assert sent["numbers"] < STEPS * 100
     assert set(sent) == {"candidates", "reconstructions", "gradients", "numbers"}
 
 

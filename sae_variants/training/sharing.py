@@ -65,7 +65,7 @@ def check_memory(plan: Plan, d_in: int, device: str) -> None:
     if needed > free:
         raise UsageError(
             f"training with d_sae = {plan.settings.d_sae} and d_in = {d_in} needs {needed / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB of memory are free: give a smaller --d-sae, or several devices to torchrun (--shards)"
+            f"{free / 1e9:.1f} GB of memory are free: give a smaller --d-sae or --batch-tokens"
         )
 
 
