@@ -13,7 +13,7 @@ check: $(VENV)/installed
 	$(RUN) -m pyright --pythonpath $(RUN)
 
 test: $(VENV)/installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow

@@ -9,7 +9,10 @@ import time
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
+os.environ["COLUMNS"] = "200"  # tables are not cut, whatever the terminal
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # each core has a process of its own
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 from types import SimpleNamespace
