@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, Evaluator, Metric, Result
+from sae_variants.common.errors import UsageError
+from sae_variants.common.memory import free_memory
 from sae_variants.language_model.hooks import require_hook
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 CORRECTED = "explained_variance_corrected"
 DENSITY_DECADES, BINS_PER_DECADE = 6, 6
+COPIES = 3
+"""Numbers that SAEBench keeps for each token and latent of a batch, at least: before and after the activation
+function, and whether it fires."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ class Core(Evaluator[Settings]):
         """Run SAEBench's core evaluation of one SAE, and add the corrected explained variance and the verdict."""
         from eval_runners.saebench.core import score_core
 
+        _check_memory(sae.cfg.d_sae, settings, context.device)
         output, corrected, not_a_number = score_core(sae, target, asdict(settings), context)
         failures = [f"{name} is not a number" for name in not_a_number] + self.untrained_reasons(output)
         if not math.isfinite(corrected) or corrected < 0:
@@ -127,6 +133,18 @@ class Core(Evaluator[Settings]):
         from eval_runners.saebench.remarks import core_remarks
 
         return core_remarks(result)
+
+
+def _check_memory(d_sae: int, settings: Settings, device: str) -> None:
+    """Raise a UsageError if SAEBench's batches of latents, which it keeps densely, do not fit in the free memory."""
+    per_context = COPIES * 4 * settings.context_size * d_sae
+    needed, free = per_context * settings.batch_size_prompts, free_memory(device)
+    if needed > free:
+        raise UsageError(
+            f"core keeps all {d_sae} latents of {settings.batch_size_prompts} contexts at once, at least "
+            f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free: give --batch-size-prompts "
+            f"{max(1, int(free / per_context))}, or --core.batch-size-prompts in a suite"
+        )
 
 
 def _densities(shares: Sequence[float]) -> dict[str, Any]:

@@ -217,3 +217,17 @@ def test_the_config_is_saebench_s_comparable_one():
         "context_size": 128,
         "exclude_special_tokens_from_reconstruction": True,
     }
+
+
+def test_latents_that_do_not_fit_in_memory_are_refused(monkeypatch):
+    import eval_runners.core as core
+
+    monkeypatch.setattr(core, "free_memory", lambda device: 1e9)
+    settings = core.Settings(batch_size_prompts=16, context_size=128)
+    core._check_memory(40_000, settings, "cpu")
+    with pytest.raises(
+        UsageError, match=r"at least 25.8 GB, and 1.0 GB of memory are free: give --batch-size-prompts 1,"
+    ):
+        core._check_memory(2**20, settings, "cpu")
+    with pytest.raises(UsageError, match="give --batch-size-prompts 9,"):
+        core._check_memory(2**16, settings, "cpu")
