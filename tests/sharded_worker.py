@@ -3,8 +3,8 @@
     torchrun --nproc-per-node R sharded_worker.py FOLDER SHARDS STEPS FIELDS
 
 Continues from the checkpoint in the folder if there is one, writes one after the last step, and saves the SAE if that is
-the last step of the training. FIELDS are overrides in JSON. The first process prints, in JSON, the losses, the latents
-that fired in the last step, and the bytes that it sent.
+the last step of the training. FIELDS are overrides in JSON. The first process writes, to
+result.json, for every process the losses, the latents that fired in the last step, and the bytes that it sent.
 """
 
 from __future__ import annotations

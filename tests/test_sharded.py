@@ -49,7 +49,7 @@ def alone(tmp_path_factory) -> dict:
     return run(tmp_path_factory.mktemp("alone"), None, STEPS, {})
 
 
-def check_equal(results: list[dict], alone: dict, shards: int, steps: int = STEPS) -> None:
+def check_equal(results: list[dict], alone: dict, shards: int) -> None:
     assert max(alone["dead"]) > 0.05, "AuxK is at work"
     for result in results:
         torch.testing.assert_close(result["losses"], alone["losses"][-len(result["losses"]) :], atol=1e-5, rtol=1e-5)
@@ -71,9 +71,8 @@ def in_two(tmp_path_factory) -> list[dict]:
 
 
 def test_two_processes_have_the_numbers_of_one(alone, in_two):
-    results = in_two
-    check_equal(results, alone, 2)
-    folder = Path(results[0]["folder"])
+    check_equal(in_two, alone, 2)
+    folder = Path(in_two[0]["folder"])
     assert {path.name for path in folder.iterdir()} == {
         "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "training.json"}  # fmt: skip
     sae = load(folder)

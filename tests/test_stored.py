@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sae_variants.common.errors import UsageError
-from sae_variants.language_model.hooks import hook_activations
+from sae_variants.language_model.hooks import CONTEXTS_PER_PASS, hook_activations
 from sae_variants.language_model.load import load_model
-from sae_variants.language_model.stored import SHARD_CONTEXTS, StoredActivations, target_activations
+from sae_variants.language_model.stored import StoredActivations, target_activations
 from sae_variants.training.plan import make_plan
 from sae_variants.training.source import open_source
 from sae_variants.training.train import train_plans
@@ -47,11 +47,11 @@ def contexts(n: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_numbers_are_those_of_the_model_and_are_computed_once(target, model, tmp_path, computed):
-    ids_CT = contexts(SHARD_CONTEXTS + 9)
+    ids_CT = contexts(CONTEXTS_PER_PASS + 9)
     expected = hook_activations(model, target.hook_name)(ids_CT)
     store = StoredActivations(tmp_path, target, model)
     assert torch.equal(store(ids_CT), expected)
-    assert computed == [SHARD_CONTEXTS, 9]
+    assert computed == [CONTEXTS_PER_PASS, 9]
     order = torch.randperm(len(ids_CT))
     for again in (store, StoredActivations(tmp_path, target, model)):
         assert torch.equal(again(ids_CT[order]), expected[order])

@@ -85,6 +85,9 @@ def main(argv: list[str]) -> int:
     for name in args.names:
         for field in overrides.keys() - applicable_overrides(name, overrides).keys():
             print(f"{name} has no {field}; it is trained without", file=sys.stderr)
+    in_shards = bool(args.shards) or is_torchrun()
+    if in_shards and (launch or log):
+        raise UsageError(f"{'--launch' if launch else '--log'} does not go with torchrun and --shards: leave it out")
     if launch:
 
         def cells() -> list[Cell]:
@@ -93,13 +96,9 @@ def main(argv: list[str]) -> int:
         if not share_work(launch, "sae_variants", ["train", *without_launch_options(argv)], plans[0].root, cells):
             return 0
     trained_before = {plan.folder for plan in plans if plan.is_trained and not args.force}
-    if args.shards or is_torchrun():
+    if in_shards:
         from sae_variants.sharded.train import check_plans, train_sharded
 
-        if launch or log:
-            raise UsageError(
-                f"{'--launch' if launch else '--log'} does not go with torchrun and --shards: leave it out"
-            )
         shards = check_shards(args.shards)
         check_plans(plans, shards)
         train_sharded(plans, shards, device, args.force)

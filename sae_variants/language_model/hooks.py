@@ -42,6 +42,8 @@ def activation_key(target: Target, model: HookedTransformer, device: str, *packa
 HEADS = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z")
 """Ends of the names of hooks whose activations are [batch, pos, heads, d_head]; the heads are concatenated."""
 
+CONTEXTS_PER_PASS = 64
+"""Contexts in a batch of the language model; rounding depends on it, so that whoever shares or keeps passes uses it."""
 EMBEDDING = ("hook_embed", "hook_pos_embed")
 """Names of the hooks before the layers."""
 
@@ -143,7 +145,7 @@ def replacing(hook_name: str, replace: Callable[[Tensor], Tensor]) -> tuple[str,
 
 
 def hook_activations(
-    model: HookedTransformer, hook_name: str, dtype: str = "float32", contexts_per_pass: int = 64
+    model: HookedTransformer, hook_name: str, dtype: str = "float32", contexts_per_pass: int = CONTEXTS_PER_PASS
 ) -> Callable[[Tensor], Tensor]:
     """Return the function from token ids to the activations at a hook; the model stops after the hook's layer.
 

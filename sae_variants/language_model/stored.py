@@ -1,7 +1,7 @@
 """Activations at a hook on disk: computed once, and read by every training and evaluation that needs them again.
 
     <root>/<hash of the key>/key.json              what decides the activations: model, hook, data type, versions
-    <root>/<hash of the key>/<hash>.safetensors    activations of up to `SHARD_CONTEXTS` contexts
+    <root>/<hash of the key>/<hash>.safetensors    activations of up to `CONTEXTS_PER_PASS` contexts
 
 A context is found by its token ids alone, so that one folder serves any text, order, seed, window and batch, and the
 numbers are those of the language model. What is missing is computed and added, by several processes at once if need
@@ -26,21 +26,20 @@ from typing import TYPE_CHECKING
 from sae_variants.common.errors import UsageError, describe_error
 from sae_variants.common.files import new_file
 from sae_variants.common.hashing import hash_value
-from sae_variants.language_model.hooks import activation_key, hook_activations
+from sae_variants.language_model.hooks import CONTEXTS_PER_PASS, activation_key, hook_activations
 from sae_variants.language_model.target import Target
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformer_lens import HookedTransformer
 
-SHARD_CONTEXTS = 64
 KEY, CHECKSUM, CONTEXTS = "key.json", "crc32", "contexts"
 DIGEST_BYTES = 12
 """Length of the hash of a context's token ids."""
 
 
 def target_activations(
-    target: Target, model: HookedTransformer, dtype: str = "float32", contexts_per_pass: int = SHARD_CONTEXTS
+    target: Target, model: HookedTransformer, dtype: str = "float32", contexts_per_pass: int = CONTEXTS_PER_PASS
 ) -> Callable[[Tensor], Tensor]:
     """Return the function from token ids to the activations at a target's hook, from the target's store if it has one.
 
@@ -96,8 +95,8 @@ class StoredActivations:
         for name in {self._place[digest][0] for digest in digests if digest in self._place}:
             self._is_whole(name)
         missing = list({digest: row for row, digest in enumerate(digests) if digest not in self._place}.values())
-        for start in range(0, len(missing), SHARD_CONTEXTS):
-            rows = missing[start : start + SHARD_CONTEXTS]
+        for start in range(0, len(missing), CONTEXTS_PER_PASS):
+            rows = missing[start : start + CONTEXTS_PER_PASS]
             self._collect(ids_CT[rows], [digests[row] for row in rows])
         return self._read(digests).to(self._dtype).to(self._device)
 

@@ -94,9 +94,12 @@ class Job:
     @property
     def state(self) -> str:
         """What it does, and where, such as `runs on node7`, `is pending` or `has ended`."""
-        if not self.is_running:
+        if self.cluster == "slurm":
+            state, _, host = self._queue_entry().partition(" ")
+        else:
+            state, host = "RUNNING" if self._process() else "", self.host
+        if not state:
             return "has ended"
-        state, _, host = self._queue_entry().partition(" ") if self.cluster == "slurm" else ("RUNNING", "", self.host)
         return f"runs on {host}" if state == "RUNNING" else f"is {state.lower()}"
 
     def cancel(self) -> None:

@@ -135,8 +135,7 @@ class ShardedJob(Job):
             )
             trainer.activation_scaler.scaling_factor = numbers["scaling_factor"]
         except Exception as error:
-            reason = f"the checkpoint {self.plan.checkpoint} cannot be read ({type(error).__name__})"
-            raise UsageError(f"{reason}: remove it to start anew") from error
+            raise self._unreadable(error) from error
         if self.shards.group:  # the first group has the counts of all
             trainer.act_freq_scores.zero_()
         for moments in trainer.optimizer.state.values():

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sae_variants.common.errors import UsageError
+from sae_variants.language_model.hooks import CONTEXTS_PER_PASS
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 WORLD, RANK = "WORLD_SIZE", "RANK"
 """Environment variables with the number of processes and that of this one, which torchrun sets."""
-CONTEXTS_PER_PASS = 64
 TOKENS, LATENTS = "tokens", "latents"
 """Dimensions of the mesh of processes."""
 PATIENCE = timedelta(minutes=30)

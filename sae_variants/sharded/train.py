@@ -12,7 +12,7 @@ from sae_variants.common.errors import UsageError
 from sae_variants.common.files import remove_folder
 from sae_variants.registry.variants import find_variant
 from sae_variants.sharded.job import ShardedJob, make_sharded_trainer
-from sae_variants.sharded.ranks import Ranks, join_ranks
+from sae_variants.sharded.ranks import WORLD, Ranks, join_ranks
 from sae_variants.training.plan import Plan
 from sae_variants.training.sharing import claim_plan, is_missing
 from sae_variants.training.source import open_source
@@ -24,7 +24,7 @@ WHOLE = {"refine": 0, "multi_k": 0, "ema": 0.0}
 
 def check_plans(plans: list[Plan], shards: int) -> None:
     """Raise a UsageError, before any work, if an SAE cannot be trained in shards."""
-    groups = int(os.environ.get("WORLD_SIZE", shards)) // shards
+    groups = int(os.environ.get(WORLD, shards)) // shards
     for plan in plans:
         width, values = plan.settings.d_sae, plan.values
         if not hasattr(find_variant(plan.name).sae_class, "shards"):

@@ -147,8 +147,11 @@ class Job:
             self.trainer.load_trainer_state(state)
             self.trainer.sae.load_weights_from_checkpoint(state)
         except Exception as error:
-            reason = f"the checkpoint {self.plan.checkpoint} cannot be read ({type(error).__name__})"
-            raise UsageError(f"{reason}: remove it to start anew") from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> UsageError:
+        reason = f"the checkpoint {self.plan.checkpoint} cannot be read ({type(error).__name__})"
+        return UsageError(f"{reason}: remove it to start anew")
 
     @property
     def calibration_batches(self) -> int:

@@ -1,6 +1,6 @@
 """Time and memory of training steps of `topk` over the number of latents, up to a million on one machine.
 
-    python tests/benchmarks/large_dictionary.py [--d-in 128] [--k 32] [--d-sae 16384,65536,262144,1048576] [--picture FILE]
+    python tests/benchmarks/large_dictionary.py [--d-in 128] [--k 32] [--d-sae 16384,65536,262144,1048576]
 
 Each width runs in a process of its own, on random activations, with nine latents in ten dead, so that AuxK chooses among
 nearly all of them: two steps to warm up, then the median of the others; a checkpoint and the finished SAE in SAELens'
