@@ -1,6 +1,6 @@
 """Does an SAE find the true features of a synthetic model, whose features are known?
 
-The first numbers are those of SAELens' own evaluation, unchanged. A latent is compared with the feature whose direction
+The first numbers are those of SAELens' own evaluation. A latent is compared with the feature whose direction
 is nearest to its decoder row, as a detector of that feature; MCC is the mean cosine of the best one-to-one matching of
 decoder rows and directions. F1 of logistic probes on the activations bounds what a linear detector reaches.
 
@@ -21,6 +21,7 @@ Source: SynthSAEBench, arXiv 2602.14687.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     from eval_runners.measures.true_features import FeatureCounts
     from sae_variants.language_model.target import Target
-    from sae_variants.synthetic.model import SyntheticData
 
 KEYS = {"rate": "firing rate", "strength": "strength"}
 """What features are sorted by for their recall by tenths."""
@@ -131,34 +131,29 @@ class GroundTruth(Evaluator[Settings]):
 
     def evaluate(self, sae: SAE[Any], target: Target, settings: Settings, context: Context) -> Evaluation:
         """Compare latents with features, and the structures that variants claim with the true ones."""
-        from dataclasses import asdict
-
         from eval_runners.measures.checks import require_finite_weights
         from eval_runners.measures.feature_persistence import describe_persistence
         from eval_runners.measures.probe_ceiling import cached_ceiling
-        from eval_runners.measures.true_features import count_firing, evaluate_on_truth
-        from eval_runners.measures.true_tree import describe_tree
+        from eval_runners.measures.true_features import Sample, count_firing, measure_recovery
+        from eval_runners.measures.true_tree import MOST_PAIRED, describe_tree, has_no_tree
 
         require_finite_weights(sae)
         data = context.truth
         assert data is not None
-        sample = (settings.n_contexts, settings.context_size, settings.seed)
-        theirs = asdict(evaluate_on_truth(sae, data, *sample))
-        recovery = {
-            "mcc": theirs["mcc"],
-            "f1": theirs["classification"]["f1_score"],
-            **{name: theirs["classification"][name] for name in ("precision", "recall")},
-            **{name: theirs[name] for name in ("uniqueness", "explained_variance", "shrinkage", "true_l0")},
-            "dead": theirs["dead_latents"] / sae.cfg.d_sae,
-            "l0": theirs["sae_l0"],
-        }
-        counts = count_firing(sae, data, *sample)
+        sample = Sample(settings.n_contexts, settings.context_size, settings.seed)
+        counts_tree = data.model.hierarchy is not None and has_no_tree(sae)
+        with_pairs = counts_tree and sae.cfg.d_sae <= MOST_PAIRED
+        if counts_tree and not with_pairs:
+            print(f"a tree of {sae.cfg.d_sae} latents is not counted, only of at most {MOST_PAIRED}", file=sys.stderr)
+        recovery, counts = measure_recovery(sae, data, sample, with_pairs)
         values = {f"recovery.{name}": value for name, value in recovery.items()}
         values["ceiling.f1"] = cached_ceiling(
             data, target.model_name, settings.probe_contexts, settings.context_size, settings.seed
         )
-        values |= {f"features.{name}": value for name, value in _by_feature(sae, data, counts).items()}
-        lower = count_firing(sae, data, *sample, lower=True) if hasattr(sae, "encode_lower") else None
+        values |= {f"features.{name}": value for name, value in _by_feature(counts).items()}
+        lower = None
+        if data.model.hierarchy is not None and (encode_lower := getattr(sae, "encode_lower", None)):
+            lower = count_firing(encode_lower, sae.W_dec_lower, data, sample)  # type: ignore[arg-type]
         values |= {f"tree.{name}": value for name, value in describe_tree(sae, data, counts, lower).items()}
         persistence = describe_persistence(sae, data, counts, settings.persistent_share)
         values |= {f"persistence.{name}": value for name, value in persistence.items()}
@@ -175,15 +170,14 @@ class GroundTruth(Evaluator[Settings]):
         return ["L0 is 0: no latent ever fires"] if recovery.get("l0") == 0 else []
 
 
-def _by_feature(sae: SAE[Any], data: SyntheticData, counts: FeatureCounts) -> dict[str, float]:
+def _by_feature(counts: FeatureCounts) -> dict[str, float]:
     """F1 over all features, and recall by tenths of firing rate and of strength."""
-    from eval_runners.measures.true_features import cosines, mean_by_decile
+    from eval_runners.measures.true_features import mean_by_decile
 
-    latent_F = cosines(sae.W_dec, data.directions_FD).argmax(0)
-    recall_F = counts.recall_F(latent_F)
-    values = {"f1_all": float(counts.f1_F(latent_F).mean())}
-    for key, key_F in (("rate", counts.feature_F), ("strength", counts.strength_F)):
-        values |= {f"recall_{key}_{i}": mean for i, mean in enumerate(mean_by_decile(recall_F, key_F), start=1)}
+    values = {"f1_all": float(counts.f1_F.mean())}
+    for key, key_F in (("rate", counts.feature_F), ("strength", counts.mean_strength_F)):
+        deciles = mean_by_decile(counts.recall_F, key_F)
+        values |= {f"recall_{key}_{i}": mean for i, mean in enumerate(deciles, start=1)}
     return values
 
 

@@ -83,7 +83,8 @@ class HierarchicalTrainingSAE(TwoLevelTrainingSAE):
     @override
     def joint_losses(self, lower: Level, upper: Level) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
-        if (self.parent_L == NO_PARENT).all():
+        has_terms = self.cfg.cosine_coefficient or self.cfg.group_coefficient
+        if not has_terms or (self.parent_L == NO_PARENT).all():
             return losses
         if self.cfg.cosine_coefficient:
             losses["cosine_loss"] = self.cfg.cosine_coefficient * cosine_loss(lower.rows, upper.rows, self.parent_L)

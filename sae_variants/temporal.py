@@ -44,6 +44,7 @@ from typing_extensions import override
 from sae_variants.ops.batch_topk import BatchTopK, split_windows
 from sae_variants.ops.consistency import contrastive_loss, similarity_loss, variance_loss
 from sae_variants.ops.errors import squared_error
+from sae_variants.ops.host import move
 from sae_variants.ops.threshold import running_rate
 from sae_variants.refinement.config import RefinementConfig
 from sae_variants.refinement.training import RefinedBatchTopK
@@ -227,14 +228,15 @@ class TemporalTrainingSAE(RefinedBatchTopK):
                 "holds only with activations_mixing_fraction=0; `python -m sae_variants train temporal` ensures it.",
                 stacklevel=2,
             )
-            special_N = torch.zeros(len(slow_NL), dtype=torch.bool, device=slow_NL.device)
-        clean_n = ~split_windows(special_N, self.cfg.window).any(1)
-        slow_nWL = slow_nWL[clean_n]
+            special_N = torch.zeros(len(slow_NL), dtype=torch.bool)
+        clean_n = (~split_windows(special_N, self.cfg.window).any(1)).nonzero().squeeze(1)
+        slow_nWL = slow_nWL[move(clean_n, slow_NL.device)]
         if len(slow_nWL) < 2:
             return slow_NL.sum() * 0.0
         options: dict[str, Any] = {} if self.cfg.consistency == "variance" else {"pairs": self.cfg.pairs}
         if self.cfg.consistency == "contrastive":
             options |= {"contrast": self.cfg.contrast, "temperature": self.cfg.temperature}
             if self.context_N is not None:
-                options["context_n"] = split_windows(self.context_N, self.cfg.window)[clean_n, 0]
+                context_n = split_windows(self.context_N, self.cfg.window)[clean_n, 0]
+                options["context_n"] = move(context_n, slow_NL.device)
         return CONSISTENCY[self.cfg.consistency](slow_nWL, **options)

@@ -14,7 +14,6 @@ AuxK: ê reconstructs e from the k_aux largest dead latents, without b. The reci
 
 `k` is per token. Only the encoder's product is dense (`ops.sparse`). If many latents are dead, AuxK on all tokens costs
 as much as the rest of a step; `aux_every` restricts it to some tokens. The SAE is saved as a stock SAELens `topk`.
-Under SAELens' own trainer, the learning rate and Adam's ε are those of that trainer.
 
 Shapes: N tokens, n of them, D = d_in, S = d_sae, d dead latents, k latents of a token.
 """
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_variants.ops.errors import relative_squared_error
+from sae_variants.ops.host import Counted
 from sae_variants.ops.moving_average import add_averages
 from sae_variants.ops.shards import HERE, Shards
 from sae_variants.ops.sparse import MANY, decode, keep_largest, reconstruct_from, sparse_codes, step_bytes
@@ -141,6 +141,7 @@ class SparseTopKTrainingSAE(SavedTopK):
 
     def __init__(self, cfg: SparseTopKTrainingSAEConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
+        self._n_dead = Counted()
         self.register_buffer("tokens_since_fired", torch.zeros(cfg.d_sae, dtype=torch.long, device=self.device))
         if cfg.ema:
             add_averages(self, AVERAGED)
@@ -177,9 +178,10 @@ class SparseTopKTrainingSAE(SavedTopK):
         n_tokens, x = x[..., 0].numel(), self.shards.rows(x)
         x_ND = x.flatten(0, -2)
         tokens = self.shards.one_row_in(cfg.aux_every, step, len(x_ND))  # on which AuxK is applied
-        mask_S = step_input.dead_neuron_mask  # of another trainer, which decides there
-        dead_S = self.dead_S if self.is_ours or mask_S is None else mask_S.bool()
-        dead_d = dead_S.nonzero().squeeze(1) if cfg.aux_loss_coefficient else x_ND.new_empty(0).long()
+        counts_S, dead_S, mask_S = self.tokens_since_fired, self.dead_S, step_input.dead_neuron_mask
+        if mask_S is not None and not self.is_ours:  # another trainer decides
+            counts_S, dead_S = mask_S, mask_S.bool()
+        dead_d = self._n_dead.indices(dead_S, counts_S) if cfg.aux_loss_coefficient else x_ND.new_empty(0).long()
         k = max(cfg.k, cfg.multi_k)
         is_many, encoded_ND = len(dead_d) > MANY * cfg.dead_latents_used, self.refined(x_ND)
         kept_d = dead_d[:0] if is_many else dead_d  # whose pre-activations are kept
@@ -198,13 +200,13 @@ class SparseTopKTrainingSAE(SavedTopK):
         aux_nd = keep_largest(pre_nd, cfg.dead_latents_used, self.shards if any_dead and not is_many else None)
         out_ND, aux_nD = decode(values_Nk, ids_Nk, self.W_dec, b_dec, aux_nd, kept_d, cfg.unit_rows)
         if is_many:
-            still_d = dead_d[self.tokens_since_fired[dead_d] > 0]
-            weights, k_aux = (*self.encoder, self.W_dec), cfg.dead_latents_used
-            aux_nD = reconstruct_from(encoded_ND[tokens], still_d, k_aux, *weights, self.shards, cfg.unit_rows)
+            b_enc = self.b_enc.masked_fill(self.tokens_since_fired == 0, -math.inf)
+            weights, k_aux = (self.W_enc, b_enc, self.b_in, self.W_dec), cfg.dead_latents_used
+            aux_nD = reconstruct_from(encoded_ND[tokens], dead_d, k_aux, *weights, self.shards, cfg.unit_rows)
         out_ND = self.hook_sae_recons(self.shards.join(out_ND))
         losses = {"mse_loss": self.error(x_ND, out_ND), **losses}
         if cfg.aux_loss_coefficient:
-            e_nD = (x_ND - out_ND)[tokens]
+            e_nD = (x_ND - out_ND)[tokens].detach()
             aux = self.aux_loss(e_nD, self.shards.join(aux_nD)) if any_dead else out_ND.new_zeros(())
             losses["auxiliary_reconstruction_loss"] = cfg.aux_loss_coefficient * aux
         losses = {name: self.shards.shown(loss) for name, loss in losses.items()}
@@ -232,9 +234,8 @@ class SparseTopKTrainingSAE(SavedTopK):
 
     def aux_loss(self, e_nD: Tensor, output_nD: Tensor) -> Tensor:
         """Return the error of the dead latents' reconstruction of the residual e_nD; 0 if that is not finite."""
-        e_nD = e_nD.detach()
-        is_broken = self.shards.anywhere(not e_nD.isfinite().all())
-        return output_nD.new_zeros(()) if is_broken else self.error(e_nD, output_nD)
+        broken = self.shards.over_tokens((~e_nD.isfinite()).sum())
+        return self.error(e_nD.masked_fill(broken > 0, 0.0), output_nD.masked_fill(broken > 0, 0.0))
 
     @property
     def dead_S(self) -> Tensor:
@@ -243,6 +244,7 @@ class SparseTopKTrainingSAE(SavedTopK):
 
     @torch.no_grad()
     def _count(self, values_Nk: Tensor, ids_Nk: Tensor, n_tokens: int) -> None:
-        self.tokens_since_fired += n_tokens
-        self.tokens_since_fired[ids_Nk[values_Nk > 0]] = 0
-        self.tokens_since_fired = self.shards.least(self.tokens_since_fired)
+        fires_Nk, none_S = (values_Nk > 0).long(), torch.zeros_like(self.tokens_since_fired)
+        fires_S = none_S.index_add(0, ids_Nk.flatten(), fires_Nk.flatten())
+        self.tokens_since_fired = self.shards.least((self.tokens_since_fired + n_tokens).masked_fill(fires_S > 0, 0))
+        self._n_dead.count(self.dead_S, self.tokens_since_fired)

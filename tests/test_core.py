@@ -144,9 +144,10 @@ def test_what_does_not_depend_on_the_sae_is_computed_once_and_changes_no_number(
     plain, all_runs = scored(0)
     remembered, runs = scored(1)
     assert remembered == plain
-    # of three SAEs with two batches to reconstruct and three to encode, one needs all, the others their own two
+    # an SAE needs two batches to reconstruct, of the layers before, the clean, the ablated and its own run; three to encode
     assert (all_runs.count("activations"), runs.count("activations")) == (9, 3)
-    assert all_runs.count("forward") - runs.count("forward") == 2 * (2 + 2 + 3)
+    assert all_runs.count("forward") == 3 * (2 * 4 + 3)
+    assert runs.count("forward") == 2 * 4 + 3 + 2 * 2
 
 
 def test_a_failing_sae_stops_the_run_with_its_error(target, model):

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from conftest import linear_sae, tiny
+from sae_lens.synthetic.evals import eval_sae_on_synthetic_data
 from test_leaderboard import BASELINES
 from test_synthetic import SMALL, make_target
 
@@ -15,9 +16,9 @@ from eval_runners.commands import evaluate as eval_command
 from eval_runners.contract.contract import Context
 from eval_runners.contract.registry import load_evaluator
 from eval_runners.leaderboard.boards import make_boards
-from eval_runners.measures.autocorrelation import LaggedCorrelation
+from eval_runners.measures import nearest as matching
+from eval_runners.measures import true_features
 from eval_runners.measures.feature_persistence import auroc, rate_matched
-from eval_runners.measures.true_features import FeatureCounts
 from eval_runners.measures.true_tree import (
     NONE,
     FoundTree,
@@ -97,6 +98,45 @@ def test_the_true_dictionary_scores_one_on_all(target):
     assert found["tree.edge_f1"] == found["tree.parent_accuracy"] == 1
 
 
+@pytest.mark.parametrize("width", [16, 200])
+def test_the_numbers_are_those_of_saelens(target, width, monkeypatch):
+    """In one part, and a context at a time with the best matching in sparse form, as very wide SAEs are scored."""
+    data, generator = load(half_lives=[1, 8]), torch.Generator().manual_seed(0)
+    rows = torch.randn(width, D, generator=generator)
+    rows[3] = 0
+    sae = dictionary(target, rows)
+    sae.W_enc.data, sae.b_enc.data = sae.W_enc.data / D, torch.full((width,), -0.2)
+    acts_NF = torch.cat(list(data.features(64, 64, "evaluation", 0))).flatten(0, 1)
+
+    class Sampler:
+        def sample(self, batch_size):
+            assert batch_size == len(acts_NF)
+            return acts_NF
+
+    theirs = eval_sae_on_synthetic_data(sae, data.model.feature_dict, Sampler(), len(acts_NF))
+    expected = {
+        "mcc": theirs.mcc,
+        "f1": theirs.classification.f1_score,
+        "precision": theirs.classification.precision,
+        "recall": theirs.classification.recall,
+        "uniqueness": theirs.uniqueness,
+        "explained_variance": theirs.explained_variance,
+        "shrinkage": theirs.shrinkage,
+        "dead": theirs.dead_latents / width,
+        "l0": theirs.sae_l0,
+        "true_l0": theirs.true_l0,
+    }
+    found = score(sae, data, target)
+    assert {name: found[f"recovery.{name}"] for name in expected} == pytest.approx(expected, rel=1e-5)
+    monkeypatch.setattr(true_features, "LATENTS_AT_ONCE", 64 * width)
+    monkeypatch.setattr(matching, "COSINES_AT_ONCE", 5 * F)
+    monkeypatch.setattr(matching, "WIDE", 0 if width > F else 4)
+    in_parts = score(sae, data, target)
+    assert in_parts == {
+        name: value if value is None else pytest.approx(value, rel=1e-5) for name, value in found.items()
+    }
+
+
 def test_a_rotated_dictionary_is_at_chance(target):
     data = load()
     rotations = [torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(i)))[0] for i in range(6)]
@@ -151,9 +191,7 @@ def test_a_latent_that_fires_everywhere_is_no_parent_of_flat_latents():
     # 0 fires on all ten tokens, 1 on the first four, 2 on two of these, 3 on others
     fires_NS = torch.zeros(10, 4)
     fires_NS[:, 0], fires_NS[:4, 1], fires_NS[:2, 2], fires_NS[6:7, 3] = 1, 1, 1, 1
-    zero = torch.zeros(1)
-    counts = FeatureCounts(10, zero, fires_NS.sum(0), zero, zero, fires_NS.T @ fires_NS, LaggedCorrelation((1,)))
-    tree = correlated_tree(counts, torch.tensor([10, 11, 12, 13]))
+    tree = correlated_tree(fires_NS.T @ fires_NS, 10, torch.tensor([10, 11, 12, 13]))
     assert (tree.child_E.tolist(), tree.parent_E.tolist(), tree.group_E.tolist()) == ([12], [11], [1])
 
 

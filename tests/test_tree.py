@@ -114,7 +114,7 @@ def test_what_cannot_work_is_refused(fields, message):
 
 def test_a_planted_tree_has_the_true_edges(tmp_path):
     """Features 0 and 1 are roots with three children each, which are the latents in the order of the tree."""
-    from eval_runners.measures.true_features import count_firing
+    from eval_runners.measures.true_features import Sample, count_firing
     from eval_runners.measures.true_tree import describe_tree
 
     branches = {"total_root_nodes": 2, "branching_factor": 3, "max_depth": 1, "mutually_exclusive_portion": 0.0}
@@ -129,10 +129,12 @@ def test_a_planted_tree_has_the_true_edges(tmp_path):
     with torch.no_grad():
         sae.W_dec[:] = torch.eye(8)[order]
         sae.W_enc[:] = sae.W_dec.T
-    counts = count_firing(sae, data, 64, 32, 0)
-    found = describe_tree(sae, data, counts, None)
+    counts = count_firing(sae.encode, sae.W_dec, data, Sample(64, 32, 0))
+    found = describe_tree(sae, data, counts)
     assert found["edge_f1"] == found["parent_accuracy"] == found["ari"] == 1
-    assert describe_tree(TreeSAE(sae.cfg), data, counts, None)["edge_f1"] < 1  # random rows
+    random = TreeSAE(sae.cfg)
+    counts = count_firing(random.encode, random.W_dec, data, Sample(64, 32, 0))
+    assert describe_tree(random, data, counts)["edge_f1"] < 1
 
 
 def test_hierarchy_measures_children_against_their_parents(target, model):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from eval_runners.measures.true_features import FeatureCounts, cosines
+from eval_runners.measures.nearest import nearest
+from eval_runners.measures.true_features import FeatureCounts
 from sae_variants.registry.build import latent_groups
 
 if TYPE_CHECKING:
@@ -33,10 +34,9 @@ def describe_persistence(
         counts: Firing of the latents.
         share: Share of the latents, by measured autocorrelation, that stands for the slow ones where there are none.
     """
-    if data.half_lives_F is None:
+    if data.half_lives_F is None or counts.persistence is None:
         return {}
-    cosine_SF = cosines(sae.W_dec, data.directions_FD)
-    half_life_S, alive_S = data.half_lives_F[cosine_SF.argmax(1)], counts.latent_S > 0
+    half_life_S, alive_S = data.half_lives_F[counts.nearest.feature_S], counts.latent_S > 0
     slow = latent_groups(sae).get("slow")
     n_slow = len(range(*slow.indices(len(alive_S)))) if slow else max(1, round(share * len(alive_S)))
     autocorrelation_S = counts.persistence.correlation_LS()[0].nan_to_num(-1).masked_fill(~alive_S, -2)
@@ -45,12 +45,13 @@ def describe_persistence(
     slow_S[slow or persistent_S] = True
     matched_S = rate_matched(counts.rate_S, slow_S, alive_S)
     longest_F = data.half_lives_F >= torch.quantile(data.half_lives_F, LONGEST)
+    held = nearest(sae.W_dec[slow_S], data.directions_FD[longest_F])
     return {
         "auroc": auroc(half_life_S, slow_S, alive_S),
         "rate_matched_auroc": auroc(half_life_S, slow_S, (slow_S & alive_S) | matched_S),
         "measured_auroc": auroc(half_life_S, persistent_S, alive_S),
-        "longest_cosine": float(cosine_SF[:, longest_F].amax(0).mean()),
-        "slow_longest_cosine": float(cosine_SF[slow_S][:, longest_F].amax(0).mean()),
+        "longest_cosine": float(counts.nearest.cosine_F[longest_F].mean()),
+        "slow_longest_cosine": float(held.cosine_F.mean()),
     }
 
 

@@ -2,13 +2,16 @@
 
 A feature's latent, and a latent's feature, is the one whose direction has the largest absolute cosine with its own.
 
-Shapes: C contexts, T tokens in a context, N tokens, D = d_in, F features, S latents.
+Latents exist for a few contexts at a time, so that a million of them can be scored. The numbers are those of SAELens'
+`eval_sae_on_synthetic_data`.
+
+Shapes: C contexts, T tokens in a context, N tokens, D = d_in, F features, S latents, E pairs of a token and a latent
+that fires on it.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,127 +19,187 @@ import torch
 from torch import Tensor
 
 from eval_runners.measures.autocorrelation import LaggedCorrelation
-from sae_variants.common.console import progress
+from eval_runners.measures.nearest import Nearest, mean_correlation_coefficient, nearest
 
 if TYPE_CHECKING:
     from sae_lens import SAE
-    from sae_lens.synthetic.evals import SyntheticDataEvalResult
 
     from sae_variants.synthetic.model import SyntheticData
 
 DECILES = 10
-
-
-class _Sampler:
-    """Stand-in for SAELens' generator: its samples are the tokens of contexts, in their order."""
-
-    def __init__(self, batches: Iterator[Tensor]) -> None:
-        self.batches = batches
-
-    def sample(self, batch_size: int) -> Tensor:
-        """Return the features [N, F] of the next batch, which is as large as SAELens asks for."""
-        acts_NF = next(self.batches).flatten(0, 1)
-        assert len(acts_NF) == batch_size
-        return acts_NF
-
-
-def evaluate_on_truth(
-    sae: SAE[Any], data: SyntheticData, n_contexts: int, context_size: int, seed: int
-) -> SyntheticDataEvalResult:
-    """Run SAELens' own evaluation on a sample of a synthetic model.
-
-    Args:
-        sae: In inference form.
-        data: The synthetic model.
-        n_contexts: Contexts of the sample.
-        context_size: Tokens T in a context.
-        seed: Seed of the sample.
-    """
-    from sae_lens.synthetic.evals import eval_sae_on_synthetic_data
-
-    batches = data.features(n_contexts, context_size, "evaluation", seed)
-    first = next(batches)
-    sampler: Any = _Sampler(itertools.chain([first], batches))
-    size = first.shape[0] * context_size
-    return eval_sae_on_synthetic_data(sae, data.model.feature_dict, sampler, n_contexts * context_size, size)
-
-
-@torch.no_grad()
-def cosines(rows_SD: Tensor, directions_FD: Tensor) -> Tensor:
-    """Return absolute cosines [S, F] of decoder rows and feature directions; 0 for a row of zeros."""
-    rows_SD = rows_SD / rows_SD.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    return (rows_SD @ (directions_FD / directions_FD.norm(dim=-1, keepdim=True)).T).abs()
+LATENTS_AT_ONCE = 2**26
+"""Activations of latents that exist at a time."""
 
 
 @dataclass
 class FeatureCounts:
     """Firing of features and of latents on the same tokens."""
 
+    nearest: Nearest
     tokens: int
-    both_SF: Tensor
-    """Tokens on which a latent and a feature fire."""
+    """All tokens N."""
+    both_S: Tensor
+    """Tokens on which a latent and its feature fire."""
+    both_F: Tensor
+    """Tokens on which a feature and its latent fire."""
     latent_S: Tensor
     """Tokens on which a latent fires."""
     feature_F: Tensor
     """Tokens on which a feature fires."""
     strength_F: Tensor
-    """Mean strength of a feature where it fires."""
-    pairs_SS: Tensor
-    """Tokens on which two latents fire."""
-    persistence: LaggedCorrelation
-    """Autocorrelation of latents at lag 1."""
+    """Sum of a feature's strengths."""
+    pairs_SS: Tensor | None = None
+    """Tokens on which two latents fire, where they are asked for."""
+    persistence: LaggedCorrelation | None = None
+    """Autocorrelation of latents at lag 1, on a model whose features have half-lives."""
 
     @property
     def rate_S(self) -> Tensor:
         """Share of the tokens on which a latent fires."""
         return self.latent_S / self.tokens
 
-    def recall_F(self, latent_F: Tensor) -> Tensor:
-        """Share of a feature's firings on which its latent fires; NaN for a feature that never fires."""
-        return self.both_SF[latent_F, torch.arange(len(latent_F))] / self.feature_F
+    @property
+    def mean_strength_F(self) -> Tensor:
+        """Mean strength of a feature where it fires."""
+        return self.strength_F / self.feature_F.clamp(min=1)
 
-    def f1_F(self, latent_F: Tensor) -> Tensor:
+    @property
+    def recall_F(self) -> Tensor:
+        """Share of a feature's firings on which its latent fires; NaN for a feature that never fires."""
+        return self.both_F / self.feature_F
+
+    @property
+    def f1_F(self) -> Tensor:
         """F1 of a feature's latent as its detector: 2 both / (latent + feature)."""
-        both_F = self.both_SF[latent_F, torch.arange(len(latent_F))]
-        return 2 * both_F / (self.latent_S[latent_F] + self.feature_F).clamp(min=1)
+        return 2 * self.both_F / (self.latent_S[self.nearest.latent_F] + self.feature_F).clamp(min=1)
+
+    def detection(self) -> dict[str, float]:
+        """Means over latents of precision, recall and F1 as detectors of their features; 0 where not defined."""
+        feature_S = self.feature_F[self.nearest.feature_S]
+        precision_S = self.both_S / self.latent_S.clamp(min=1)
+        recall_S = self.both_S / feature_S.clamp(min=1)
+        f1_S = 2 * self.both_S / (self.latent_S + feature_S).clamp(min=1)
+        return {
+            "precision": float(precision_S.mean()),
+            "recall": float(recall_S.mean()),
+            "f1": float(f1_S.mean()),
+        }
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which tokens of a synthetic model are compared."""
+
+    n_contexts: int
+    """Contexts."""
+    context_size: int
+    """Tokens T in a context."""
+    seed: int
+    """Seed."""
+
+
+def _parts(data: SyntheticData, sample: Sample, S: int) -> Iterator[Tensor]:
+    """Yield the features [C, T, F] of so few contexts that their latents may exist at once."""
+    from tqdm import tqdm
+
+    contexts = max(1, LATENTS_AT_ONCE // (sample.context_size * S))
+    batches = data.features(sample.n_contexts, sample.context_size, "evaluation", sample.seed)
+    with tqdm(total=sample.n_contexts, desc="features", unit="context", leave=False) as bar:
+        for acts_CTF in batches:
+            for part_CTF in acts_CTF.split(contexts):
+                yield part_CTF
+                bar.update(len(part_CTF))
 
 
 @torch.no_grad()
 def count_firing(
-    sae: SAE[Any], data: SyntheticData, n_contexts: int, context_size: int, seed: int, lower: bool = False
+    encode: Callable[[Tensor], Tensor],
+    rows_SD: Tensor,
+    data: SyntheticData,
+    sample: Sample,
+    with_pairs: bool = False,
+    then: Callable[[Tensor, Tensor], None] | None = None,
 ) -> FeatureCounts:
     """Count on which tokens features and latents fire.
 
     Args:
+        encode: From activations [C, T, D] to latents [C, T, S].
+        rows_SD: Their decoder rows.
+        data: The synthetic model.
+        sample: The tokens.
+        with_pairs: Whether pairs of latents are counted, too.
+        then: Is called with the activations and the latents.
+    """
+    S, F = len(rows_SD), len(data.directions_FD)
+    match = nearest(rows_SD, data.directions_FD)
+    zeros_S, zeros_F = (torch.zeros(size, device=rows_SD.device) for size in (S, F))
+    counts = FeatureCounts(match, 0, zeros_S, zeros_F, zeros_S.clone(), zeros_F.clone(), zeros_F.clone())
+    if with_pairs:
+        counts.pairs_SS = torch.zeros(S, S, device=rows_SD.device)
+    if data.half_lives_F is not None:
+        counts.persistence = LaggedCorrelation((1,))
+    for acts_CTF in _parts(data, sample, S):
+        x_CTD = data.embed(acts_CTF)
+        latents_CTS = encode(x_CTD)
+        if then:
+            then(x_CTD, latents_CTS)
+        _add(counts, acts_CTF, latents_CTS)
+    return counts
+
+
+def _add(counts: FeatureCounts, acts_CTF: Tensor, latents_CTS: Tensor) -> None:
+    """Count firing on some contexts."""
+    fires_NS, features_NF = (latents_CTS != 0).flatten(0, 1), (acts_CTF > 0).flatten(0, 1)
+    token_E, latent_E = fires_NS.nonzero(as_tuple=True)
+    both_E = features_NF[token_E, counts.nearest.feature_S[latent_E]].float()
+    counts.tokens += len(fires_NS)
+    counts.latent_S += torch.bincount(latent_E, minlength=len(counts.latent_S))
+    counts.both_S.index_add_(0, latent_E, both_E)
+    counts.both_F += (fires_NS[:, counts.nearest.latent_F] & features_NF).sum(0)
+    counts.feature_F += features_NF.sum(0)
+    counts.strength_F += acts_CTF.flatten(0, 1).sum(0)
+    if counts.pairs_SS is not None:
+        counts.pairs_SS += fires_NS.float().T @ fires_NS.float()
+    if counts.persistence is not None:
+        counts.persistence.add(latents_CTS, torch.zeros(latents_CTS.shape[:2], dtype=torch.int))
+
+
+def measure_recovery(
+    sae: SAE[Any], data: SyntheticData, sample: Sample, with_pairs: bool
+) -> tuple[dict[str, float], FeatureCounts]:
+    """Measure how well an SAE recovers features, and what it reconstructs.
+
+    Args:
         sae: In inference form.
         data: The synthetic model.
-        n_contexts: Contexts of the sample, which is that of `evaluate_on_truth`.
-        context_size: Tokens T in a context.
-        seed: Seed of the sample.
-        lower: Whether the latents are those of the lower level of an SAE with two.
+        sample: The tokens.
+        with_pairs: Whether pairs of latents are counted, too.
+
+    Returns:
+        The numbers of SAELens' evaluation, and firing of features and latents.
     """
-    encode: Any = sae.encode_lower if lower else sae.encode
-    counts: FeatureCounts | None = None
-    for acts_CTF in progress(data.features(n_contexts, context_size, "evaluation", seed), "features"):
-        latents_CTS = encode(data.embed(acts_CTF))
-        fires_NS = (latents_CTS != 0).flatten(0, 1).float()
-        features_NF = (acts_CTF > 0).flatten(0, 1).float()
-        if counts is None:
-            S, F = fires_NS.shape[1], features_NF.shape[1]
-            both_SF, pairs_SS = (torch.zeros(S, width, device=fires_NS.device) for width in (F, S))
-            zeros_S, zeros_F = both_SF[:, 0].clone(), both_SF[0].clone()
-            lagged = LaggedCorrelation((1,))
-            counts = FeatureCounts(0, both_SF, zeros_S, zeros_F, zeros_F.clone(), pairs_SS, lagged)
-        counts.tokens += len(fires_NS)
-        counts.both_SF += fires_NS.T @ features_NF
-        counts.latent_S += fires_NS.sum(0)
-        counts.feature_F += features_NF.sum(0)
-        counts.strength_F += acts_CTF.flatten(0, 1).sum(0)
-        counts.pairs_SS += fires_NS.T @ fires_NS
-        counts.persistence.add(latents_CTS, torch.zeros(latents_CTS.shape[:2], dtype=torch.int))
-    assert counts is not None
-    counts.strength_F /= counts.feature_F.clamp(min=1)
-    return counts
+    from sae_lens.evals import ExplainedVarianceCalculator
+    from sae_lens.synthetic.evals import ShrinkageCalculator
+
+    variance, shrinkage = ExplainedVarianceCalculator(), ShrinkageCalculator()
+
+    def reconstruct(x_CTD: Tensor, latents_CTS: Tensor) -> None:
+        both = sae.decode(latents_CTS).flatten(0, 1), x_CTD.flatten(0, 1)
+        variance.add_batch(*both)
+        shrinkage.add_batch(*both)
+
+    counts = count_firing(sae.encode, sae.W_dec, data, sample, with_pairs, reconstruct)
+    values = {
+        "mcc": mean_correlation_coefficient(sae.W_dec, data.directions_FD),
+        **counts.detection(),
+        "uniqueness": len(counts.nearest.feature_S.unique()) / len(counts.latent_S),
+        "explained_variance": variance.compute(),
+        "shrinkage": shrinkage.compute(),
+        "dead": float((counts.latent_S == 0).float().mean()),
+        "l0": float(counts.latent_S.sum()) / counts.tokens,
+        "true_l0": float(counts.feature_F.sum()) / counts.tokens,
+    }
+    return values, counts
 
 
 def mean_by_decile(values_F: Tensor, key_F: Tensor) -> list[float]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from eval_runners.measures.true_features import FeatureCounts, cosines
+from eval_runners.measures.true_features import FeatureCounts
 from sae_variants.two_level.groups import containers
 
 if TYPE_CHECKING:
@@ -21,33 +21,45 @@ if TYPE_CHECKING:
     from sae_variants.synthetic.model import SyntheticData
 
 NONE = -1
+MOST_PAIRED = 16_384
+"""Latents up to which the tree of an SAE that learned none is counted: memory and time grow with their square."""
+
+
+def has_no_tree(sae: SAE[Any]) -> bool:
+    """Whether an SAE learned no tree, so that one is counted."""
+    return not (hasattr(sae, "encode_lower") or hasattr(sae, "parent_S"))
 
 
 def describe_tree(
-    sae: SAE[Any], data: SyntheticData, counts: FeatureCounts, lower: FeatureCounts | None
+    sae: SAE[Any], data: SyntheticData, counts: FeatureCounts, lower: FeatureCounts | None = None
 ) -> dict[str, float | None]:
-    """Compare the tree of an SAE's latents with the true one; empty for a model without trees.
+    """Compare the tree of an SAE's latents with the true one.
 
     Args:
         sae: In inference form.
         data: The synthetic model.
-        counts: Firing of the latents.
+        counts: Firing of the latents; of pairs, too, if the SAE `has_no_tree`.
         lower: Firing of the lower latents of an SAE with two levels.
+
+    Returns:
+        Empty for a model without trees, or if pairs were not counted where they are needed.
     """
     if data.model.hierarchy is None:
         return {}
     truth = true_tree(data.model.hierarchy, data.model.cfg.num_features)
-    feature_S = cosines(sae.W_dec, data.directions_FD).argmax(1)
+    feature_S = counts.nearest.feature_S
     if lower is not None:
-        feature_L = cosines(sae.W_dec_lower, data.directions_FD).argmax(1)  # type: ignore[arg-type]
-        found = learned_tree(sae.parent_L, feature_L, feature_S, lower.latent_S > 0)  # type: ignore[arg-type]
+        parent_L: Any = sae.parent_L
+        found = learned_tree(parent_L, lower.nearest.feature_S, feature_S, lower.latent_S > 0)
         groups = found.child_E, found.group_E
     elif hasattr(sae, "parent_S"):
         parent_S: Any = sae.parent_S
         found = learned_tree(parent_S, feature_S, feature_S, counts.latent_S > 0)
         groups = found.child_E, found.group_E
+    elif counts.pairs_SS is None:
+        return {}
     else:
-        found = correlated_tree(counts, feature_S)
+        found = correlated_tree(counts.pairs_SS, counts.tokens, feature_S)
         groups = clustered_groups(sae, len(data.model.hierarchy.roots), feature_S, counts.latent_S > 0)
     return {**score_tree(found, truth), "ari": group_agreement(*groups, truth)}
 
@@ -92,15 +104,15 @@ class FoundTree:
     """Number of the parent latent."""
 
 
-def correlated_tree(counts: FeatureCounts, feature_S: Tensor) -> FoundTree:
+def correlated_tree(pairs_SS: Tensor, tokens: int, feature_S: Tensor) -> FoundTree:
     """Return the tree of latents that fire together: a latent's parent is its container.
 
     Args:
-        counts: Firing of the latents.
+        pairs_SS: Tokens on which two latents fire; on the diagonal, those on which one fires.
+        tokens: All tokens.
         feature_S: Feature of each latent.
     """
-    container_S = containers(counts.pairs_SS, counts.tokens)
-    return learned_tree(container_S, feature_S, feature_S, counts.latent_S > 0)
+    return learned_tree(containers(pairs_SS, tokens), feature_S, feature_S, pairs_SS.diagonal() > 0)
 
 
 def learned_tree(parent_L: Tensor, feature_L: Tensor, feature_S: Tensor, alive_L: Tensor) -> FoundTree:

@@ -1,7 +1,9 @@
 """Computes what does not depend on the SAE once, for the first SAE, and reuses it for the others.
 
-SAEBench's core evaluation runs, for every SAE, the clean model, the model without the hooked activation, and the layers
-up to the hook, all on the same tokens. The reused tensors are those of the first run, so no number changes.
+For every SAE, SAEBench's core evaluation runs the clean model, the model with the SAE and the model without the hooked
+activation, each from the first layer on, and compares their predictions; then the layers up to the hook again, on more
+tokens. Here the layers before that of the hook run once for all three and for all SAEs, and of the model without the
+activation the losses are kept. The operations and their order are SAEBench's, so no number changes.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from unittest import mock
 from weakref import WeakKeyDictionary
 
 from sae_variants.common.memory import free_memory
+from sae_variants.language_model.hooks import layer_of_hook
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
 
 SHARE = 0.25
 """Share of the memory that is free at first which stored outputs may take; what exceeds it is computed each time."""
+LARGEST = 1 / 32
+"""Share of the room left that one output may take, so that few large ones leave room for many small ones."""
+PER_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z")
+"""Hooks with a vector per head, which SAEBench reshapes."""
 
 
 @dataclass
@@ -37,7 +44,7 @@ class Memory:
             return self.outputs[key]
         output = compute()
         size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(output))
-        if size <= self.room:
+        if size <= LARGEST * self.room:
             self.room -= size
             self.outputs[key] = output
         return output
@@ -61,26 +68,13 @@ def memory_of(model: HookedTransformer) -> Memory:
 
 @contextlib.contextmanager
 def reusing_model_runs(model: HookedTransformer, hook_name: str) -> Iterator[None]:
-    """Answer SAEBench's repeated calls of the model on the same tokens from memory."""
-    memory = memory_of(model)
-    forward, with_hooks, with_cache = model.forward, model.run_with_hooks, model.run_with_cache
-    hook = model.hook_dict[hook_name]
+    """Let SAEBench's core evaluation answer repeated runs of the model on the same tokens from memory."""
+    from sae_bench.evals.core import main as core
 
-    def key(call: str, tokens: Tensor, settings: dict[str, Any]) -> Hashable:
+    memory, with_cache, by_saebench = memory_of(model), model.run_with_cache, core.get_recons_loss
+
+    def key(call: str, tokens: Tensor, **settings: Any) -> Hashable:
         return call, hook_name, tokens.shape, tokens.cpu().numpy().tobytes(), str(sorted(settings.items()))
-
-    def clean(tokens: Any, *args: Any, **settings: Any) -> Any:
-        # with a hook it is an SAE's run; without "both" it is a part of another call
-        if args or hook.fwd_hooks or settings.get("return_type") != "both":
-            return forward(tokens, *args, **settings)
-        return memory.get(key("clean", tokens, settings), lambda: forward(tokens, **settings))
-
-    def hooked(tokens: Any, *args: Any, fwd_hooks: Any = (), **settings: Any) -> Any:
-        def run() -> Any:
-            return with_hooks(tokens, *args, fwd_hooks=fwd_hooks, **settings)
-
-        ablates = [getattr(function, "__name__", "") for _, function in fwd_hooks] == ["standard_zero_ablate_hook"]
-        return memory.get(key("ablated", tokens, settings), run) if ablates and not args else run()
 
     def cached(tokens: Any, *args: Any, **settings: Any) -> Any:
         def run() -> Any:
@@ -90,11 +84,91 @@ def reusing_model_runs(model: HookedTransformer, hook_name: str) -> Iterator[Non
         hook_only = settings.get("names_filter") == [hook_name] and settings.get("stop_at_layer") is not None
         if args or not hook_only:
             return with_cache(tokens, *args, **settings)
-        return memory.get(key("activations", tokens, settings), run)
+        return memory.get(key("activations", tokens, **settings), run)
 
-    with (
-        mock.patch.object(model, "forward", clean),
-        mock.patch.object(model, "run_with_hooks", hooked),
-        mock.patch.object(model, "run_with_cache", cached),
-    ):
+    def recons_loss(sae: Any, _: Any, tokens: Tensor, store: Any, **settings: Any) -> dict[str, Tensor]:
+        def reuse(call: str, run: Callable[[], Any]) -> Any:
+            return memory.get(key(call, tokens), run)
+
+        if not _resumes(sae, model, hook_name):
+            return by_saebench(sae, model, tokens, store, **settings)
+        return _recons_loss(sae, model, hook_name, tokens, reuse, **settings)
+
+    with mock.patch.object(model, "run_with_cache", cached), mock.patch.object(core, "get_recons_loss", recons_loss):
         yield
+
+
+def _resumes(sae: Any, model: HookedTransformer, hook_name: str) -> bool:
+    """Return whether the model's run from the hook's layer on is what it is in a run from the first layer on."""
+    has_mask = getattr(model.tokenizer, "padding_side", "right") == "left"
+    is_plain = sae.cfg.metadata.hook_head_index is None and not any(part in hook_name for part in PER_HEAD)
+    return (
+        layer_of_hook(hook_name) is not None
+        and is_plain
+        and not has_mask
+        and model.cfg.positional_embedding_type != "shortformer"
+    )
+
+
+def _recons_loss(
+    sae: Any,
+    model: HookedTransformer,
+    hook_name: str,
+    tokens: Tensor,
+    reuse: Callable[[str, Callable[[], Any]], Any],
+    compute_kl: bool,
+    compute_ce_loss: bool,
+    ignore_tokens: set[int | None],
+    exclude_special_tokens_from_reconstruction: bool,
+) -> dict[str, Tensor]:
+    """Return what SAEBench's `get_recons_loss` returns.
+
+    Args:
+        sae: In inference form.
+        model: The language model.
+        hook_name: Hook of the SAE.
+        tokens: Token ids of a batch of contexts.
+        reuse: Returns what a name stands for, from memory or computed.
+        compute_kl: As in SAEBench, like those that follow.
+        compute_ce_loss: Whether the losses are returned.
+        ignore_tokens: Tokens whose activations stay as they are.
+        exclude_special_tokens_from_reconstruction: Whether there are such tokens.
+    """
+    import torch
+
+    ignored = list(ignore_tokens) if exclude_special_tokens_from_reconstruction else []
+    keep = torch.ones_like(tokens, dtype=torch.bool)
+    for token in ignored:
+        keep &= tokens != token
+    layer = layer_of_hook(hook_name)
+    forward: Any = model.forward
+    before = reuse("before", lambda: forward(tokens, stop_at_layer=layer))
+
+    def run(*replace: Callable[..., Tensor]) -> Any:
+        hooks: Any = [(hook_name, function) for function in replace]
+        options: Any = {"start_at_layer": layer, "tokens": tokens, "return_type": "both", "loss_per_token": True}
+        return model.run_with_hooks(before, fwd_hooks=hooks, **options)
+
+    def with_sae(acts: Tensor, hook: Any) -> Tensor:
+        x = acts.to(sae.device)
+        return torch.where(keep[..., None], sae.decode(sae.encode(x)).to(x.dtype), x).to(acts.device)
+
+    logits, ce = reuse("clean", run)
+    probs = logits.softmax(-1) if compute_kl else logits
+    log_probs = probs.log()
+
+    def losses(replace: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        new_logits, new_ce = run(replace)
+        if not compute_kl:
+            return (new_ce,)
+        log_new = new_logits.softmax(-1).log_()
+        return new_ce, torch.sub(log_probs, log_new, out=log_new).mul_(probs).sum(-1)
+
+    without = reuse(f"ablated {compute_kl}", lambda: losses(lambda acts, hook: torch.zeros_like(acts)))
+    reconstructed = losses(with_sae)
+    found = {}
+    if compute_kl:
+        found |= {"kl_div_with_sae": reconstructed[1], "kl_div_with_ablation": without[1]}
+    if compute_ce_loss:
+        found |= {"ce_loss_with_sae": reconstructed[0], "ce_loss_without_sae": ce, "ce_loss_with_ablation": without[0]}
+    return found

@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sae_variants.ops.host import reads_are_free
+
 
 class BatchTopK(nn.Module):
     """Keeps the k * N largest positive entries of a batch [N, S] and sets the others to zero.
@@ -42,7 +44,7 @@ def top_k_mask(values: Tensor, n: int) -> Tensor:
     kept = torch.zeros_like(values, dtype=torch.bool)
     sample = values[::SAMPLED]
     rank = int(1.2 * n / SAMPLED) + 64  # so low that the bound is almost surely below the n-th largest
-    if rank < len(sample):
+    if rank < len(sample) and reads_are_free(values):
         bound = sample.kthvalue(len(sample) - rank).values
         candidates = (~(values <= bound)).nonzero().squeeze(1)  # NaN among them, which counts as the largest
         if len(candidates) >= n:

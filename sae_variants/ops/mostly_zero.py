@@ -1,6 +1,7 @@
 """Products with matrices of which most entries are zero, as latents after BatchTopK or ReLU and their gradients are.
 
-Where at most a share `DENSEST` of the entries is not zero, they are summed as bags; elsewhere the product is dense.
+Where at most a share `DENSEST` of the entries is not zero, they are summed as bags; otherwise the product is dense, as
+it is on other devices than the CPU, where counting them would stop a step.
 
 Shapes: N tokens, D = d_in, S = d_sae.
 """
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sae_variants.ops.host import reads_are_free
 from sae_variants.ops.products import encoder_product, sum_bags
 
 DENSEST = 0.1
@@ -69,8 +71,8 @@ class _Decoded(torch.autograd.Function):
 
 
 def _few_entries(matrix_NS: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return rows and columns of the non-zero entries, by rows; None if their share exceeds `DENSEST`."""
-    if torch.count_nonzero(matrix_NS) > DENSEST * matrix_NS.numel():
+    """Return rows and columns of the non-zero entries, by rows; None if the product is dense."""
+    if not reads_are_free(matrix_NS) or torch.count_nonzero(matrix_NS) > DENSEST * matrix_NS.numel():
         return None
     rows, columns = matrix_NS.nonzero(as_tuple=True)
     return rows, columns

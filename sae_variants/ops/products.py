@@ -44,9 +44,8 @@ def sum_bags(bags_M: Tensor, ids_M: Tensor, weights_M: Tensor, rows_SD: Tensor, 
     Returns:
         Sums [B, D].
     """
-    sizes_B = torch.bincount(bags_M, minlength=n_bags)
-    weights_M = weights_M.to(rows_SD.dtype)
-    return F.embedding_bag(ids_M, rows_SD, sizes_B.cumsum(0) - sizes_B, mode="sum", per_sample_weights=weights_M)
+    starts_B = torch.searchsorted(bags_M, torch.arange(n_bags, device=bags_M.device))
+    return F.embedding_bag(ids_M, rows_SD, starts_B, mode="sum", per_sample_weights=weights_M.to(rows_SD.dtype))
 
 
 def sum_by_latent(ids_Nk: Tensor, weights_Nk: Tensor, rows_ND: Tensor, S: int) -> Tensor:

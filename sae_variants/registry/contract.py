@@ -99,10 +99,10 @@ class TrainingHooks:
     """Mixin for training SAEs; it stands before the SAELens class among the bases."""
 
     special_N: Tensor | None = None
-    """Mask [N] of the rows of the coming batch that stand for special tokens; the trainer sets it before each step."""
+    """Mask [N] of the rows of the coming batch that stand for special tokens; the trainer sets it, on the host."""
 
     context_N: Tensor | None = None
-    """Number [N] of the context of each row of the coming batch; the trainer sets it before each step."""
+    """Number [N] of the context of each row of the coming batch; the trainer sets it, on the host."""
 
     is_ours: bool = False
     """Whether the trainer of this package trains the SAE; it sets this."""

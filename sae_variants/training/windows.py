@@ -31,9 +31,9 @@ class Batch(NamedTuple):
     acts_ND: Tensor
     """Activations [N, D]."""
     special_N: Tensor
-    """Mask [N] of the rows that stand for special tokens."""
+    """Mask [N] of the rows that stand for special tokens, on the host."""
     context_N: Tensor
-    """Number [N] of each row's context within the buffer."""
+    """Number [N] of each row's context within the buffer, on the host."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class WindowStream:
             chosen = ordinary[torch.randint(len(ordinary), (int(special_N.sum()),), generator=generator)]
             acts_ND[special_N.to(acts_ND.device)] = acts_ND[chosen.to(acts_ND.device)]
         context_N = context.repeat_interleave(self.window)
-        return Batch(acts_ND, special_N.to(acts_ND.device), context_N.to(acts_ND.device))
+        return Batch(acts_ND, special_N, context_N)
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Yield batch `start` and all following, without end."""

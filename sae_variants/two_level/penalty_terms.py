@@ -88,5 +88,5 @@ def latent_weights(active_S: Tensor, fires_S: Tensor, alpha: Tensor, adaptation:
         Weights [S] of mean 1.
     """
     often_S = fires_S / (fires_S + saturation)
-    parts = [part / part.mean() if part.any() else torch.ones_like(part) for part in (active_S, often_S)]
+    parts = [torch.where(part.any(), part / part.mean(), 1.0) for part in (active_S, often_S)]
     return 1 - adaptation + adaptation * (alpha * parts[0] + (1 - alpha) * parts[1])

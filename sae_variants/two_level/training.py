@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from sae_variants.ops.batch_topk import BatchTopK
 from sae_variants.ops.errors import squared_error
+from sae_variants.ops.host import Counted
 from sae_variants.ops.threshold import calibrated_threshold, follow_smallest, running_rate
 from sae_variants.refinement.training import Activate, calibrated_thresholds, jump_at
 from sae_variants.registry.contract import TrainingHooks
@@ -45,9 +46,12 @@ class TwoLevelTrainingSAE(TrainingHooks, GroupedLevels):
     upper_silent_U: Tensor
     steps_before: Sequence[int] = (0, 0)
     """Training steps of the lower and the upper level before the present one."""
+    _started: tuple[int, bool] | None = None
+    """Phase of the last step, and whether parents were due."""
 
     def __init__(self, cfg: TwoLevelTrainingSAEConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
+        self._n_dead = Counted(), Counted()
         self.register_buffer("lower_silent_L", torch.zeros(cfg.d_lower, device=self.b_dec.device))
         self.register_buffer("upper_silent_U", torch.zeros(cfg.d_sae, device=self.b_dec.device))
 
@@ -146,12 +150,16 @@ class TwoLevelTrainingSAE(TrainingHooks, GroupedLevels):
     def _start_phase(self, phase: int, step: int) -> None:
         """Initialise the upper level after the first phase, and fix the parents when the third phase begins."""
         cfg = self.cfg
+        at = phase, cfg.total_steps > 0 and step >= cfg.joint_from
+        if at == self._started:
+            return
+        self._started = at
         if phase != 1 and cfg.curriculum and not self.activity_U.any() and self.activity_L.any():
             if cfg.start == "copies":
                 self._copy_most_active()
             elif cfg.start == "groups":
                 self.start_from_groups()
-        if cfg.total_steps and step >= cfg.joint_from and (self.parent_L == NO_PARENT).all():
+        if at[1] and (self.parent_L == NO_PARENT).all():
             self.parent_L = self.parents()
 
     def _lower_losses(self, lower: Level, x_ND: Tensor) -> dict[str, Tensor]:
@@ -197,8 +205,9 @@ class TwoLevelTrainingSAE(TrainingHooks, GroupedLevels):
         Another trainer's mask of dead latents replaces ours, which is those silent for `dead_after_steps`.
         """
         dead = silent > self.cfg.dead_after_steps if mask is None else mask.bool()
-        n_dead = int(dead.sum())
-        if not self.cfg.aux_loss_coefficient or not n_dead:
+        counted = self._n_dead[name == "upper"]
+        n_dead = counted.number(dead, silent if mask is None else mask) if self.cfg.aux_loss_coefficient else 0
+        if not n_dead:
             return {}
         k = self.cfg.d_in // 2
         acts = calculate_topk_aux_acts(min(k, n_dead), level.pre, dead)
@@ -210,6 +219,7 @@ class TwoLevelTrainingSAE(TrainingHooks, GroupedLevels):
         """Update the steps since each latent fired, the running mean activations, and the threshold of BatchTopK."""
         silent += 1
         silent[(level.acts > 0).any(0)] = 0
+        self._n_dead[index].count(silent > self.cfg.dead_after_steps, silent)
         activity += ACTIVITY_RATE * (level.acts.mean(0).float() - activity)
         self._follow(self.thresholds[index], level.acts, index)
 
