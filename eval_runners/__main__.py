@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 
 from eval_runners.commands import evaluate
-from eval_runners.contract.registry import evaluator_modules, evaluator_names
+from eval_runners.contract.registry import GROUPS, evaluator_modules, evaluator_names
 from sae_variants.__main__ import main as variants_main
 from sae_variants.cli.options import Parser
 from sae_variants.common.console import run_command
@@ -38,6 +38,8 @@ def main(argv: list[str]) -> int:
     """
     if argv and argv[0] in COMMANDS and argv[0] != LIST:
         return import_module(f"eval_runners.commands.{argv[0].replace('-', '_')}").main(argv[1:])
+    if argv and argv[0] in GROUPS:
+        return import_module("eval_runners.commands.suite").main(["--evals", *argv])
     if argv and argv[0] in evaluator_names():
         return evaluate.main(argv[0], argv[1:])
     parser = Parser(

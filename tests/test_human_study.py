@@ -14,9 +14,10 @@ from conftest import TINY, fetched, needs_chromium, opened
 from scipy.stats import binomtest
 
 from eval_runners.__main__ import main
-from eval_runners.commands.human_study import judge
-from eval_runners.commands.human_study.judge import KEY_VARIABLE, parse_choice
+from eval_runners.commands.human_study.judge import parse_choice
 from eval_runners.contract.registry import load_evaluator
+from eval_runners.data import endpoint as endpoint_module
+from eval_runners.data.endpoint import KEY_VARIABLE
 from eval_runners.measures.firing import Firing
 from eval_runners.measures.intruder_questions import sample_questions
 from eval_runners.measures.intrusion import (
@@ -285,7 +286,7 @@ class Judge(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint(monkeypatch):
-    monkeypatch.setattr(judge, "_wait", lambda attempt: None)
+    monkeypatch.setattr(endpoint_module, "_wait", lambda attempt: None)
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     Judge.script, Judge.seen = [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
@@ -366,7 +367,7 @@ def test_an_endpoint_that_does_not_answer_is_reported(study, endpoint, tmp_path,
 
 
 def test_an_unreachable_endpoint_is_reported(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge, "_wait", lambda attempt: None)
+    monkeypatch.setattr(endpoint_module, "_wait", lambda attempt: None)
     urls = [
         ("http://127.0.0.1:9/v1", "cannot reach"),
         ("localhost", "must begin with http"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_runners.commands.evaluate import check_training_options, show_summaries
-from eval_runners.contract.registry import USUAL_EVALUATIONS, evaluator_names, load_evaluator
+from eval_runners.contract.registry import GROUPS, USUAL_EVALUATIONS, evaluator_names, load_evaluator
 from eval_runners.harness.cells import cells_of
 from eval_runners.harness.find_sae import SAERequest, locate_requests, resolve_requests
 from eval_runners.harness.options import DEFAULT_OUTPUT, add_scoring_options
@@ -107,7 +107,7 @@ def _parser() -> Parser:
         "--evals",
         default=",".join(USUAL_EVALUATIONS),
         metavar="NAME,...",
-        help="Evaluations, separated by commas (default: %(default)s).",
+        help="Evaluations, separated by commas; `saebench` is all of SAEBench's (default: %(default)s).",
     )
     parser.add_argument(
         "--l0",
@@ -124,12 +124,12 @@ def _parser() -> Parser:
 
 def parse_evaluations(text: str) -> list[str]:
     """Return the names of evaluations of `--evals`."""
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names:
+    given = [name.strip() for name in text.split(",") if name.strip()]
+    if not given:
         raise UsageError("--evals names no evaluation")
-    for name in names:
-        check_name("evaluation", name, evaluator_names())
-    return names
+    for name in given:
+        check_name("evaluation", name, [*evaluator_names(), *GROUPS])
+    return list(dict.fromkeys(one for name in given for one in GROUPS.get(name, (name,))))
 
 
 def split_options(

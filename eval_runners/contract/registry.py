@@ -14,6 +14,16 @@ USUAL_EVALUATIONS = ("core", "sparse_probing", "positional_consistency")
 """Run, and shown first, where a command names no evaluations."""
 
 
+GROUPS = {
+    "scr_and_tpp": ("scr", "tpp"),
+    "saebench": (
+        *("core", "sparse_probing", "sae_probes"),
+        *("absorption", "autointerp", "scr", "tpp", "meta_structure", "mdl"),
+    ),
+}
+"""Names that stand for several evaluations: SAEBench's module of two, and all of SAEBench's."""
+
+
 def evaluator_modules() -> dict[str, str]:
     """Name -> module of every evaluator: files directly in `eval_runners/`, and those of other packages.
 
@@ -24,7 +34,11 @@ def evaluator_modules() -> dict[str, str]:
 
 @cache
 def _own_stems() -> list[str]:
-    return sorted(path.stem for path in Path(__file__).parents[1].glob("*.py") if not path.stem.startswith("_"))
+    return sorted(
+        path.stem
+        for path in Path(__file__).parents[1].glob("*.py")
+        if not path.stem.startswith("_") and path.stem not in GROUPS
+    )
 
 
 def evaluator_names() -> list[str]:

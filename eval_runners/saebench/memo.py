@@ -100,6 +100,10 @@ def reusing_model_runs(model: HookedTransformer, hook_name: str) -> Iterator[Non
 
 def _resumes(sae: Any, model: HookedTransformer, hook_name: str) -> bool:
     """Return whether the model's run from the hook's layer on is what it is in a run from the first layer on."""
+    from transformer_lens import HookedTransformer
+
+    if not issubclass(type(model), HookedTransformer):  # a bridge, which says that it is one, starts at no layer
+        return False
     has_mask = getattr(model.tokenizer, "padding_side", "right") == "left"
     is_plain = sae.cfg.metadata.hook_head_index is None and not any(part in hook_name for part in PER_HEAD)
     return (

@@ -63,16 +63,21 @@ def serving_text(target: Target, name: str, tokenizer: PreTrainedTokenizerBase |
 
 @contextlib.contextmanager
 def hide_output(*modules: ModuleType) -> Iterator[None]:
-    """Hide SAEBench's prints, the nested progress bars of these modules, and scikit-learn's notices on arguments."""
-    from sklearn.exceptions import ConvergenceWarning
+    """Hide SAEBench's prints, the nested progress bars of these modules, and notices on arguments of others."""
+    from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
     from tqdm import tqdm
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.enter_context(warnings.catch_warnings())
-        for category in (FutureWarning, ConvergenceWarning):
+        for category in (FutureWarning, ConvergenceWarning, UndefinedMetricWarning):
             warnings.simplefilter("ignore", category)
-        warnings.filterwarnings("ignore", message="Inconsistent values: penalty")
+        for message in (
+            "Inconsistent values: penalty",
+            r"torch\.searchsorted\(\): input value",
+            r"std\(\): degrees of freedom",
+        ):
+            warnings.filterwarnings("ignore", message=message)
         for module in modules:
             hidden = mock.patch.object(
                 module, "tqdm", lambda *args, **kwargs: tqdm(*args, **{**kwargs, "disable": True})

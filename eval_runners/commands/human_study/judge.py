@@ -8,31 +8,18 @@ questions that have no answer yet.
 from __future__ import annotations
 
 import json
-import os
 import re
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from eval_runners.commands.human_study.files import read_answers, read_key
+from eval_runners.data.endpoint import TRIES, Refused, ask, check_endpoint
 from eval_runners.measures.intrusion import CHOICES
 from sae_variants.cli.options import Parser
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import check_file_writable, write_atomically
-
-if TYPE_CHECKING:
-    from requests import PreparedRequest, Response
-
-KEY_VARIABLE = "OPENAI_API_KEY"
-TRIES, TIMEOUT = 3, 120
-"""Requests for one question, and seconds that each may take."""
-TRANSIENT = (429, 500, 502, 503, 504)
-"""HTTP status codes after which a later request may succeed."""
-
-
-class Refused(Exception):
-    """One question that an endpoint does not accept."""
 
 
 def main(argv: list[str]) -> int:
@@ -48,7 +35,7 @@ def main(argv: list[str]) -> int:
 
     args = _parse(argv)
     key = read_key(Path(args.key))
-    _check_endpoint(args.url, os.environ.get(KEY_VARIABLE, ""))
+    check_endpoint(args.url)
     file_name = re.sub(r"[^\w.-]+", "_", args.model)
     output = Path(args.output) if args.output else Path(args.key).with_name(f"{file_name}.answers.json")
     check_file_writable(output, "--output")
@@ -57,7 +44,8 @@ def main(argv: list[str]) -> int:
     unclear, refused = 0, []
     for question in tqdm([name for name in key["items"] if name not in answers], desc="questions"):
         try:
-            choice = parse_choice(_ask(args.url, args.model, make_prompt(key["items"][question])))
+            prompt = {"role": "user", "content": make_prompt(key["items"][question])}
+            choice = parse_choice(ask(args.url, args.model, [prompt]))
         except Refused as error:
             refused.append(str(error))
             if len(refused) == TRIES and not answers:
@@ -83,15 +71,6 @@ def _parse(argv: list[str]) -> Namespace:
     parser.add_argument("--model", required=True, metavar="NAME", help="The endpoint's name of the language model.")
     parser.add_argument("--output", metavar="FILE", help="File of the answers (default: beside the key).")
     return parser.parse_args(argv)
-
-
-def _check_endpoint(url: str, secret: str) -> None:
-    if not re.match(r"https?://[^/\s]+", url):
-        raise UsageError(f"--url must begin with http:// or https://, not {url!r}")
-    if "@" in url:
-        raise UsageError(f"--url must hold no password: set {KEY_VARIABLE}")
-    if not secret.isascii() or re.search(r"\s", secret):
-        raise UsageError(f"{KEY_VARIABLE} holds what no key does: a blank, a line's end, or letters that are not ASCII")
 
 
 def _saved_answers(output: Path, study: str, model: str) -> dict[str, Any]:
@@ -123,54 +102,3 @@ def parse_choice(reply: str) -> int | None:
     """The excerpt that a reply names, from 0, or None for a reply that does not name exactly one."""
     numbers = set(re.findall(rf"\b[1-{CHOICES}]\b", reply))
     return int(numbers.pop()) - 1 if len(numbers) == 1 else None
-
-
-def _ask(url: str, model: str, prompt: str) -> str:
-    """The reply of the endpoint.
-
-    Raises:
-        UsageError: the endpoint cannot be reached or does not reply. No message contains the key.
-        Refused: the endpoint does not accept this question.
-    """
-    import requests
-
-    secret = os.environ.get(KEY_VARIABLE)
-    body = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": prompt}]}
-    address = url.rstrip("/") + "/chat/completions"
-
-    def sign(request: PreparedRequest) -> PreparedRequest:  # given in any case: it keeps ~/.netrc from being read
-        if secret:
-            request.headers["Authorization"] = f"Bearer {secret}"
-        return request
-
-    for attempt in range(TRIES):
-        try:
-            response = requests.post(address, json=body, timeout=TIMEOUT, auth=sign)
-        except requests.RequestException as error:
-            if attempt + 1 == TRIES:
-                raise UsageError(f"cannot reach {address} ({type(error).__name__}): check --url") from error
-        else:
-            if response.status_code not in TRANSIENT or attempt + 1 == TRIES:
-                return _read_reply(address, response)
-        _wait(attempt)
-    raise AssertionError("unreachable")
-
-
-def _read_reply(address: str, response: Response) -> str:
-    status = response.status_code
-    if status in (401, 403):
-        raise UsageError(f"{address} refuses (HTTP {status}): set {KEY_VARIABLE} to a valid key")
-    if status in (400, 413, 422):
-        raise Refused(f"{address} answers HTTP {status}: {' '.join(response.text.split())[:200]}")
-    if status != 200:
-        raise UsageError(f"{address} answers HTTP {status}: check --url and --model")
-    try:
-        return str(response.json()["choices"][0]["message"]["content"])
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UsageError(f"{address} does not answer with a chat completion: check --url") from error
-
-
-def _wait(attempt: int) -> None:
-    import time
-
-    time.sleep(2**attempt)

@@ -1,0 +1,98 @@
+"""A language model behind any endpoint that speaks OpenAI's API: one question, one reply.
+
+A key, if the endpoint needs one, is read from OPENAI_API_KEY; it is never printed and never written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sae_variants.common.errors import UsageError
+
+if TYPE_CHECKING:
+    from requests import PreparedRequest, Response
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+TRIES, TIMEOUT = 3, 120
+"""Requests for one question, and seconds that each may take."""
+TRANSIENT = (429, 500, 502, 503, 504)
+"""HTTP status codes after which a later request may succeed."""
+
+
+class Refused(Exception):
+    """One question that an endpoint does not accept."""
+
+
+def check_endpoint(url: str) -> None:
+    """Check an endpoint's address, and the key in the environment.
+
+    Raises:
+        UsageError: one of them cannot be right.
+    """
+    secret = os.environ.get(KEY_VARIABLE, "")
+    if not re.match(r"https?://[^/\s]+", url):
+        raise UsageError(f"--url must begin with http:// or https://, not {url!r}")
+    if "@" in url:
+        raise UsageError(f"--url must hold no password: set {KEY_VARIABLE}")
+    if not secret.isascii() or re.search(r"\s", secret):
+        raise UsageError(f"{KEY_VARIABLE} holds what no key does: a blank, a line's end, or letters that are not ASCII")
+
+
+def ask(url: str, model: str, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+    """Return the reply of an endpoint.
+
+    Args:
+        url: Its address, such as http://localhost:8000/v1.
+        model: Its name of the language model.
+        messages: The conversation, each with `role` and `content`.
+        options: Further fields of the request, such as `max_tokens`.
+
+    Raises:
+        UsageError: the endpoint cannot be reached or does not reply. No message contains the key.
+        Refused: the endpoint does not accept this question.
+    """
+    import requests
+
+    secret = os.environ.get(KEY_VARIABLE)
+    body = {"model": model, "temperature": 0, "messages": list(messages), **options}
+    address = url.rstrip("/") + "/chat/completions"
+
+    def sign(request: PreparedRequest) -> PreparedRequest:  # given in any case: it keeps ~/.netrc from being read
+        if secret:
+            request.headers["Authorization"] = f"Bearer {secret}"
+        return request
+
+    for attempt in range(TRIES):
+        try:
+            response = requests.post(address, json=body, timeout=TIMEOUT, auth=sign)
+        except requests.RequestException as error:
+            if attempt + 1 == TRIES:
+                raise UsageError(f"cannot reach {address} ({type(error).__name__}): check --url") from error
+        else:
+            if response.status_code not in TRANSIENT or attempt + 1 == TRIES:
+                return _read_reply(address, response)
+        _wait(attempt)
+    raise AssertionError("unreachable")
+
+
+def _read_reply(address: str, response: Response) -> str:
+    status = response.status_code
+    if status in (401, 403):
+        raise UsageError(f"{address} refuses (HTTP {status}): set {KEY_VARIABLE} to a valid key")
+    if status in (400, 413, 422):
+        raise Refused(f"{address} answers HTTP {status}: {' '.join(response.text.split())[:200]}")
+    if status != 200:
+        raise UsageError(f"{address} answers HTTP {status}: check --url and --model")
+    try:
+        return str(response.json()["choices"][0]["message"]["content"])
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise UsageError(f"{address} does not answer with a chat completion: check --url") from error
+
+
+def _wait(attempt: int) -> None:
+    import time
+
+    time.sleep(2**attempt)

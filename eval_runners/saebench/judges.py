@@ -1,0 +1,111 @@
+"""Judges that answer SAEBench's questions about latents: a language model behind an endpoint, or marked words.
+
+`words` needs no network. Its explanation of a latent is the words that are marked most often, and it finds those
+examples that hold one of them. It is no language model, and its scores bound from below what one reaches on latents for
+words.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from eval_runners.data.endpoint import Refused, ask
+from eval_runners.store.cache import cache_root
+from sae_variants.common.errors import UsageError
+from sae_variants.common.files import write_atomically
+from sae_variants.common.hashing import hash_value
+
+Messages = Sequence[Mapping[str, str]]
+WORDS = "words"
+"""Name of the judge that needs no network."""
+MOST_WORDS = 8
+"""Words of an explanation."""
+QUOTED = re.compile(r"«(.*?)»")
+MARKED, NUMBERED = re.compile(r"<<(.*?)>>"), re.compile(r"^(\d+)\. (.*)$", re.MULTILINE)
+CHARACTERS = 4
+"""Of a token, about, by which a budget is checked beforehand."""
+
+
+class Judge(Protocol):
+    """Answers one question."""
+
+    def answer(self, messages: Messages, max_tokens: int) -> str:
+        """Return the reply to a conversation."""
+        ...
+
+
+class WordsJudge:
+    """Marked words as explanations, and the same words as a test."""
+
+    def answer(self, messages: Messages, max_tokens: int) -> str:
+        """Return an explanation if examples are marked, else the numbers of the examples that hold its words."""
+        text = messages[-1]["content"]
+        if marked := Counter(word.strip().lower() for word in MARKED.findall(text) if word.strip()):
+            words = [word for word, _ in marked.most_common(MOST_WORDS)]
+            return "This neuron activates on " + " ".join(f"«{word}»" for word in words)
+        explanation, _, examples = text.partition("Here are the examples:")
+        words = QUOTED.findall(explanation)
+        found = [
+            number for number, line in NUMBERED.findall(examples) if any(_holds(line.lower(), word) for word in words)
+        ]
+        return ", ".join(found) or "None"
+
+
+@dataclass
+class EndpointJudge:
+    """A language model behind an endpoint; its replies are kept, so that nothing is asked twice."""
+
+    url: str
+    """The endpoint's address."""
+    model: str
+    """Its name of the language model."""
+    budget: int
+    """Tokens, about, that its questions and replies may take; 0 is no limit."""
+    tokens: int = 0
+    """Tokens, about, of those that were asked now."""
+    reused: int = 0
+    """Replies that an earlier run has kept."""
+    refused: list[str] = field(default_factory=list)
+    """Reasons why questions were not accepted."""
+
+    def answer(self, messages: Messages, max_tokens: int) -> str:
+        """Return the reply, from the disk or from the endpoint.
+
+        Raises:
+            UsageError: the endpoint does not answer, or the budget is spent.
+        """
+        kept = self._folder / f"{hash_value([self.model, list(messages), max_tokens], size=12)}.json"
+        if kept.is_file():
+            self.reused += 1
+            return str(json.loads(kept.read_text())["reply"])
+        needed = sum(len(message["content"]) for message in messages) // CHARACTERS + max_tokens
+        if self.budget and self.tokens + needed > self.budget:
+            raise UsageError(
+                f"--budget {self.budget} tokens are spent: {self.tokens} on questions that are kept; the same command "
+                "with a larger budget asks the others only"
+            )
+        try:
+            reply = ask(self.url, self.model, messages, max_tokens=max_tokens)
+        except Refused as error:
+            self.refused.append(str(error))
+            if len(self.refused) > len(list(self._folder.glob("*.json"))):
+                raise UsageError(f"{error}: check --model-name") from error
+            return ""
+        self.tokens += needed
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, json.dumps({"reply": reply, "messages": list(messages)}), "the answers")
+        return reply
+
+    @property
+    def _folder(self) -> Path:
+        return cache_root().with_name("answers") / hash_value(self.url, size=8)
+
+
+def _holds(line: str, word: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", line) is not None if word[:1].isalnum() else word in line
