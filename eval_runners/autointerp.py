@@ -12,7 +12,7 @@ Source: Paulo et al., arXiv 2410.13928; SAEBench, arXiv 2503.09532.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, Evaluator, Metric, Result
@@ -37,7 +37,7 @@ class Settings:
     model_name: str = ""
     """The endpoint's name of the language model."""
     budget: int | None = None
-    """Tokens, about, that the questions may take."""
+    """Tokens, about, that the questions on an SAE may take."""
     n_latents: int = 100
     """Latents that are explained, drawn from those that are alive."""
     total_tokens: int = 2_000_000
@@ -96,7 +96,7 @@ class AutoInterp(Evaluator[Settings]):
             )
         questions = f"{2 * settings.n_latents} questions, about {needed} tokens"
         print(f"autointerp asks {settings.model_name} for each SAE {questions}, less those that are kept")
-        return settings, {}
+        return replace(settings, budget=None), {}  # the result does not depend on it
 
     def evaluate(self, sae: SAE[Any], target: Target, settings: Settings, context: Context) -> Evaluation:
         """Run SAEBench's automatic interpretation of one SAE."""
@@ -106,8 +106,8 @@ class AutoInterp(Evaluator[Settings]):
 
         require_finite_weights(sae)
         host_settings = asdict(settings)
-        url, model, budget = (host_settings.pop(name) for name in ("url", "model_name", "budget"))
-        judge = EndpointJudge(url, model, budget or 0) if url else WordsJudge()
+        url, model, _ = (host_settings.pop(name) for name in ("url", "model_name", "budget"))
+        judge = EndpointJudge(url, model) if url else WordsJudge()
         output = score_autointerp(sae, target, host_settings, context, judge)
         latents = output.pop("eval_result_unstructured") or {}
         rows = [{key: one[key] for key in KEPT} for one in latents.values() if "score" in one]

@@ -174,27 +174,25 @@ def test_the_judge_by_words_finds_the_words_that_it_gave_as_an_explanation():
     assert judge.answer(nothing, 30) == "None"
 
 
-def test_a_language_model_as_judge_is_asked_nothing_twice_and_has_a_budget(tmp_path, monkeypatch):
+def test_a_language_model_as_judge_is_asked_nothing_twice(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path / "made"))
     monkeypatch.setattr(judges, "ask", lambda url, model, messages, **_: asked.append(messages) or "1, 2")
     question = [{"role": "user", "content": "x" * 400}]
     for _ in range(2):
-        judge = judges.EndpointJudge("http://localhost:1/v1", "m", 150)
+        judge = judges.EndpointJudge("http://localhost:1/v1", "m")
         assert judge.answer(question, 10) == "1, 2"
     assert len(asked) == judge.reused == 1
-    judge = judges.EndpointJudge("http://localhost:1/v1", "other", 150)
-    judge.answer(question, 10)
-    other = [{"role": "user", "content": "y" * 400}]
-    with pytest.raises(UsageError, match=r"--budget 150 tokens are spent: 110 on questions that are kept"):
-        judge.answer(other, 10)
+    other = judges.EndpointJudge("http://localhost:1/v1", "another")
+    other.answer(question, 10)
+    assert (other.reused, other.tokens) == (0, 110)
 
     def refuse(*_, **__):
         raise judges.Refused("no such model")
 
     monkeypatch.setattr(judges, "ask", refuse)
     with pytest.raises(UsageError, match="no such model: check --model-name"):
-        judges.EndpointJudge("http://localhost:2/v1", "m", 0).answer(question, 10)
+        judges.EndpointJudge("http://localhost:2/v1", "m").answer(question, 10)
 
 
 def test_an_endpoint_that_does_not_answer_ends_with_one_line(target, model, sae, monkeypatch):

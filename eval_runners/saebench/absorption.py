@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from string import ascii_lowercase
@@ -14,7 +15,7 @@ from unittest import mock
 
 from eval_runners.contract.contract import Context, Result
 from eval_runners.saebench.run import in_own_folder, lasting_folder, run_eval
-from eval_runners.saebench.shared import hide_output, layer_of
+from eval_runners.saebench.shared import brief_bars, layer_of
 from sae_variants.common.errors import UsageError
 from sae_variants.common.hashing import hash_value
 from sae_variants.language_model.target import Target
@@ -62,9 +63,9 @@ def score_absorption(
     config = AbsorptionEvalConfig(**given, model_name=target.model_name, llm_dtype=target.dtype)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(in_own_folder(main, context, config.random_seed))
-        stack.enter_context(hide_output(common, feature_absorption, k_sparse_probing, probing))
+        stack.enter_context(brief_bars(common, feature_absorption, k_sparse_probing, probing))
         prompt = {"base_template": config.prompt_template, "pos_idx": config.prompt_token_pos}
-        layer, key = layer_of(target.hook_name), hash_value([given, target.hook_name, str(id(context.model))])
+        layer, key = layer_of(target.hook_name), hash_value([asdict(config), target.hook_name, context.device])
         if key not in _probes:  # made before any SAE is scored, because making them draws random numbers
             made = lasting_folder()
             _probes[key] = made, _f1_of_probes(common, context, {"layer": layer, "probes_dir": made, **prompt})

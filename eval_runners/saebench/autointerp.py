@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def answered_by(judge: Judge) -> Iterator[list[BaseException]]:
+def answered_by(judge: Judge, questions: int) -> Iterator[list[BaseException]]:
     """Let a judge answer SAEBench's questions, in place of one model of one provider; yield the errors of its threads.
 
     The example of a reply in SAEBench's question is drawn in the order in which earlier replies arrive. Here the
     question decides it, so that the same command asks the same.
     """
     from sae_bench.evals.autointerp import main
+    from tqdm import tqdm
 
     errors: list[BaseException] = []
     prompts = main.AutoInterp.get_scoring_prompts
@@ -36,7 +37,9 @@ def answered_by(judge: Judge) -> Iterator[list[BaseException]]:
         try:
             if errors:  # the others would only add to the bill
                 raise errors[0]
-            return [judge.answer(messages, max_tokens)], ""
+            reply = judge.answer(messages, max_tokens)
+            bar.update()
+            return [reply], ""
         except BaseException as error:
             errors.append(error)
             raise
@@ -50,6 +53,7 @@ def answered_by(judge: Judge) -> Iterator[list[BaseException]]:
             random.setstate(state)
 
     with (
+        tqdm(total=questions, desc="questions", leave=False) as bar,
         mock.patch.object(main.AutoInterp, "get_api_response", respond),
         mock.patch.object(main.AutoInterp, "get_scoring_prompts", scoring_prompts),
     ):
@@ -85,7 +89,7 @@ def score_autointerp(
         folder = stack.enter_context(in_own_folder(main, context, config.random_seed))
         stack.enter_context(hide_output(activation_collection))
         stack.enter_context(mock.patch.object(dataset_utils, "get_dataset_list_of_strs", texts))
-        errors = stack.enter_context(answered_by(judge))
+        errors = stack.enter_context(answered_by(judge, 2 * settings["n_latents"]))
         try:
             return run_eval(main, config, sae, context, folder, api_key="")
         except AssertionError as error:

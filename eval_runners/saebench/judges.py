@@ -29,7 +29,7 @@ MOST_WORDS = 8
 QUOTED = re.compile(r"«(.*?)»")
 MARKED, NUMBERED = re.compile(r"<<(.*?)>>"), re.compile(r"^(\d+)\. (.*)$", re.MULTILINE)
 CHARACTERS = 4
-"""Of a token, about, by which a budget is checked beforehand."""
+"""Of a token, about."""
 
 
 class Judge(Protocol):
@@ -65,8 +65,6 @@ class EndpointJudge:
     """The endpoint's address."""
     model: str
     """Its name of the language model."""
-    budget: int
-    """Tokens, about, that its questions and replies may take; 0 is no limit."""
     tokens: int = 0
     """Tokens, about, of those that were asked now."""
     reused: int = 0
@@ -78,18 +76,12 @@ class EndpointJudge:
         """Return the reply, from the disk or from the endpoint.
 
         Raises:
-            UsageError: the endpoint does not answer, or the budget is spent.
+            UsageError: the endpoint does not answer.
         """
         kept = self._folder / f"{hash_value([self.model, list(messages), max_tokens], size=12)}.json"
         if kept.is_file():
             self.reused += 1
             return str(json.loads(kept.read_text())["reply"])
-        needed = sum(len(message["content"]) for message in messages) // CHARACTERS + max_tokens
-        if self.budget and self.tokens + needed > self.budget:
-            raise UsageError(
-                f"--budget {self.budget} tokens are spent: {self.tokens} on questions that are kept; the same command "
-                "with a larger budget asks the others only"
-            )
         try:
             reply = ask(self.url, self.model, messages, max_tokens=max_tokens)
         except Refused as error:
@@ -97,7 +89,7 @@ class EndpointJudge:
             if len(self.refused) > len(list(self._folder.glob("*.json"))):
                 raise UsageError(f"{error}: check --model-name") from error
             return ""
-        self.tokens += needed
+        self.tokens += sum(len(message["content"]) for message in messages) // CHARACTERS + max_tokens
         self._folder.mkdir(parents=True, exist_ok=True)
         write_atomically(kept, json.dumps({"reply": reply, "messages": list(messages)}), "the answers")
         return reply

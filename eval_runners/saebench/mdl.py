@@ -9,7 +9,7 @@ from unittest import mock
 
 from eval_runners.contract.contract import Context
 from eval_runners.saebench.run import in_own_folder
-from eval_runners.saebench.shared import serving_text
+from eval_runners.saebench.shared import brief_bars, serving_text
 from sae_variants.language_model.contexts import heldout_text_name
 from sae_variants.language_model.target import Target
 
@@ -45,6 +45,7 @@ def score_mdl(sae: SAE[Any], target: Target, settings: Mapping[str, Any], contex
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(in_own_folder(main, context, config.random_seed))
+        stack.enter_context(brief_bars(main))
         stack.enter_context(serving_text(target, text, context.model.tokenizer))
         # it takes the length of contexts from the SAE, which may have none, and not from its config
         stack.enter_context(mock.patch.object(sae.cfg.metadata, "context_size", config.context_length))

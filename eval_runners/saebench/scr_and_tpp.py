@@ -143,7 +143,7 @@ def _artifacts_of(config: ScrAndTppEvalConfig, target: Target, context: Context)
     """Make SAEBench's activations and probes, or find those that this process has made."""
     from sae_bench.evals.scr_and_tpp import main
 
-    key = hash_value([asdict(config), target.hook_name, str(id(context.model))])
+    key = hash_value([asdict(config), target.hook_name, context.device])
     if key not in _artifacts:
         folder, accuracies, test = lasting_folder(), {}, main.get_probe_test_accuracy
         sae: Any = _Nothing()

@@ -11,6 +11,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -83,6 +84,17 @@ def hide_output(*modules: ModuleType) -> Iterator[None]:
                 module, "tqdm", lambda *args, **kwargs: tqdm(*args, **{**kwargs, "disable": True})
             )
             stack.enter_context(hidden)
+        yield
+
+
+@contextlib.contextmanager
+def brief_bars(*modules: ModuleType) -> Iterator[None]:
+    """Let the progress bars of these modules vanish when they are full."""
+    from tqdm import tqdm
+
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(mock.patch.object(module, "tqdm", partial(tqdm, leave=False)))
         yield
 
 
