@@ -87,6 +87,8 @@ class Absorption(Evaluator[Settings]):
         """Refuse hooks at which SAEBench does not read: it takes the residual stream of the hook's layer."""
         if not target.hook_name.endswith(".hook_resid_post"):
             raise UsageError(f"absorption reads blocks.N.hook_resid_post only, and {target.hook_name} is another hook")
+        if settings.prompt_token_pos is not None and settings.prompt_token_pos >= 0:
+            raise UsageError(f"--prompt-token-pos counts from the end: below 0, not {settings.prompt_token_pos}")
         if "{word}" not in settings.prompt_template:
             raise UsageError(f"--prompt-template must contain {{word}}, unlike {settings.prompt_template!r}")
         return settings, {}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, Evaluator, Metric, Result
@@ -82,11 +83,15 @@ class AutoInterp(Evaluator[Settings]):
     def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
         """Check the endpoint, and that the budget is enough."""
         from eval_runners.data.endpoint import check_endpoint
+        from eval_runners.saebench.judges import WORDS
 
         if bool(settings.url) != bool(settings.model_name):
             raise UsageError("--url and --model-name belong together: the endpoint, and its name of a language model")
+        if settings.n_latents < 2:
+            raise UsageError("--n-latents must be at least 2: SAEBench also gives the standard deviation over latents")
+        judge = {"judge": settings.model_name or WORDS}
         if not settings.url:
-            return settings, {}
+            return settings, judge
         check_endpoint(settings.url)
         needed = TOKENS_OF_LATENT * settings.n_latents
         if settings.budget is not None and needed > settings.budget:
@@ -96,7 +101,7 @@ class AutoInterp(Evaluator[Settings]):
             )
         questions = f"{2 * settings.n_latents} questions, about {needed} tokens"
         print(f"autointerp asks {settings.model_name} for each SAE {questions}, less those that are kept")
-        return replace(settings, budget=None), {}  # the result does not depend on it
+        return replace(settings, budget=None), judge  # the result does not depend on it
 
     def evaluate(self, sae: SAE[Any], target: Target, settings: Settings, context: Context) -> Evaluation:
         """Run SAEBench's automatic interpretation of one SAE."""
@@ -110,6 +115,8 @@ class AutoInterp(Evaluator[Settings]):
         judge = EndpointJudge(url, model) if url else WordsJudge()
         output = score_autointerp(sae, target, host_settings, context, judge)
         latents = output.pop("eval_result_unstructured") or {}
+        numbers = output["eval_result_metrics"]["autointerp"]
+        numbers |= {name: -1.0 for name, value in numbers.items() if not isfinite(value)}  # as SAEBench does in core
         rows = [{key: one[key] for key in KEPT} for one in latents.values() if "score" in one]
         failures = [] if rows else ["no latent fires often enough to be explained"]
         kept: dict[str, Any] = {"judge": model or WORDS, "latents": rows}
@@ -118,8 +125,9 @@ class AutoInterp(Evaluator[Settings]):
         return Evaluation(unstructured=kept, failures=failures, host_output=output)
 
     def summary_lines(self, result: Result) -> list[str]:
-        """The judge, and what people reach."""
-        return [f"judge: {result[UNSTRUCTURED]['judge']}; {PEOPLE}"]
+        """The judge, the latents that it explained, and what people reach."""
+        found = result[UNSTRUCTURED]
+        return [f"judge: {found['judge']}, {len(found['latents'])} latents with an answer; {PEOPLE}"]
 
     def detail_rows(self, result: Result) -> Iterator[dict[str, Any]]:
         """One row per latent: its explanation and score."""

@@ -30,7 +30,7 @@ class Settings:
     """Numbers of bins that are tried."""
     mse_epsilon_threshold: float = 0.2
     """Largest error, as the root of the mean squared error divided by d_in."""
-    sae_batch_size: int = 64
+    batches: int = 64
     """Batches that are read at a time, each of as many contexts."""
     context_size: int = 128
     """Tokens in a context, BOS included."""

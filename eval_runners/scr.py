@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval_runners.contract.contract import Context, Curve, Evaluation, Metric
 from eval_runners.saebench.ablations import NOT_FOR_RANKING, SHOWN, Ablations, AblationSettings, points
+from sae_variants.common.errors import UsageError
 from sae_variants.common.hashing import hash_value
 
 if TYPE_CHECKING:
@@ -57,6 +58,19 @@ class SCR(Ablations):
         from sae_bench.evals.scr_and_tpp.eval_output import ScrEvalOutput
 
         return ScrEvalOutput
+
+    def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
+        """Check the numbers of documents, too: a quarter of them has each pair of labels."""
+        from eval_runners.data.labelled_pairs import PAIRED, fewest_texts
+
+        settings, versions = super().prepare(target, settings)
+        sizes = {"--train-set-size": settings.train_set_size, "--test-set-size": settings.test_set_size}
+        for (option, size), most in zip(sizes.items(), fewest_texts(PAIRED), strict=True):
+            if size < 4 or size % 4:
+                raise UsageError(f"{option} must be a multiple of 4, a quarter for each pair of labels, not {size}")
+            if PAIRED in settings.dataset_names and size // 2 >= most:
+                raise UsageError(f"{option} {size} is too large for {PAIRED}: at most {(most - 1) // 2 * 4}")
+        return settings, versions
 
     def evaluate(self, sae: SAE[Any], target: Target, settings: Settings, context: Context) -> Evaluation:
         """Run SAEBench's SCR of one SAE."""

@@ -121,7 +121,7 @@ SMALL = {
         "max_k_value": 2, "k_sparse_probe_num_epochs": 2, "min_GT_probe_f1": -1.0, "min_feats_for_eval": 1, "prompt_template": "first:{word}",
     },
     "autointerp": {"n_latents": 6, "total_tokens": 1000, "llm_context_size": 32, "dead_latent_threshold": 1.0},
-    "mdl": {"num_bins_values": (4,), "sae_batch_size": 1, "context_size": 32},
+    "mdl": {"num_bins_values": (4,), "batches": 1, "context_size": 32},
     "meta_structure": {"train_steps": 20, "train_batch_size": 64},
     "scr": {
         "dataset_names": ("sandbox/ag_news+yelp_sentiment",), "train_set_size": 80, "test_set_size": 40, "n_values": (2, 5, 10),

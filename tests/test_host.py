@@ -51,12 +51,14 @@ OF_SAELENS = {  # of its AuxK, and of Adam, whose counters lie on the host
 def test_a_step_does_not_wait_for_the_device(name, target, tmp_path, monkeypatch):
     """Watched on the CPU, on the paths of other devices; the losses are those of the paths of the CPU.
 
-    The second of two steps of each phase is watched: the first may initialise something.
+    The third of three steps of each phase is watched: the first may initialise something, the second look for it.
     """
     plan = make_plan(name, target, tiny(name), tmp_path)
     N, losses = plan.settings.batch_tokens, []
     generator = torch.Generator().manual_seed(0)
-    batches = [(step, torch.randn(N, 32, generator=generator)) for step in (0, 1, 12, 13, 20, 21, 30, 31)]
+    batches = [
+        (step, torch.randn(N, 32, generator=generator)) for step in (0, 1, 2, 12, 13, 14, 20, 21, 22, 29, 30, 31)
+    ]
     special_N, reads = torch.arange(N) % 50 == 0, Reads()
     for elsewhere in (False, True):
         if elsewhere:
@@ -68,7 +70,7 @@ def test_a_step_does_not_wait_for_the_device(name, target, tmp_path, monkeypatch
         for step, batch_ND in batches:
             trainer.n_training_steps = step
             hooks.special_N, hooks.context_N = special_N, torch.arange(N) // 16
-            with reads if elsewhere and step % 2 else contextlib.nullcontext():
+            with reads if elsewhere and step in (2, 14, 22, 31) else contextlib.nullcontext():
                 output = trainer.step(batch_ND)
         losses.append({key: loss.item() for key, loss in output.losses.items()})
     assert reads.found <= OF_SAELENS

@@ -352,7 +352,7 @@ def test_a_language_model_answers_the_same_questions(study, key, endpoint, tmp_p
     ("script", "message"),
     [
         ([(401, "{}")], "set OPENAI_API_KEY"),
-        ([(404, "{}")], "answers HTTP 404: check --url and --model"),
+        ([(404, "{}")], "answers HTTP 404: check --url and the name of the model"),
         ([(500, "{}")] * 3, "answers HTTP 500"),
         ([(200, "{}")], "does not answer with a chat completion"),
         ([(400, '{"error": "too long"}')] * 3, "HTTP 400: .*too long.*check --model"),

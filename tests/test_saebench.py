@@ -107,7 +107,7 @@ def test_mdl(target, model, sae, monkeypatch):
         expected = main.run_eval_single_sae(config, sae, model, "cpu", text)
         torch.set_grad_enabled(True)
     monkeypatch.delattr(main, "config")
-    evaluation = evaluate("mdl", sae, target, model, num_bins_values=(4, 8), sae_batch_size=2, context_size=32)
+    evaluation = evaluate("mdl", sae, target, model, num_bins_values=(4, 8), batches=2, context_size=32)
     assert evaluation.unstructured["of_bins"] == expected
 
 
@@ -258,3 +258,48 @@ def test_the_configs_that_are_kept_are_saebench_s(target):
         expected = getattr(host, name)
         if name != "llm_batch_size":  # which SAEBench's command line sets
             assert value == (tuple(expected) if isinstance(expected, list) else expected), name
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("scr", {"train_set_size": 6}, "--train-set-size must be a multiple of 4"),
+        ("scr", {"train_set_size": 4000}, f"--train-set-size 4000 is too large for {PAIRED}: at most"),
+        ("absorption", {"prompt_token_pos": 6}, "--prompt-token-pos counts from the end: below 0, not 6"),
+        ("autointerp", {"n_latents": 1}, "--n-latents must be at least 2"),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused_before_anything_is_trained(target, name, settings, message):
+    evaluator = load_evaluator(name)
+    small = {"dataset_names": (PAIRED,), "test_set_size": 40, "n_values": (2,)} if name == "scr" else {}
+    with pytest.raises(UsageError, match=re.escape(message)):
+        evaluator.prepare(target, evaluator.settings_class(**small | settings))
+
+
+def test_where_no_latent_is_alive_the_score_is_no_number_and_the_sae_untrained(target, model, sae):
+    small = {"n_latents": 6, "total_tokens": 1000, "llm_context_size": 32, "dead_latent_threshold": 1e9}
+    evaluation = evaluate("autointerp", sae, target, model, prepare=True, **small)
+    assert evaluation.failures == ["no latent fires often enough to be explained"]
+    assert evaluation.output["eval_result_metrics"]["autointerp"]["autointerp_score"] == -1
+
+
+def test_scores_of_different_judges_are_not_compared(target):
+    evaluator = load_evaluator("autointerp")
+    named = {"url": "http://localhost:1/v1", "model_name": "m"}
+    versions = [evaluator.prepare(target, evaluator.settings_class(**given))[1] for given in ({}, named)]
+    assert versions == [{"judge": "words"}, {"judge": "m"}]
+
+
+def test_a_latent_whose_question_is_refused_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path / "made"))
+    monkeypatch.setattr(judges, "ask", lambda *_, **__: "an explanation")
+    judge = judges.EndpointJudge("http://localhost:1/v1", "m")
+    judge.answer([{"role": "user", "content": "one"}], 10)
+
+    def refuse(*_, **__):
+        raise judges.Refused("too long")
+
+    monkeypatch.setattr(judges, "ask", refuse)
+    assert judge.answer([{"role": "user", "content": "two"}], 10) == judges.REFUSED
+    assert judge.answer([{"role": "user", "content": f"fires on {judges.REFUSED}"}], 10) == judges.REFUSED
+    assert len(judge.refused) == 1

@@ -171,6 +171,7 @@ def _baseline(file: str, scoring: Scoring) -> Result:
     """
     baseline, target = load_result(Path(file)), scoring.target
     planned = {
+        **asdict(scoring.settings),
         "evaluation": scoring.evaluator.result_type,
         "model_name": target.model_name,
         "hook_name": target.hook_name,
@@ -179,7 +180,6 @@ def _baseline(file: str, scoring: Scoring) -> Result:
         "documents": dict(scoring.location.versions) or None,
         "evaluator_version": scoring.evaluator.version,
         "eval_seed": 0,
-        **asdict(scoring.settings),
     }
     conditions = conditions_of(baseline)
     if differences := describe_differences(planned, conditions):

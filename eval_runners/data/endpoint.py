@@ -35,6 +35,8 @@ def check_endpoint(url: str) -> None:
     secret = os.environ.get(KEY_VARIABLE, "")
     if not re.match(r"https?://[^/\s]+", url):
         raise UsageError(f"--url must begin with http:// or https://, not {url!r}")
+    if "?" in url or "#" in url:
+        raise UsageError(f"--url must be the address alone, without what follows ? or #: set {KEY_VARIABLE} for a key")
     if "@" in url:
         raise UsageError(f"--url must hold no password: set {KEY_VARIABLE}")
     if not secret.isascii() or re.search(r"\s", secret):
@@ -85,11 +87,14 @@ def _read_reply(address: str, response: Response) -> str:
     if status in (400, 413, 422):
         raise Refused(f"{address} answers HTTP {status}: {' '.join(response.text.split())[:200]}")
     if status != 200:
-        raise UsageError(f"{address} answers HTTP {status}: check --url and --model")
+        raise UsageError(f"{address} answers HTTP {status}: check --url and the name of the model")
     try:
-        return str(response.json()["choices"][0]["message"]["content"])
+        content = response.json()["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise UsageError(f"{address} does not answer with a chat completion: check --url") from error
+    if not isinstance(content, str):
+        raise Refused(f"{address} answers without text")
+    return content
 
 
 def _wait(attempt: int) -> None:

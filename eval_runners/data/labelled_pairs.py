@@ -43,6 +43,12 @@ def paired_texts(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(rows(False)), pd.DataFrame(rows(True))
 
 
+def fewest_texts(name: str) -> tuple[int, int]:
+    """Return how many train and how many test texts the rarest pair of labels has."""
+    train, test = (int(part.groupby([FIRST, SECOND]).size().min()) for part in paired_texts(name))
+    return train, test
+
+
 def _parts(name: str) -> tuple[str, str]:
     first, _, second = name.partition("+")
     return first, f"sandbox/{second}"

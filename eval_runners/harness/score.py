@@ -78,7 +78,8 @@ def prepare_scoring(
     settings = evaluator.settings_class(**{**values, **given})
     for field, hint in hints.items():
         value, least = getattr(settings, field), 0 if field.endswith("seed") else 1
-        if int in (hint, *get_args(hint)) and isinstance(value, int) and value < least:
+        counts = int in (hint, *get_args(hint)) and not field.endswith("_pos")  # from the end, where it is negative
+        if counts and isinstance(value, int) and value < least:
             raise UsageError(f"{to_option(field)} must be at least {least}, not {value}")
     own = {field: getattr(settings, field) + target.eval_seed for field in OWN_SEEDS if field in hints}
     settings, versions = evaluator.prepare(target, replace(settings, **own))

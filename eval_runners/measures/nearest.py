@@ -44,7 +44,7 @@ def nearest(rows_SD: Tensor, directions_FD: Tensor) -> Nearest:
     latent_F = torch.zeros_like(cosine_F, dtype=torch.long)
     features, first = [], 0
     for part_PD in rows_SD.split(max(1, COSINES_AT_ONCE // len(cosine_F))):
-        cosine_PF = (unit(part_PD) @ directions_DF).abs()
+        cosine_PF = (unit(part_PD).to(directions_DF) @ directions_DF).abs()
         features.append(cosine_PF.argmax(1))
         best_F, row_F = cosine_PF.max(0)
         is_better_F = best_F > cosine_F

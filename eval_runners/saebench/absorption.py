@@ -63,6 +63,7 @@ def score_absorption(
     config = AbsorptionEvalConfig(**given, model_name=target.model_name, llm_dtype=target.dtype)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(in_own_folder(main, context, config.random_seed))
+        stack.enter_context(contextlib.chdir(folder))  # where it writes a file that nobody asked for
         stack.enter_context(brief_bars(common, feature_absorption, k_sparse_probing, probing))
         prompt = {"base_template": config.prompt_template, "pos_idx": config.prompt_token_pos}
         layer, key = layer_of(target.hook_name), hash_value([asdict(config), target.hook_name, context.device])
@@ -88,7 +89,7 @@ def score_absorption(
         stack.enter_context(mock.patch.object(main, "run_feature_absortion_experiment", absorb))
         acts_ND, _ = common.load_probe_data_split(context.model, layer, probes_dir=made, device=context.device)
         with torch.no_grad():
-            fires = bool((sae.encode(acts_ND.to(sae.dtype)) != 0).any())
+            fires = any(bool((sae.encode(x_ND) != 0).any()) for x_ND in acts_ND.to(sae.dtype).split(256))
         return run_eval(main, config, sae, context, folder), fires
 
 

@@ -91,8 +91,10 @@ def score_autointerp(
         stack.enter_context(mock.patch.object(dataset_utils, "get_dataset_list_of_strs", texts))
         errors = stack.enter_context(answered_by(judge, 2 * settings["n_latents"]))
         try:
-            return run_eval(main, config, sae, context, folder, api_key="")
+            return run_eval(main, config, sae, context, folder, api_key="", artifacts_path=str(folder / "artifacts"))
         except AssertionError as error:
+            if str(error):  # another than that of the text's length
+                raise
             raise UsageError(
                 f"the held-out text of {target.title} has fewer than {config.total_tokens} tokens: lower --total-tokens"
             ) from error

@@ -28,6 +28,8 @@ MOST_WORDS = 8
 """Words of an explanation."""
 QUOTED = re.compile(r"«(.*?)»")
 MARKED, NUMBERED = re.compile(r"<<(.*?)>>"), re.compile(r"^(\d+)\. (.*)$", re.MULTILINE)
+REFUSED = "(refused)"
+"""Stands for a reply that there is not; SAEBench leaves its latent out."""
 CHARACTERS = 4
 """Of a token, about."""
 
@@ -67,6 +69,8 @@ class EndpointJudge:
     """Its name of the language model."""
     tokens: int = 0
     """Tokens, about, of those that were asked now."""
+    asked: int = 0
+    """Replies of this run."""
     reused: int = 0
     """Replies that an earlier run has kept."""
     refused: list[str] = field(default_factory=list)
@@ -78,6 +82,8 @@ class EndpointJudge:
         Raises:
             UsageError: the endpoint does not answer.
         """
+        if REFUSED in messages[-1]["content"]:  # its explanation was refused
+            return REFUSED
         kept = self._folder / f"{hash_value([self.model, list(messages), max_tokens], size=12)}.json"
         if kept.is_file():
             self.reused += 1
@@ -86,9 +92,10 @@ class EndpointJudge:
             reply = ask(self.url, self.model, messages, max_tokens=max_tokens)
         except Refused as error:
             self.refused.append(str(error))
-            if len(self.refused) > len(list(self._folder.glob("*.json"))):
+            if len(self.refused) > self.asked + self.reused:
                 raise UsageError(f"{error}: check --model-name") from error
-            return ""
+            return REFUSED
+        self.asked += 1
         self.tokens += sum(len(message["content"]) for message in messages) // CHARACTERS + max_tokens
         self._folder.mkdir(parents=True, exist_ok=True)
         write_atomically(kept, json.dumps({"reply": reply, "messages": list(messages)}), "the answers")

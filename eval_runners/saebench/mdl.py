@@ -23,7 +23,7 @@ def score_mdl(sae: SAE[Any], target: Target, settings: Mapping[str, Any], contex
     Args:
         sae: In inference form.
         target: Names the model, the hook and the held-out text.
-        settings: Fields of SAEBench's config.
+        settings: Those of the evaluator.
         context: The loaded model and the device.
 
     Returns:
@@ -33,11 +33,12 @@ def score_mdl(sae: SAE[Any], target: Target, settings: Mapping[str, Any], contex
     from loguru import logger
     from sae_bench.evals.mdl import main
     from sae_bench.evals.mdl.eval_config import MDLEvalConfig
+    from sae_bench.sae_bench_utils.general_utils import str_to_dtype
 
     text = heldout_text_name(target)
+    names = {"context_size": "context_length", "batches": "sae_batch_size"}
     config = MDLEvalConfig(
-        **{name: value for name, value in settings.items() if name != "context_size"},
-        context_length=settings["context_size"],
+        **{names.get(name, name): value for name, value in settings.items()},
         k_values=[None],  # pyright: ignore[reportArgumentType]  as SAEBench's command line does
         dataset_name=text,
         model_name=target.model_name,
@@ -55,5 +56,6 @@ def score_mdl(sae: SAE[Any], target: Target, settings: Mapping[str, Any], contex
         stack.enter_context(mock.patch.object(torch.Tensor, "cuda", lambda values: values.to(context.device)))
         logger.disable(main.__name__)  # it logs to the terminal by itself
         stack.callback(logger.enable, main.__name__)
+        sae = sae.to(device=context.device, dtype=str_to_dtype(target.dtype))  # as its `run_eval` does
         found: Any = main.run_eval_single_sae(config, sae, context.model, context.device, text)
     return found

@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def in_own_folder(main: ModuleType, context: Context, seed: int) -> Iterator[Path]:
-    """Give SAEBench's module the loaded model and an empty working folder, and undo what it changes globally.
+    """Give SAEBench's module the loaded model and an empty folder, and undo what it changes globally.
 
-    SAEBench writes files to the working folder, switches gradients on or off for good, and draws from the global random
-    state, which only its command lines seed.
+    SAEBench switches gradients on or off for good, and draws from the global random state, which only its command lines
+    seed.
     """
     import torch
 
     has_gradients, states = torch.is_grad_enabled(), (random.getstate(), torch.get_rng_state())
+    of_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(contextlib.chdir(folder))
         if hasattr(main, "HookedTransformer"):
             stack.enter_context(mock.patch.object(main, "HookedTransformer", PreloadedModel(context.model)))
         stack.enter_context(hide_output(*([main] if hasattr(main, "tqdm") else [])))
@@ -47,6 +47,8 @@ def in_own_folder(main: ModuleType, context: Context, seed: int) -> Iterator[Pat
             torch.set_grad_enabled(has_gradients)
             random.setstate(states[0])
             torch.set_rng_state(states[1])
+            if of_devices:
+                torch.cuda.set_rng_state_all(of_devices)
 
 
 def lasting_folder() -> Path:

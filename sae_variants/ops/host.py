@@ -37,7 +37,7 @@ class Counted:
 
     def count(self, mask_S: Tensor, made_of: Tensor) -> None:
         """Start to count the entries of a mask, which depends on `made_of` alone."""
-        self._number = mask_S.sum().to("cpu", non_blocking=True)
+        self._number = mask_S.sum().to("cpu", non_blocking=mask_S.device.type == "cuda")
         if mask_S.device.type == "cuda":
             self._copied = torch.cuda.Event()
             self._copied.record()

@@ -151,16 +151,19 @@ class TwoLevelTrainingSAE(TrainingHooks, GroupedLevels):
         """Initialise the upper level after the first phase, and fix the parents when the third phase begins."""
         cfg = self.cfg
         at = phase, cfg.total_steps > 0 and step >= cfg.joint_from
-        if at == self._started:
+        if at == self._started:  # what follows reads numbers of the device
             return
-        self._started = at
-        if phase != 1 and cfg.curriculum and not self.activity_U.any() and self.activity_L.any():
+        is_fresh = phase != 1 and cfg.curriculum and not self.activity_U.any()
+        if is_fresh and self.activity_L.any():
             if cfg.start == "copies":
                 self._copy_most_active()
             elif cfg.start == "groups":
                 self.start_from_groups()
-        if at[1] and (self.parent_L == NO_PARENT).all():
+        has_no_parents = at[1] and bool((self.parent_L == NO_PARENT).all())
+        if has_no_parents:
             self.parent_L = self.parents()
+        if not is_fresh and not has_no_parents:
+            self._started = at
 
     def _lower_losses(self, lower: Level, x_ND: Tensor) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
