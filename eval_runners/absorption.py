@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
     from sae_variants.language_model.target import Target
+    from sae_variants.training.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,21 @@ class Absorption(Evaluator[Settings]):
             raise UsageError(f"--prompt-template must contain {{word}}, unlike {settings.prompt_template!r}")
         return settings, {}
 
+    def why_unsupported(self, plan: Plan, settings: Settings) -> str:
+        """The SAE has fewer latents than a letter may have."""
+        from eval_runners.saebench.shared import too_many_of
+
+        return too_many_of("--max-k-value", settings.max_k_value, plan.sized["d_sae"])
+
     def evaluate(self, sae: SAE[Any], target: Target, settings: Settings, context: Context) -> Evaluation:
         """Run SAEBench's feature absorption of one SAE."""
         from eval_runners.measures.checks import require_finite_weights
         from eval_runners.saebench.absorption import score_absorption
+        from eval_runners.saebench.shared import too_many_of
 
         require_finite_weights(sae)
-        if settings.max_k_value > sae.cfg.d_sae:
-            raise UsageError(f"--max-k-value asks for {settings.max_k_value} of d_sae = {sae.cfg.d_sae}")
+        if reason := too_many_of("--max-k-value", settings.max_k_value, sae.cfg.d_sae):
+            raise UsageError(reason)
         output, fires = score_absorption(sae, target, asdict(settings), context)
         return Evaluation(failures=[] if fires else ["no latent fires on any word"], host_output=output)
 

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from eval_runners.contract.contract import Context, Evaluation, Evaluator
-from eval_runners.saebench.shared import layer_of
+from eval_runners.saebench.shared import layer_of, too_many_of
 from sae_variants.common.errors import UsageError, check_name
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
     from sae_variants.language_model.target import Target
+    from sae_variants.training.plan import Plan
 
 N_VALUES = (2, 5, 10, 20, 50, 100, 500)
 """Numbers of ablated latents for which SAEBench's results have fields."""
@@ -70,12 +71,16 @@ class Ablations(Evaluator[Any]):
             raise UsageError(f"--n-values may hold {', '.join(map(str, N_VALUES))}, not {unknown[0]}")
         return settings, self.versions(settings)
 
+    def why_unsupported(self, plan: Plan, settings: Any) -> str:
+        """The SAE has fewer latents than are ablated."""
+        return too_many_of("--n-values", max(settings.n_values), plan.sized["d_sae"])
+
     def evaluate(self, sae: SAE[Any], target: Target, settings: Any, context: Context) -> Evaluation:
         """Run SAEBench's evaluation of one SAE, and add the accuracy of the language model's probes."""
         from eval_runners.saebench.scr_and_tpp import score_scr_or_tpp
 
-        if max(settings.n_values) > sae.cfg.d_sae:
-            raise UsageError(f"--n-values asks for {max(settings.n_values)} of d_sae = {sae.cfg.d_sae}")
+        if reason := too_many_of("--n-values", max(settings.n_values), sae.cfg.d_sae):
+            raise UsageError(reason)
         output, accuracies, ablated = score_scr_or_tpp(sae, target, asdict(settings), context, self.perform_scr)
         failures = [] if ablated else ["no latent separates a class from others"]
         return Evaluation(unstructured={"probe_accuracy": accuracies}, failures=failures, host_output=output)

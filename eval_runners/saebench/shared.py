@@ -87,6 +87,11 @@ def hide_output(*modules: ModuleType) -> Iterator[None]:
         yield
 
 
+def too_many_of(option: str, wanted: int, d_sae: int) -> str:
+    """Return why an SAE of that width cannot be scored by so many latents, or "" if it can."""
+    return f"{option} asks for {wanted} of d_sae = {d_sae}" if wanted > d_sae else ""
+
+
 @contextlib.contextmanager
 def brief_bars(*modules: ModuleType) -> Iterator[None]:
     """Let the progress bars of these modules vanish when they are full."""
