@@ -1,6 +1,6 @@
 """Time and memory of training steps of `topk` over the number of latents, up to a million on one machine.
 
-    python tests/benchmarks/large_dictionary.py [--d-in 128] [--k 32] [--d-sae 16384,65536,262144,1048576]
+    python tests/benchmarks/large_dictionary.py [--d-in 128] [--k 32] [--d-sae 16384,65536] [--picture FILE]
 
 Each width runs in a process of its own, on random activations, with nine latents in ten dead, so that AuxK chooses among
 nearly all of them: two steps to warm up, then the median of the others; a checkpoint and the finished SAE in SAELens'
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--d-sae", default="16384,32768,65536,131072,262144,524288,1048576")
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--picture", help="Draw time and memory over the number of latents.")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -85,17 +87,50 @@ def main() -> None:
         return
     print("| latents | s a step | GB in steps | GB with saving | predicted | checkpoint | save |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
+    rows = []
     for d_sae in args.d_sae.split(","):
         words = [sys.executable, __file__, "--one", "--d-sae", d_sae]
         for name in ("d_in", "k", "batch", "steps"):
             words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
         r = json.loads(done.stdout.splitlines()[-1])
+        rows.append(r)
         gigabytes = " | ".join(f"{r[name] / 1e9:.2f}" for name in ("bytes", "bytes_with_saving", "predicted"))
         span = f"{r['seconds']:.2f} ({r['least']:.2f} to {r['most']:.2f})"
         print(
             f"| {r['d_sae']:,.0f} | {span} | {gigabytes} | {r['checkpoint']:.1f} s | {r['finish']:.1f} s |", flush=True
         )
+    if len(rows) > 1:
+        slopes = [slope([r["d_sae"] for r in rows], [r[name] for r in rows]) for name in ("seconds", "bytes")]
+        print(
+            f"time grows with the number of latents to the power {slopes[0]:.2f}, memory to the power {slopes[1]:.2f}"
+        )
+        if args.picture:
+            draw(rows, slopes, args)
+
+
+def slope(x: list[float], y: list[float]) -> float:
+    """Return the slope of a line through the logarithms."""
+    return statistics.linear_regression([math.log(v) for v in x], [math.log(v) for v in y]).slope
+
+
+def draw(rows: list[dict[str, float]], slopes: list[float], args: argparse.Namespace) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    time_axes, memory_axes = figure.subplots(1, 2)
+    widths = [r["d_sae"] for r in rows]
+    time_axes.plot(widths, [r["seconds"] for r in rows], "o-", color="#0072b2")
+    time_axes.set(title=f"seconds a step (slope {slopes[0]:.2f})")
+    memory_axes.plot(widths, [r["bytes"] / 1e9 for r in rows], "o-", color="#0072b2", label="measured")
+    memory_axes.plot(widths, [r["predicted"] / 1e9 for r in rows], "x--", color="#d55e00", label="predicted")
+    memory_axes.set(title=f"GB (slope {slopes[1]:.2f})")
+    memory_axes.legend(frameon=False)
+    for axes in (time_axes, memory_axes):
+        axes.set(xscale="log", yscale="log", xlabel="latents")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"topk, d_in {args.d_in}, k {args.k}, {args.batch:,} tokens a step, nine latents in ten dead")
+    figure.savefig(args.picture, dpi=110)
 
 
 if __name__ == "__main__":
