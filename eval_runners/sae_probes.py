@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from eval_runners.contract.contract import Context, Evaluation, Evaluator, Metric, Result
-from eval_runners.saebench.shared import KS, check_ks, layer_of
+from eval_runners.saebench.shared import KS, check_ks, layer_of, too_many_of
 from sae_variants.common.errors import UsageError, check_name
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ class SAEProbes(Evaluator[Settings]):
         from eval_runners.saebench.sae_probes import score_sae_probes
 
         require_finite_weights(sae)
-        if max(settings.ks) > sae.cfg.d_sae:
-            raise UsageError(f"--ks asks for {max(settings.ks)} of d_sae = {sae.cfg.d_sae}")
+        if reason := too_many_of("--ks", max(settings.ks), sae.cfg.d_sae):
+            raise UsageError(reason)
         host_settings = asdict(settings)
         del host_settings["all"]
         output = score_sae_probes(sae, target, host_settings, context)

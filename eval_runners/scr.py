@@ -65,10 +65,11 @@ class SCR(Ablations):
 
         settings, versions = super().prepare(target, settings)
         sizes = {"--train-set-size": settings.train_set_size, "--test-set-size": settings.test_set_size}
-        for (option, size), most in zip(sizes.items(), fewest_texts(PAIRED), strict=True):
+        limits = fewest_texts(PAIRED) if PAIRED in settings.dataset_names else (None, None)
+        for (option, size), most in zip(sizes.items(), limits, strict=True):
             if size < 4 or size % 4:
                 raise UsageError(f"{option} must be a multiple of 4, a quarter for each pair of labels, not {size}")
-            if PAIRED in settings.dataset_names and size // 2 >= most:
+            if most is not None and size // 2 >= most:
                 raise UsageError(f"{option} {size} is too large for {PAIRED}: at most {(most - 1) // 2 * 4}")
         return settings, versions
 

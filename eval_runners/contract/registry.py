@@ -17,8 +17,15 @@ USUAL_EVALUATIONS = ("core", "sparse_probing", "positional_consistency")
 GROUPS = {
     "scr_and_tpp": ("scr", "tpp"),
     "saebench": (
-        *("core", "sparse_probing", "sae_probes"),
-        *("absorption", "autointerp", "scr", "tpp", "meta_structure", "mdl"),
+        "core",
+        "sparse_probing",
+        "sae_probes",
+        "absorption",
+        "autointerp",
+        "scr",
+        "tpp",
+        "meta_structure",
+        "mdl",
     ),
 }
 """Names that stand for several evaluations: SAEBench's module of two, and all of SAEBench's."""

@@ -6,6 +6,7 @@ The first label is the topic of the item, the second the sentiment of the review
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING
 
 from eval_runners.data.labelled import TEST_ONE_IN, distinct_classes
@@ -27,6 +28,7 @@ def labels_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return first, second
 
 
+@cache
 def paired_texts(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the train and the test texts of a dataset, with a row for each."""
     import pandas as pd
