@@ -9,6 +9,8 @@ import pytest
 from conftest import evaluate, identity, zero
 from test_alpha_dynamics import write_trace
 from test_hierarchy import tree
+from test_ravel import SMALL as RAVEL
+from test_ravel import answers_of, early_target, leave_garbage, write_prompts
 from test_synthetic import SMALL as SYNTHETIC
 
 from eval_runners.commands.evaluate import main
@@ -123,6 +125,7 @@ SMALL = {
     "autointerp": {"n_latents": 6, "total_tokens": 1000, "llm_context_size": 32, "dead_latent_threshold": 1.0},
     "mdl": {"num_bins_values": (4,), "batches": 1, "context_size": 32},
     "meta_structure": {"train_steps": 20, "train_batch_size": 64},
+    "ravel": RAVEL,
     "scr": {
         "dataset_names": ("sandbox/ag_news+yelp_sentiment",), "train_set_size": 80, "test_set_size": 40, "n_values": (2, 5, 10),
         "probe_epochs": 5, "context_length": 32,
@@ -134,7 +137,7 @@ SMALL = {
 
 
 @pytest.fixture
-def run(name, evaluator, target, model, tasks_file, tmp_path, monkeypatch):
+def run(name, evaluator, target, model, text_file, tasks_file, tmp_path, monkeypatch):
     if evaluator.made_by:
         pytest.skip(f"{name} is made by {evaluator.made_by}")
     settings = SMALL.get(name, {}) | ({"tasks": str(tasks_file)} if name == "sparse_probing" else {})
@@ -145,6 +148,10 @@ def run(name, evaluator, target, model, tasks_file, tmp_path, monkeypatch):
         settings |= {"dataset_names": (register_task_file(str(tasks_file)),)}
     if name in ("scr", "tpp"):  # a model with random weights cannot do the task
         monkeypatch.setattr(scr_and_tpp, "LEAST_ACCURACY", 0.0)
+    if name == "ravel":
+        leave_garbage(monkeypatch)
+        target = early_target(tmp_path / "model", text_file)
+        settings |= {"prompts": str(write_prompts(tmp_path / "prompts", answers_of(target)))}
     if name == "absorption":  # nor has its tokenizer many words
         from sae_bench.evals.absorption import common, feature_absorption
 

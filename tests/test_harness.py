@@ -107,7 +107,7 @@ def test_an_error_stops_the_scoring_unless_it_keeps_going(scoring, two_saes, mod
     monkeypatch.setattr(Core, "evaluate", fails_for_the_first)
     with pytest.raises(type(error)):
         score_all([scoring], two_saes, lambda: model, force=False)
-    scored, failures = score_all([scoring], two_saes, lambda: model, force=False, keep_going=True)
+    scored, failures, _ = score_all([scoring], two_saes, lambda: model, force=False, keep_going=True)
     assert [sae.label for sae, _ in scored] == [two_saes[1].label]
     assert failures == [f"core of [1/2] {two_saes[0].label}: {line}"]
     assert [path.parent.name for path in scoring.location.root.rglob("*.json")] == ["random"]
@@ -118,7 +118,7 @@ def test_an_untrained_sae_stops_nothing(scoring, two_saes, model, monkeypatch):
         raise Untrained("no weights")
 
     monkeypatch.setattr(Core, "evaluate", untrained)
-    scored, failures = score_all([scoring], two_saes, lambda: model, force=False)
+    scored, failures, _ = score_all([scoring], two_saes, lambda: model, force=False)
     assert scored == []
     assert failures == [
         f"[{number}/2] {sae.label}: untrained: no weights; there is no result"
@@ -127,8 +127,8 @@ def test_an_untrained_sae_stops_nothing(scoring, two_saes, model, monkeypatch):
 
 
 def test_a_finished_result_is_reused_without_the_language_model(scoring, two_saes, model):
-    first, _ = score_all([scoring], two_saes, lambda: model, force=False)
-    again, _ = score_all([scoring], two_saes, lambda: pytest.fail("loaded the model"), force=False)
+    first, *_ = score_all([scoring], two_saes, lambda: model, force=False)
+    again, *_ = score_all([scoring], two_saes, lambda: pytest.fail("loaded the model"), force=False)
     assert [result for _, result in again] == [result for _, result in first]
 
 
@@ -144,7 +144,7 @@ def test_what_another_process_evaluates_comes_last_and_is_waited_for(scoring, tw
         assert second.exists()
         assert not first.exists()
         assert f"[1/2] {two_saes[0].label}: {socket.gethostname()} (process {os.getpid()}) evaluates core" in shown
-    scored, failures = scoring_all.result(timeout=60)
+    scored, failures, _ = scoring_all.result(timeout=60)
     assert [sae for sae, _ in scored] == two_saes
     assert failures == []
 

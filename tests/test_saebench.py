@@ -20,7 +20,7 @@ from eval_runners.contract.registry import GROUPS, evaluator_names, load_evaluat
 from eval_runners.data.labelled import register_task_file
 from eval_runners.data.labelled_pairs import FIRST, PAIRED, PAIRS, SECOND, TEXT, paired_texts
 from eval_runners.saebench import absorption, judges, scr_and_tpp
-from eval_runners.saebench.shared import PreloadedModel, serving_text
+from eval_runners.saebench.shared import Preloaded, serving_text
 from eval_runners.saebench.sparse_probing import serving_tasks
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.contexts import heldout_text_name, text_dataset
@@ -43,7 +43,7 @@ def alone(main, config, sae, model, folder, **options):
     random.seed(42)
     torch.manual_seed(42)
     has_gradients = torch.is_grad_enabled()
-    with contextlib.chdir(folder), mock.patch.object(main, "HookedTransformer", PreloadedModel(model), create=True):
+    with contextlib.chdir(folder), mock.patch.object(main, "HookedTransformer", Preloaded(model), create=True):
         where = {"device": "cpu", "output_path": str(folder / "alone")}
         main.run_eval(config, [("x", sae)], **where, force_rerun=True, **options)
     torch.set_grad_enabled(has_gradients)

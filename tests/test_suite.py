@@ -8,17 +8,18 @@ from unittest.mock import Mock
 
 import pandas as pd
 import pytest
-from conftest import TINY
+from conftest import TINY, tiny
 
 from eval_runners.__main__ import main
 from eval_runners.commands.suite import _l0_setting, split_options
-from eval_runners.contract.registry import load_evaluator
+from eval_runners.contract.registry import GROUPS, load_evaluator
 from eval_runners.core import Core
 from eval_runners.harness.score import prepare_scoring
 from eval_runners.store.read import mean_and_interval
 from eval_runners.views.grid_picture import _draw_line, _lines
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import load_target
+from sae_variants.training.plan import make_plan
 
 SETTINGS = [
     "--core.batch-size-prompts",
@@ -112,6 +113,25 @@ def argv_without(argv):
         else:
             kept.append(word)
     return kept
+
+
+def test_of_a_group_what_the_target_does_not_allow_is_left_out_with_the_reason(
+    target, trained, tmp_path, model_folder, text_file, capsys, monkeypatch
+):
+    monkeypatch.setitem(GROUPS, "few", ("core", "absorption", "ravel"))
+    argv = words(target, tmp_path, model_folder, text_file)[:7]
+    sae = make_plan("stock:batchtopk", target, tiny("stock:batchtopk"), trained).folder
+    where = ["--output", str(tmp_path / "out"), "--sae", str(sae)]
+    core = [option for option in SETTINGS if not option.startswith("--positional")][:7]
+    assert main([*argv, *where, "--evals", "few", *core]) == 0
+    printed = capsys.readouterr().out
+    assert "left out: absorption: absorption needs 10 words of the tokenizer for each first letter" in printed
+    assert "left out: ravel: cannot get the prompts adamkarvonen/ravel_prompts" in printed
+    assert [path.parts[-3] for path in (tmp_path / "out").rglob("*.json")] == ["core"]
+    assert main([*argv, *where, "--evals", "few,absorption", *core]) == 1  # it is asked for
+    assert "\nabsorption: absorption needs 10 words" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="cannot get the prompts"):
+        main([*argv, *where, "--evals", "few,ravel", *core])
 
 
 def test_options_go_where_they_belong():

@@ -89,7 +89,7 @@ def main(name: str, argv: list[str]) -> int:
     for scoring, requests in zip(scorings, all_requests, strict=True):
         axes, shares = grid_fields(grid_points), snapshot_shares([scoring])
         located, untrainable = locate_requests(requests, device, axes, shares)
-        of_target, unscored = score_all([scoring], located, model_loader(scoring.target, device), args.force)
+        of_target, unscored, _ = score_all([scoring], located, model_loader(scoring.target, device), args.force)
         if of_target:
             _print_tables(scoring, of_target, args, baseline)
         scored += of_target

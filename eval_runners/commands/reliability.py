@@ -77,9 +77,9 @@ def main(argv: list[str]) -> int:
     check_folder_writable(output)
     located, untrainable = locate_requests(requests, device, grid_fields(grid_points), snapshot_shares(scorings))
     load_model = model_loader(target, device)
-    scored, failures = score_all(scorings, located, load_model, args.force, keep_going=True)
+    scored, failures, _ = score_all(scorings, located, load_model, args.force, keep_going=True)
     of_first_seed = [sae for sae in located if sae.seed == args.seeds[0]]
-    again, further_failures = score_all(further, of_first_seed, load_model, args.force, keep_going=True)
+    again, further_failures, _ = score_all(further, of_first_seed, load_model, args.force, keep_going=True)
     _print_table([*scored, *again], args.markdown)
     return report_failures([*scored, *again], [*untrainable, *failures, *further_failures])
 

@@ -2,13 +2,15 @@
 
 Trains the SAEs that are missing, in as few streams as fit in memory, then scores each SAE. Finished results are reused,
 so the same command continues after an interruption. An SAE that fails is named at the end, with its error; the others
-are scored all the same.
+are scored all the same. Of a group such as `saebench`, evaluations that the target does not allow are left out, with
+the reason.
 """
 
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,7 @@ from eval_runners.contract.registry import GROUPS, USUAL_EVALUATIONS, evaluator_
 from eval_runners.harness.cells import cells_of
 from eval_runners.harness.find_sae import SAERequest, locate_requests, resolve_requests
 from eval_runners.harness.options import DEFAULT_OUTPUT, add_scoring_options
-from eval_runners.harness.score import (
-    check_supported,
-    prepare_scoring,
-    snapshot_shares,
-)
+from eval_runners.harness.score import Scoring, check_supported, prepare_scoring, snapshot_shares
 from eval_runners.harness.score_many import report_failures, score_all
 from eval_runners.harness.target_model import model_loader
 from eval_runners.leaderboard.boards import make_boards
@@ -76,7 +74,19 @@ def main(argv: list[str]) -> int:
     hide_host_warnings()
     target, device, output = target_from(args), device_from(args), Path(args.output)
     command = ["python", "-m", "eval_runners", "suite", *argv]
-    scorings = [prepare_scoring(name, target, given[name], output, device, command) for name in evaluations]
+    scorings: list[Scoring] = []
+    left_out: dict[str, str] = {}
+    asked_for = {name.strip() for name in args.evals.split(",")}
+    optional = {name for name in evaluations if name not in asked_for and not given[name]}
+    for name in evaluations:
+        try:
+            scoring = prepare_scoring(name, target, given[name], output, device, command)
+            scorings.append(replace(scoring, is_optional=name in optional))
+        except UsageError as error:
+            if name not in optional:
+                raise
+            left_out[name] = str(error)
+    _print_left_out(left_out)  # now, too, because the rest takes long
     grid_points = parse_grid(args.grid, args.vary)
     requests = _requests(args, target, overrides, grid_points)
     check_training_options(overrides, args, [requests])
@@ -88,7 +98,9 @@ def main(argv: list[str]) -> int:
         if not share_work(launch, "eval_runners", ["suite", *argv], output, cells):
             return 0
     located, untrainable = locate_requests(requests, device, axes, snapshot_shares(scorings))
-    scored, unscored = score_all(scorings, located, model_loader(target, device), args.force, keep_going=True)
+    scored, unscored, impossible = score_all(
+        scorings, located, model_loader(target, device), args.force, keep_going=True
+    )
     if scored:
         print_boards(make_boards([result for _, result in scored]))
         for scoring in scorings:
@@ -98,7 +110,13 @@ def main(argv: list[str]) -> int:
             write_csv(Path(args.csv), scored)
         if args.picture:
             draw_grid(Path(args.picture), scored, axes)
+    _print_left_out(left_out | impossible)
     return report_failures(scored, [*untrainable, *unscored])
+
+
+def _print_left_out(left_out: Mapping[str, str]) -> None:
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}")
 
 
 def _parser() -> Parser:

@@ -21,6 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
+from sae_variants.common.errors import UsageError
+
 if TYPE_CHECKING:
     from sae_lens import SAE
     from transformer_lens import HookedTransformer
@@ -97,6 +99,10 @@ class Metric:
 
 class Untrained(Exception):
     """An SAE for which there can be no result, and why. The other SAEs of the command are evaluated all the same."""
+
+
+class CannotDo(UsageError):
+    """The target's language model cannot do an evaluation's task, whatever the SAE: none is scored."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,7 @@ class Evaluator(Generic[SettingsT]):
 
         Raises:
             UsageError: the SAE or the settings do not fit; one line that names the option to change.
+            CannotDo: the language model cannot do the task.
             Untrained: there can be no result.
         """
         raise NotImplementedError

@@ -26,6 +26,7 @@ GROUPS = {
         "tpp",
         "meta_structure",
         "mdl",
+        "ravel",
     ),
 }
 """Names that stand for several evaluations: SAEBench's module of two, and all of SAEBench's."""

@@ -40,6 +40,8 @@ class Scoring:
     settings: Any
     """An instance of the evaluator's `settings_class`."""
     location: ResultLocation
+    is_optional: bool = False
+    """Whether it is left out where the target cannot do its task; else that is a failure."""
 
     @property
     def target(self) -> Target:

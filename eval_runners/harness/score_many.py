@@ -5,13 +5,25 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
-from eval_runners.contract.contract import UNSTRUCTURED, Untrained
+from eval_runners.contract.contract import UNSTRUCTURED, CannotDo, Untrained
 from eval_runners.contract.located import LocatedSAE
 from eval_runners.harness.score import Scored, Scoring, score_sae
 from eval_runners.harness.target_model import LoadedModel
 from sae_variants.common.errors import UsageError
 from sae_variants.common.worker import failure_of, is_worker, record_failure
+
+
+class Outcome(NamedTuple):
+    """What came of scoring many SAEs."""
+
+    scored: list[Scored]
+    """The SAEs with their results."""
+    failures: list[str]
+    """One line for each failure."""
+    left_out: dict[str, str]
+    """Evaluation -> why it was left out."""
 
 
 def score_all(
@@ -20,7 +32,7 @@ def score_all(
     load_model: Callable[[], LoadedModel],
     force: bool,
     keep_going: bool = False,
-) -> tuple[list[Scored], list[str]]:
+) -> Outcome:
     """Score every SAE by every evaluator.
 
     Args:
@@ -31,7 +43,7 @@ def score_all(
         keep_going: turn errors into failures, so that the other SAEs are still scored.
 
     Returns:
-        The SAEs with their results; one line for each failure. An SAE that is `Untrained` is always a failure.
+        Results, failures, and optional evaluations that were left out. An SAE that is `Untrained` is always a failure.
 
     Raises:
         UsageError: unless `keep_going`, an SAE or settings that do not fit.
@@ -42,6 +54,7 @@ def score_all(
     cells = [(scoring, title, sae) for scoring in scorings for title, sae in _with_titles(located)]
     scored: dict[int, Scored] = {}
     failures: dict[int, str] = {}
+    impossible: dict[str, str] = {}
     bar = tqdm(total=len(cells), unit="result", desc="suite", disable=not keep_going)
     left = list(range(len(cells)))
     timeouts = (0.0,) if is_worker() else (0.0, -1.0)  # what another process makes comes last, and is waited for
@@ -51,6 +64,8 @@ def score_all(
             for number in left:
                 scoring, title, sae = cells[number]
                 name, path = f"{scoring.evaluator.name} of {title}" if keep_going else title, scoring.location.path(sae)
+                if scoring.evaluator.name in impossible:
+                    continue
                 if reason := failure_of(path):
                     failures[number] = f"{name}: {reason}"
                     continue
@@ -59,6 +74,12 @@ def score_all(
                 except Timeout:
                     busy.append(number)
                     continue
+                except CannotDo as error:
+                    if not keep_going:
+                        raise
+                    impossible[scoring.evaluator.name] = str(error)
+                    if not scoring.is_optional:
+                        failures[number] = f"{scoring.evaluator.name}: {error}"
                 except Exception as error:
                     if not keep_going and not isinstance(error, Untrained):
                         raise
@@ -67,7 +88,12 @@ def score_all(
                     failures[number] = f"{name}: {reason}"
                 bar.update()
             left = busy
-    return [scored[number] for number in sorted(scored)], [failures[number] for number in sorted(failures)]
+    left_out = {scoring.evaluator.name for scoring in scorings if scoring.is_optional} & impossible.keys()
+    return Outcome(
+        [scored[number] for number in sorted(scored)],
+        [failures[number] for number in sorted(failures)],
+        {name: impossible[name] for name in sorted(left_out)},
+    )
 
 
 def _reason(error: Exception) -> str:

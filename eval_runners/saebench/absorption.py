@@ -13,10 +13,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from eval_runners.contract.contract import Context, Result
+from eval_runners.contract.contract import CannotDo, Context, Result
 from eval_runners.saebench.run import in_own_folder, lasting_folder, run_eval
 from eval_runners.saebench.shared import brief_bars, layer_of
-from sae_variants.common.errors import UsageError
 from sae_variants.common.hashing import hash_value
 from sae_variants.language_model.target import Target
 
@@ -73,7 +72,7 @@ def score_absorption(
         made, scores = _probes[key]
         found = sum(score > config.min_GT_probe_f1 for score in scores)
         if found < config.min_feats_for_eval:  # it prints so, and writes nothing
-            raise UsageError(
+            raise CannotDo(
                 f"{target.model_name} cannot do the task: probes on all its channels find {found} of {len(scores)} "
                 f"first letters with an F1 above {config.min_GT_probe_f1} (mean {sum(scores) / len(scores):.2f}), and "
                 f"{config.min_feats_for_eval} are needed"
@@ -101,7 +100,7 @@ def _f1_of_probes(common: ModuleType, context: Context, options: Mapping[str, An
     firsts = [word.strip()[0].lower() for word in common.get_alpha_tokens(context.model.tokenizer)]
     rarest = min(ascii_lowercase, key=firsts.count)
     if firsts.count(rarest) < LEAST_WORDS:
-        raise UsageError(
+        raise CannotDo(
             f"absorption needs {LEAST_WORDS} words of the tokenizer for each first letter, and {firsts.count(rarest)} "
             f"begin with {rarest!r}"
         )

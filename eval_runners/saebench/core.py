@@ -15,7 +15,7 @@ from unittest import mock
 
 from eval_runners.contract.contract import Context, Result
 from eval_runners.saebench.memo import reusing_model_runs
-from eval_runners.saebench.shared import PreloadedModel, mute_loggers, serving_text
+from eval_runners.saebench.shared import Preloaded, mute_loggers, serving_text
 from eval_runners.store.envelope import sae_bench_release
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.contexts import heldout_text_name
@@ -112,7 +112,7 @@ def score_core(
 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         stack.enter_context(serving_text(target, heldout_text_name(target), context.model.tokenizer))
-        stack.enter_context(mock.patch.object(core, "HookedTransformer", PreloadedModel(context.model)))
+        stack.enter_context(mock.patch.object(core, "HookedTransformer", Preloaded(context.model)))
         stack.enter_context(reusing_model_runs(context.model, target.hook_name))
         variance = stack.enter_context(observing_variance())
         caught = stack.enter_context(catching_errors())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from eval_runners.contract.contract import Context, Result
-from eval_runners.saebench.shared import PreloadedModel, hide_output, mute_loggers
+from eval_runners.saebench.shared import Preloaded, hide_output, mute_loggers
 from eval_runners.store.envelope import sae_bench_release
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def in_own_folder(main: ModuleType, context: Context, seed: int) -> Iterator[Pat
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if hasattr(main, "HookedTransformer"):
-            stack.enter_context(mock.patch.object(main, "HookedTransformer", PreloadedModel(context.model)))
+            stack.enter_context(mock.patch.object(main, "HookedTransformer", Preloaded(context.model)))
         stack.enter_context(hide_output(*([main] if hasattr(main, "tqdm") else [])))
         stack.enter_context(mute_loggers("sae_bench", "sae_lens"))
         random.seed(seed)

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from eval_runners.contract.contract import Context, Result
+from eval_runners.contract.contract import CannotDo, Context, Result
 from eval_runners.data.labelled_pairs import FIRST, PAIRED, PAIRS, SECOND, TEXT, labels_of, paired_texts
 from eval_runners.saebench.padding import skipped_by_model
 from eval_runners.saebench.run import in_own_folder, lasting_folder, run_eval
 from eval_runners.saebench.shared import hide_output, layer_of, to_lists
 from eval_runners.saebench.sparse_probing import serving_tasks
 from sae_variants.common.console import progress
-from sae_variants.common.errors import UsageError
 from sae_variants.common.hashing import hash_value
 from sae_variants.language_model.target import Target
 
@@ -163,7 +162,7 @@ def _artifacts_of(config: ScrAndTppEvalConfig, target: Target, context: Context)
     folder, accuracies = _artifacts[key]
     worst = min(accuracies, key=lambda name: accuracies[name])
     if accuracies[worst] < LEAST_ACCURACY:
-        raise UsageError(
+        raise CannotDo(
             f"{target.model_name} cannot do the task: probes on all its channels reach an accuracy of "
             f"{accuracies[worst]:.2f} on {worst}, below {LEAST_ACCURACY}: choose other --dataset-names"
         )

@@ -22,23 +22,24 @@ from sae_variants.language_model.hooks import layer_of_hook, require_hook
 from sae_variants.language_model.target import Target
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
     from transformers import PreTrainedTokenizerBase
 
 KS = (1, 2, 5, 10, 20, 50, 100)
 """Numbers of latents for which SAEBench's probing results have fields."""
 
 
-class PreloadedModel:
-    """Stand-in for the class `HookedTransformer`, from which SAEBench loads the model by name in every call."""
+class Preloaded:
+    """Stand-in for a class such as `HookedTransformer`, from which SAEBench loads by name in every call."""
 
-    def __init__(self, model: HookedTransformer) -> None:
-        """Keep the model that is loaded already."""
-        self.model = model
+    def __init__(self, loaded: Any) -> None:
+        """Keep the model or tokenizer that is loaded already."""
+        self.loaded = loaded
 
-    def from_pretrained_no_processing(self, name: str, **kwargs: Any) -> HookedTransformer:
-        """Return the loaded model, whatever the name."""
-        return self.model
+    def from_pretrained(self, name: str, **kwargs: Any) -> Any:
+        """Return what is loaded, whatever the name."""
+        return self.loaded
+
+    from_pretrained_no_processing = from_pretrained
 
 
 def to_lists(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from eval_runners.contract.contract import Context, Result
 from eval_runners.data.labelled import dataset_version, distinct_classes, is_local_dataset, split_dataset
 from eval_runners.saebench.padding import skipped_by_model, skipped_by_sae
 from eval_runners.saebench.probe_f1 import F1Recorder, ProbeScores
-from eval_runners.saebench.shared import PreloadedModel, hide_output, layer_of, to_lists
+from eval_runners.saebench.shared import Preloaded, hide_output, layer_of, to_lists
 from eval_runners.store.cache import cached_folder, evict_unused
 from eval_runners.store.envelope import sae_bench_release
 from sae_variants.common.console import progress
@@ -104,7 +104,7 @@ def score_sparse_probing(
     with contextlib.ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(serving_tasks())
-        stack.enter_context(mock.patch.object(main, "HookedTransformer", PreloadedModel(context.model)))
+        stack.enter_context(mock.patch.object(main, "HookedTransformer", Preloaded(context.model)))
         recorder = stack.enter_context(F1Recorder().recording())
         stack.enter_context(skipped_by_model(context.model))
         stack.enter_context(skipped_by_sae(sae))

@@ -57,8 +57,8 @@ class Reference:
         return float(change_TV.square().mean(-1).sqrt().max() / (self.logprobs_TV.std(-1).mean() + 1e-3))
 
 
-def load_hf_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Load Hugging Face's causal language model of a folder on the CPU.
+def load_hf_model(folder: Path | str, dtype: torch.dtype) -> PreTrainedModel:
+    """Load Hugging Face's causal language model of a folder, or of a name on the Hub, on the CPU.
 
     Raises:
         UsageError: It cannot be loaded, a tensor is missing or has another shape, or a weight is not used.

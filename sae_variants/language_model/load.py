@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from sae_variants.common.errors import UsageError, describe_error
 from sae_variants.common.memory import reuse_freed_memory
-from sae_variants.language_model.folders import is_local_model
-from sae_variants.language_model.hub import find_model, model_errors
+from sae_variants.language_model.conversion import load_hf_model
+from sae_variants.language_model.folders import is_local_model, model_folder
+from sae_variants.language_model.hub import find_model, model_errors, official_name
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_model(name: str, device: str, dtype: str) -> HookedTransformer:
@@ -42,6 +44,28 @@ def load_model(name: str, device: str, dtype: str) -> HookedTransformer:
         raise
     except Exception as error:
         raise UsageError(f"TransformerLens cannot load the model {name}: {describe_error(error)}") from error
+
+
+def load_transformers_model(name: str, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a language model and its tokenizer as `transformers` has them, for code that takes no TransformerLens model.
+
+    Args:
+        name: Name on the Hub, or a registered name of a local folder.
+        device: Device of the weights.
+        dtype: Data type of the weights, such as `float32`.
+
+    Raises:
+        UsageError: The Hub is unreachable, or `transformers` cannot load the model.
+    """
+    from sae_lens.util import str_to_dtype
+    from transformers import AutoTokenizer
+
+    if not is_local_model(name):
+        name = find_model(name)
+    source = model_folder(name) or official_name(name)
+    with _hub_errors_of(name):
+        model = load_hf_model(source, str_to_dtype(dtype))
+        return model.to(device), AutoTokenizer.from_pretrained(source, trust_remote_code=False)  # pyright: ignore[reportArgumentType]
 
 
 def _hub_errors_of(name: str) -> contextlib.AbstractContextManager[None]:

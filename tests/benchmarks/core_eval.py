@@ -41,7 +41,7 @@ def main() -> None:
     from eval_runners.core import Settings
     from eval_runners.saebench import memo
     from eval_runners.saebench.core import score_core
-    from eval_runners.saebench.shared import PreloadedModel, mute_loggers, serving_text
+    from eval_runners.saebench.shared import Preloaded, mute_loggers, serving_text
     from sae_variants.language_model.contexts import heldout_text_name
     from sae_variants.language_model.load import load_model
     from sae_variants.language_model.target import load_target
@@ -67,7 +67,7 @@ def main() -> None:
         with (
             tempfile.TemporaryDirectory() as folder,
             serving_text(target, heldout_text_name(target), model.tokenizer),
-            mock.patch.object(core, "HookedTransformer", PreloadedModel(model)),
+            mock.patch.object(core, "HookedTransformer", Preloaded(model)),
             contextlib.redirect_stdout(io.StringIO()),
             mute_loggers("sae_bench", "sae_lens"),
         ):

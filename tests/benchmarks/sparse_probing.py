@@ -33,7 +33,7 @@ def main() -> None:
     import sae_variants
     from eval_runners.contract.contract import Context
     from eval_runners.contract.registry import load_evaluator
-    from eval_runners.saebench.shared import PreloadedModel, hide_output
+    from eval_runners.saebench.shared import Preloaded, hide_output
     from eval_runners.saebench.sparse_probing import serving_tasks
     from eval_runners.sparse_probing import Settings
     from sae_variants.language_model.load import load_model
@@ -57,7 +57,7 @@ def main() -> None:
         body = probe_training.train_sklearn_probe.__wrapped__
         with (
             mock.patch.object(probe_training, "train_sklearn_probe", body),
-            mock.patch.object(saebench, "HookedTransformer", PreloadedModel(model)),
+            mock.patch.object(saebench, "HookedTransformer", Preloaded(model)),
             serving_tasks(),
             hide_output(),
         ):
