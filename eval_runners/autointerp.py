@@ -82,32 +82,18 @@ class AutoInterp(Evaluator[Settings]):
 
     def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
         """Check the endpoint, and that the budget is enough."""
-        from eval_runners.data.endpoint import check_endpoint
-        from eval_runners.saebench.judges import WORDS
+        from eval_runners.data.judges import WORDS, check_judge
 
-        if bool(settings.url) != bool(settings.model_name):
-            raise UsageError("--url and --model-name belong together: the endpoint, and its name of a language model")
         if settings.n_latents < 2:
             raise UsageError("--n-latents must be at least 2: SAEBench also gives the standard deviation over latents")
-        judge = {"judge": settings.model_name or WORDS}
-        if not settings.url:
-            return settings, judge
-        check_endpoint(settings.url)
-        needed = TOKENS_OF_LATENT * settings.n_latents
-        if settings.budget is not None and needed > settings.budget:
-            raise UsageError(
-                f"{settings.n_latents} latents take about {needed} tokens, more than --budget {settings.budget}: lower "
-                "--n-latents or raise the budget"
-            )
-        questions = f"{2 * settings.n_latents} questions, about {needed} tokens"
-        print(f"autointerp asks {settings.model_name} for each SAE {questions}, less those that are kept")
-        return replace(settings, budget=None), judge  # the result does not depend on it
+        check_judge(settings.url, settings.model_name, settings.budget, settings.n_latents, TOKENS_OF_LATENT)
+        return replace(settings, budget=None), {"judge": settings.model_name or WORDS}  # no result depends on a budget
 
     def evaluate(self, sae: SAE[Any], target: Target, settings: Settings, context: Context) -> Evaluation:
         """Run SAEBench's automatic interpretation of one SAE."""
+        from eval_runners.data.judges import WORDS, EndpointJudge, WordsJudge
         from eval_runners.measures.checks import require_finite_weights
         from eval_runners.saebench.autointerp import score_autointerp
-        from eval_runners.saebench.judges import WORDS, EndpointJudge, WordsJudge
 
         require_finite_weights(sae)
         host_settings = asdict(settings)

@@ -125,6 +125,9 @@ SMALL = {
     "autointerp": {"n_latents": 6, "total_tokens": 1000, "llm_context_size": 32, "dead_latent_threshold": 1.0},
     "mdl": {"num_bins_values": (4,), "batches": 1, "context_size": 32},
     "meta_structure": {"train_steps": 20, "train_batch_size": 64},
+    "explanations": {
+        "n_contexts": 32, "context_size": 32, "n_latents": 3, "n_min": 1, "excerpt_tokens": 2, "n_tests": 4, "n_examples": 4,
+    },
     "ravel": RAVEL,
     "scr": {
         "dataset_names": ("sandbox/ag_news+yelp_sentiment",), "train_set_size": 80, "test_set_size": 40, "n_values": (2, 5, 10),

@@ -17,9 +17,10 @@ from conftest import evaluate, tiny
 
 from eval_runners.commands.suite import parse_evaluations
 from eval_runners.contract.registry import GROUPS, evaluator_names, load_evaluator
+from eval_runners.data import judges
 from eval_runners.data.labelled import register_task_file
 from eval_runners.data.labelled_pairs import FIRST, PAIRED, PAIRS, SECOND, TEXT, paired_texts
-from eval_runners.saebench import absorption, judges, scr_and_tpp
+from eval_runners.saebench import absorption, scr_and_tpp
 from eval_runners.saebench.shared import Preloaded, serving_text
 from eval_runners.saebench.sparse_probing import serving_tasks
 from sae_variants.common.errors import UsageError

@@ -74,9 +74,7 @@ def describe_by_patterns(
     """
     half = len(ids_CT) // 2
     last_activations = make_last_activations(sae, target, model, latent)
-    examples = find_examples(ids_CT[:half], acts_CT[:half], n_examples, longest)
-    candidates = (find_pattern(run, activation, last_activations, replacements) for run, activation in examples)
-    patterns = dict.fromkeys(pattern for pattern in candidates if pattern is not None)
+    patterns = find_patterns(ids_CT[:half], acts_CT[:half], last_activations, replacements, n_examples, longest)
     predicted_CT = match_trie(build_trie(patterns), ids_CT[half:]) & ~special_CT[half:]
     texts = [pattern_text(pattern, tokenizer_of(model)) for pattern in patterns]
     row: dict[str, Any] = {"latent": latent, "patterns": texts}
@@ -88,6 +86,11 @@ def describe_by_patterns(
 
 def make_last_activations(sae: SAE[Any], target: Target, model: HookedTransformer, latent: int) -> LastActivations:
     """A function that gives a latent's activation on the last token of runs, each preceded by BOS only."""
+    return last_activations_by(target, model, lambda x_ND: sae.encode(x_ND)[:, latent])
+
+
+def last_activations_by(target: Target, model: HookedTransformer, read: Callable[[Tensor], Tensor]) -> LastActivations:
+    """The same for a function from activations at the hook, [N, D], to those of a latent or a direction, [N]."""
     at_hook = hook_activations(model, target.hook_name)
     bos = bos_id(model)
 
@@ -98,9 +101,23 @@ def make_last_activations(sae: SAE[Any], target: Target, model: HookedTransforme
             ids[row, 1 : len(run) + 1] = torch.tensor(run)  # what follows the last token cannot change it
         with torch.no_grad():
             x_ND = at_hook(ids)[torch.arange(len(runs)), torch.tensor(lengths)]
-            return sae.encode(x_ND)[:, latent].tolist()
+            return read(x_ND).tolist()
 
     return last_activations
+
+
+def find_patterns(
+    ids_CT: Tensor,
+    acts_CT: Tensor,
+    last_activations: LastActivations,
+    replacements: Sequence[int],
+    n_examples: int = EXAMPLES,
+    longest: int = LONGEST,
+) -> list[Pattern]:
+    """Find the patterns of a latent, without repeats, in the contexts in which it fires most."""
+    examples = find_examples(ids_CT, acts_CT, n_examples, longest)
+    candidates = (find_pattern(run, activation, last_activations, replacements) for run, activation in examples)
+    return list(dict.fromkeys(pattern for pattern in candidates if pattern is not None))
 
 
 def find_examples(ids_CT: Tensor, acts_CT: Tensor, n_examples: int, longest: int) -> list[tuple[list[int], float]]:

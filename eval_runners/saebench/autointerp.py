@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from eval_runners.contract.contract import Context, Result
-from eval_runners.saebench.judges import Judge
+from eval_runners.data.judges import Judge
 from eval_runners.saebench.run import in_own_folder, run_eval
 from eval_runners.saebench.shared import hide_output
 from sae_variants.common.errors import UsageError

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from eval_runners.data.endpoint import Refused, ask
+from eval_runners.data.endpoint import Refused, ask, check_endpoint
 from eval_runners.store.cache import cache_root
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import write_atomically
@@ -32,6 +32,26 @@ REFUSED = "(refused)"
 """Stands for a reply that there is not; SAEBench leaves its latent out."""
 CHARACTERS = 4
 """Of a token, about."""
+
+
+def check_judge(url: str, model_name: str, budget: int | None, n_latents: int, tokens_of_latent: int) -> None:
+    """Check an endpoint and a budget, and print what will be asked; without an endpoint nothing is.
+
+    Raises:
+        UsageError: one of them cannot be right.
+    """
+    if bool(url) != bool(model_name):
+        raise UsageError("--url and --model-name belong together: the endpoint, and its name of a language model")
+    if not url:
+        return
+    check_endpoint(url)
+    needed = tokens_of_latent * n_latents
+    if budget is not None and needed > budget:
+        raise UsageError(
+            f"{n_latents} latents take about {needed} tokens, more than --budget {budget}: lower --n-latents or raise "
+            "the budget"
+        )
+    print(f"{model_name} is asked about {needed} tokens for each SAE, less those of replies that are kept")
 
 
 class Judge(Protocol):
