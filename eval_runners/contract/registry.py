@@ -27,6 +27,7 @@ GROUPS = {
         "meta_structure",
         "mdl",
         "ravel",
+        "unlearning",
     ),
 }
 """Names that stand for several evaluations: SAEBench's module of two, and all of SAEBench's."""
