@@ -18,7 +18,7 @@ COMMANDS = {
     "suite": "Score several SAEs with several seeds and evaluations at once.",
     "reliability": "Measure how much metrics vary between seeds, and which differences are reliable.",
     "leaderboard": "Rank results of ours and of others, where they may be ranked.",
-    "export": "Write results as files that SAEBench's own graphs read.",
+    "export": "Write results for SAEBench's graphs, or an SAE's latents for Neuronpedia.",
     "report": "Write the leaderboard as one HTML page.",
     "case-study": "Show single latents of an SAE on one HTML page.",
     "human-study": "Ask people, or a language model, where a latent fires, and score the answers.",

@@ -16,11 +16,15 @@ from sae_variants.cli.options import Parser
 COMMANDS = {
     **{
         name: lambda name=name: import_module(f"eval_runners.commands.{name}").main([])
-        for name in ("suite", "leaderboard", "export", "report", "case_study", "publish")
+        for name in ("suite", "leaderboard", "report", "case_study", "publish")
     },
     **{
         f"human_study {step}": lambda step=step: import_module(f"eval_runners.commands.human_study.{step}").main([])
         for step in ("make", "judge", "score")
+    },
+    **{
+        f"export {form}": lambda form=form: import_module(f"eval_runners.commands.export.{form}").main([])
+        for form in ("saebench", "neuronpedia")
     },
     **{name: lambda name=name: evaluate.main(name, []) for name in evaluator_names()},
     "train": lambda: variants_main(["train", "temporal"]),

@@ -42,8 +42,7 @@ MISREAD = ("tpp", "scr", "absorption", "autointerp", "unlearning")
 
 def main(argv: list[str]) -> int:
     """Run the command. Returns 1 if a file holds no result."""
-    parser = Parser(prog="python -m eval_runners export", description=__doc__)
-    parser.add_argument("format", choices=["saebench"], help="Format of the files.")
+    parser = Parser(prog="python -m eval_runners export saebench", description=__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="Folder to write to; files of the same name are replaced.")
     add_result_folders(parser)
     add_filters(parser)
