@@ -15,6 +15,7 @@ import torch
 from conftest import TINY
 from pydantic import ConfigDict, create_model
 
+import sae_variants
 from eval_runners.__main__ import main
 from eval_runners.commands.export import neuronpedia as command
 from eval_runners.data.heldout import heldout_activations, heldout_tokens, special_mask
@@ -258,6 +259,16 @@ def test_the_strongest_examples_come_first_and_no_interval_has_more_than_five(fe
             assert intervals.count(min(intervals)) == 5, "tokens on which it does not fire are in the lowest interval"
 
 
+def test_the_upper_latents_of_two_levels_are_exported(export_words, tmp_path):
+    words = export_words(tmp_path)
+    words[words.index("temporal")] = "hierarchical"
+    assert main([word for word in words if not word.startswith("--train.window")]) == 0
+    rows = [row for file in tmp_path.glob("*/*/features/*") for row in checked(file, "Neuron")]
+    assert len(rows) == 64
+    assert sum(row["frac_nonzero"] > 0 for row in rows) > 5
+    assert all(len(row["pos_str"]) == 10 for row in rows)
+
+
 def without_time(folder) -> dict:
     def rows(file):
         return [{key: value for key, value in row.items() if key != "createdAt"} for row in rows_of(file)]
@@ -334,6 +345,12 @@ def test_what_cannot_be_exported_is_one_line(folder, export_words, more, message
 def test_other_folders_and_targets_are_refused(folder, export_words, tmp_path):
     with pytest.raises(UsageError, match="give another FOLDER"):
         main(export_words("/proc/x"))
+    sae_variants.build("stock:topk", d_in=16, d_sae=32, k=4).save_inference_model(tmp_path / "narrow")
+    narrow = export_words(tmp_path / "to")
+    narrow[narrow.index("temporal")] = str(tmp_path / "narrow")
+    with pytest.raises(UsageError, match=r"but blocks\.1\.hook_resid_post of .* is 32 wide"):
+        main([word for word in narrow if not word.startswith("--train.")])
+    assert not list((tmp_path / "to").iterdir()), "nothing is left that a second try would stumble over"
     with pytest.raises(UsageError, match="needs a language model"):
         main(["export", "neuronpedia", str(tmp_path), "--sae", "random", "--target", "synthetic"])
     copy = tmp_path / folder.parent.name / folder.name

@@ -1,8 +1,20 @@
-"""SAELens' own clients on SAEs that this package saved: a model with the SAE spliced in, steering, and its evaluations."""
+"""Clients of others on SAEs that this package saved.
+
+SAELens' model with the SAE spliced in, ablation, steering, and SAELens' evaluations. SAEDashboard needs other versions of
+transformers and TransformerLens, so its test makes an environment for it, of 7 GB, and removes it.
+SAE_DASHBOARD_PYTHON=/path/to/python names one that is there already; it is kept.
+"""
 
 from __future__ import annotations
 
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +22,11 @@ from conftest import tiny
 from test_variants import BASELINES, OURS
 
 import sae_variants
+from eval_runners.__main__ import main
+from eval_runners.data.heldout import heldout_tokens, special_mask
+from sae_variants.language_model.folders import SANDBOX, model_folder
+from sae_variants.language_model.load import load_model
+from sae_variants.language_model.target import load_target
 from sae_variants.registry.variants import find_variant
 from sae_variants.training.plan import make_plan
 from sae_variants.training.train import train_plans
@@ -173,3 +190,92 @@ def test_sae_lens_run_evals_gives_every_number(name, folders, client, model, tex
     assert by_latent["feature_density"] == pytest.approx(density_S.tolist(), abs=1e-3)
     assert len(by_latent["encoder_norm"]) == sae.cfg.d_sae
     assert numbers["ce_loss_without_sae"] <= numbers["ce_loss_with_sae"] + 0.05
+
+
+DASHBOARD = ["sae-dashboard==0.8.0", "pyarrow<26"]
+"""Without the bound pip takes a pyarrow that needs a newer numpy than TransformerLens 2 allows."""
+SHOWN = ["topk", "stock:batchtopk"]
+"""SAEs of stock architectures; SAEDashboard knows no others."""
+
+
+@pytest.fixture(scope="module")
+def dashboard_python(tmp_path_factory):
+    """The Python of an environment with SAEDashboard and without this package."""
+    if given := os.environ.get("SAE_DASHBOARD_PYTHON"):
+        yield given
+        return
+    folder = tmp_path_factory.mktemp("dashboard") / "venv"
+    try:
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        python = str(folder / "bin" / "python")
+        install = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", *DASHBOARD]
+        done = subprocess.run(install, capture_output=True, text=True, check=False)
+        if done.returncode and "NewConnectionError" in done.stderr:
+            pytest.skip("SAEDashboard cannot be installed without a network")
+        assert done.returncode == 0, done.stderr
+        yield python
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def sandbox_saes(tmp_path_factory):
+    """Folders of small SAEs of the sandbox, by name."""
+    fields = {"d_sae": 64, "k": 4, "training_tokens": 32_768, "buffer_contexts": 64}
+    root = tmp_path_factory.mktemp("sandbox")
+    plans = {name: make_plan(name, load_target(SANDBOX), fields, root) for name in SHOWN}
+    train_plans(list(plans.values()))
+    return {name: plan.sae_folder for name, plan in plans.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHOWN)
+def test_sae_dashboard_shows_the_latents_and_the_numbers_of_our_export(
+    name, dashboard_python, sandbox_saes, tmp_path, monkeypatch
+):
+    from safetensors.torch import load_file, save_file
+
+    target, model = load_target(SANDBOX), load_model(SANDBOX, "cpu", "float32")
+    ids = heldout_tokens(target, model, 16, 32)
+    save_file({"ids": ids}, tmp_path / "tokens.safetensors")
+    page, script = tmp_path / "page.html", Path(__file__).parent / "clients" / "sae_dashboard_page.py"
+    arguments = [model_folder(SANDBOX), sandbox_saes[name], tmp_path / "tokens.safetensors", page]
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    done = subprocess.run(
+        [dashboard_python, str(script), *map(str, arguments)], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    text = page.read_text()
+    assert "DASHBOARD_DATA" in text
+    shown = json.loads(Path(f"{page}.json").read_text())
+    assert sorted(map(int, shown)) == list(range(64))
+
+    theirs = load_file(f"{page}.safetensors")
+    x = model.run_with_cache(ids, names_filter=target.hook_name)[1][target.hook_name]
+    torch.testing.assert_close(theirs["x"], x, rtol=1e-3, atol=1e-3)
+    exported = ["--n-contexts", "16", "--context-size", "32", "--set-name", "same", "--latents-per-file", "64"]
+    assert main(["export", "neuronpedia", str(tmp_path / "np"), "--sae", str(sandbox_saes[name]), *exported]) == 0
+    (file,) = (tmp_path / "np").glob("*/*/features/*")
+    ours = {row["index"]: row for row in map(json.loads, gzip.decompress(file.read_bytes()).decode().splitlines())}
+    kept = (~special_mask(ids, model)).sum().item()
+    alive = 0
+    for latent, row in ours.items():
+        other = shown[latent]
+        assert row["pos_values"] == pytest.approx(other["top"][1], abs=2e-3)
+        assert row["neg_values"] == pytest.approx(other["bottom"][1], abs=2e-3)
+        assert row["pos_str"][0] == model.tokenizer.decode([other["top"][0][0]])
+        assert row["neuron_alignment_indices"] == other["channels"]
+        assert moved(row["logits_hist_data_bar_heights"], other["logit heights"]) <= 8
+        fired = round(row["frac_nonzero"] * kept)
+        assert sum(other["heights"]) == pytest.approx(fired, abs=1), "a latent at its threshold may differ"
+        if sum(other["heights"]) == fired > 1:
+            alive += 1
+            assert row["freq_hist_data_bar_values"] == pytest.approx(other["centres"], rel=1e-2)
+            assert moved(row["freq_hist_data_bar_heights"], other["heights"]) <= 4
+            assert float(other["density"].rstrip("%")) / 100 == pytest.approx(fired / ids.numel(), abs=1e-5)
+    assert alive > 15
+
+
+def moved(heights: list[int], others: list[int]) -> int:
+    """How many values two histograms count in different bars."""
+    return sum(abs(a - b) for a, b in zip(heights, others, strict=True)) // 2

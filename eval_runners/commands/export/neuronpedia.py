@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -77,12 +78,9 @@ def main(argv: list[str]) -> int:
     _check_names(args)
     check_context_early(target, args)
     (located,) = locate_all(resolve_requests(args.sae, target, overrides, [{}], [args.seed], args.trained), device)
-    record = _record(args, located, target)
-    source = Source(**record.pop("source"))
+    source, record = _source(args, located, target), _record(args, located, target)
     folder = root / source.folder
-    created = _check_record(folder, record, source)
-    source = Source(**(vars(source) | {"created": created}))
-    write_atomically(folder / RECORD, json.dumps(record | {"created": created}, indent=2) + "\n", "FOLDER")
+    source = replace(source, created=_check_record(folder, record, source))
     d_sae = json.loads((located.folder / "cfg.json").read_text())["d_sae"]
     starts = range(0, d_sae, args.latents_per_file)
     missing = [start for start in starts if not _files(folder, start, args)[0].exists()]
@@ -110,6 +108,7 @@ def _write_missing(
 
     model = model_loader(target, device)()
     sae = load_for_target(located, target, model, device, args.context_size)
+    write_atomically(folder / RECORD, json.dumps(record | {"created": source.created}, indent=2) + "\n", "FOLDER")
     firing = collect_firing(sae, target, model, args.n_contexts, args.context_size)
     columns = {
         "dimension": model.cfg.d_model,
@@ -152,18 +151,22 @@ def _check_names(args: Namespace) -> None:
         )
 
 
-def _record(args: Namespace, located: LocatedSAE, target: Target) -> dict[str, Any]:
-    """What the files depend on."""
+def _source(args: Namespace, located: LocatedSAE, target: Target) -> Source:
+    """The names of the SAE, as the options or its own label give them; without a time."""
     seed = "" if located.seed is None else f"-seed{located.seed}"
+    return Source(
+        model_id=args.model_id or slug(target.model_name.split("/")[-1].partition("@")[0]),
+        layer=layer_of(target.hook_name),
+        set_name=args.set_name or slug(f"{located.label}{seed}"),
+        creator_name=args.creator_name,
+        creator_id=args.creator_id,
+        created="",
+    )
+
+
+def _record(args: Namespace, located: LocatedSAE, target: Target) -> dict[str, Any]:
+    """What the files depend on, their names aside."""
     return {
-        "source": {
-            "model_id": args.model_id or slug(target.model_name.split("/")[-1].partition("@")[0]),
-            "layer": layer_of(target.hook_name),
-            "set_name": args.set_name or slug(f"{located.label}{seed}"),
-            "creator_name": args.creator_name,
-            "creator_id": args.creator_id,
-            "created": "",
-        },
         "weights": located.weight_hash,
         "text": target.text_id,
         "creator": [args.creator_name, args.creator_id],
