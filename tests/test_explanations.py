@@ -207,7 +207,8 @@ def test_an_evaluation_has_both_controls_and_a_row_each(target, model):
         ({"url": "http://x/v1", "model_name": "m", "budget": 9}, "more than --budget 9: lower --n-latents"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_beforehand(target, settings, says):
+def test_settings_that_cannot_work_are_refused_beforehand(target, settings, says, monkeypatch):
+    monkeypatch.setattr(judges, "require_reachable", lambda url: None)
     evaluator = load_evaluator("explanations")
     with pytest.raises(UsageError, match=re.escape(says)):
         evaluator.prepare(target, evaluator.settings_class(**settings))

@@ -201,6 +201,7 @@ def test_an_endpoint_that_does_not_answer_ends_with_one_line(target, model, sae,
         raise UsageError("cannot reach http://localhost:1/v1")
 
     monkeypatch.setattr(judges, "ask", fail)
+    monkeypatch.setattr(judges, "require_reachable", lambda url: None)
     small = {"n_latents": 6, "total_tokens": 1000, "llm_context_size": 32, "dead_latent_threshold": 1.0}
     with pytest.raises(UsageError, match="cannot reach http://localhost:1/v1"):
         ours("autointerp", sae, target, model, **small, url="http://localhost:1/v1", model_name="m")
@@ -210,6 +211,7 @@ def test_an_endpoint_that_does_not_answer_ends_with_one_line(target, model, sae,
     ("settings", "message"),
     [
         ({"url": "http://localhost:1/v1"}, "--url and --model-name belong together"),
+        ({"url": "http://localhost:1/v1", "model_name": "m"}, "cannot reach --url http://localhost:1/v1"),
         ({"url": "ftp://x", "model_name": "m"}, "--url must begin with http:// or https://, not 'ftp://x'"),
         (
             {"url": "http://x/v1", "model_name": "m", "budget": 10},
@@ -217,7 +219,9 @@ def test_an_endpoint_that_does_not_answer_ends_with_one_line(target, model, sae,
         ),
     ],
 )
-def test_an_endpoint_that_cannot_be_right_is_refused_beforehand(target, settings, message):
+def test_an_endpoint_that_cannot_be_right_is_refused_beforehand(target, settings, message, monkeypatch):
+    if settings["url"] == "http://x/v1":
+        monkeypatch.setattr(judges, "require_reachable", lambda url: None)
     evaluator = load_evaluator("autointerp")
     with pytest.raises(UsageError, match=re.escape(message)):
         evaluator.prepare(target, evaluator.settings_class(**settings))
@@ -284,7 +288,8 @@ def test_where_no_latent_is_alive_the_score_is_no_number_and_the_sae_untrained(t
     assert evaluation.output["eval_result_metrics"]["autointerp"]["autointerp_score"] == -1
 
 
-def test_scores_of_different_judges_are_not_compared(target):
+def test_scores_of_different_judges_are_not_compared(target, monkeypatch):
+    monkeypatch.setattr(judges, "require_reachable", lambda url: None)
     evaluator = load_evaluator("autointerp")
     named = {"url": "http://localhost:1/v1", "model_name": "m"}
     versions = [evaluator.prepare(target, evaluator.settings_class(**given))[1] for given in ({}, named)]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sae_variants.common.errors import UsageError
+from sae_variants.common.errors import UsageError, describe_error
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response
@@ -41,6 +41,27 @@ def check_endpoint(url: str) -> None:
         raise UsageError(f"--url must hold no password: set {KEY_VARIABLE}")
     if not secret.isascii() or re.search(r"\s", secret):
         raise UsageError(f"{KEY_VARIABLE} holds what no key does: a blank, a line's end, or letters that are not ASCII")
+
+
+def require_reachable(url: str) -> None:
+    """Connect to an endpoint and ask nothing, so that a wrong address is found before long work.
+
+    Raises:
+        UsageError: nothing listens there. Behind a proxy, which connects by itself, it is not tried.
+    """
+    import socket
+    from urllib.parse import urlsplit
+
+    from requests.utils import get_environ_proxies
+
+    if get_environ_proxies(url):
+        return
+    parts = urlsplit(url)
+    try:
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        socket.create_connection((str(parts.hostname), port), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot reach --url {url} ({describe_error(error)}): check it, and the network") from error
 
 
 def ask(url: str, model: str, messages: Sequence[Mapping[str, str]], **options: Any) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from eval_runners.data.endpoint import Refused, ask, check_endpoint
+from eval_runners.data.endpoint import Refused, ask, check_endpoint, require_reachable
 from eval_runners.store.cache import cache_root
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import write_atomically
@@ -45,6 +45,7 @@ def check_judge(url: str, model_name: str, budget: int | None, n_latents: int, t
     if not url:
         return
     check_endpoint(url)
+    require_reachable(url)
     needed = tokens_of_latent * n_latents
     if budget is not None and needed > budget:
         raise UsageError(
