@@ -41,7 +41,7 @@ class TrainSettings:
     autocast: bool = False
     """Whether the SAE's matrix products run in bfloat16."""
     dtype: str = "float32"
-    """Data type of the SAE; the target sets that of the language model."""
+    """Data type of the SAE; bfloat16 halves its memory and rounds steps at random. The target sets the model's."""
     seed: int = 0
     """Seed of the weights and of the order of the windows."""
 

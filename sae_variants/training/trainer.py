@@ -9,6 +9,7 @@ from sae_variants.registry.build import build
 from sae_variants.registry.contract import hooks_of
 from sae_variants.registry.variants import find_variant
 from sae_variants.training.plan import RATE, Plan
+from sae_variants.training.rounding import round_steps
 
 if TYPE_CHECKING:
     from sae_lens.training.sae_trainer import SAETrainer
@@ -70,6 +71,8 @@ def make_trainer(plan: Plan, d_in: int, device: str) -> SAETrainer[Any, Any]:
         group.update(hooks_of(sae).adam_options)
     _optimize_transposed(trainer.optimizer)
     _scale_learning_rate(trainer)
+    if settings.dtype == "bfloat16":
+        round_steps(trainer.optimizer, settings.seed)
     return trainer
 
 

@@ -1,6 +1,6 @@
 """Time and memory of training steps of `topk` over the number of latents, up to a million on one machine.
 
-    python tests/benchmarks/large_dictionary.py [--d-in 128] [--k 32] [--d-sae 16384,65536] [--picture FILE]
+    python tests/benchmarks/large_dictionary.py [--d-in 128] [--k 32] [--d-sae 16384,65536] [--dtype bfloat16] [--picture FILE]
 
 Each width runs in a process of its own, on random activations, with nine latents in ten dead, so that AuxK chooses among
 nearly all of them: two steps to warm up, then the median of the others; a checkpoint and the finished SAE in SAELens'
@@ -29,7 +29,7 @@ def resident() -> float:
     return float(psutil.Process().memory_info().rss)
 
 
-def measure(d_in: int, k: int, d_sae: int, batch: int, steps: int) -> dict[str, float]:
+def measure(d_in: int, k: int, d_sae: int, batch: int, steps: int, dtype: str) -> dict[str, float]:
     from sae_variants.language_model.target import load_target
     from sae_variants.training.job import Job
     from sae_variants.training.plan import make_plan
@@ -39,9 +39,9 @@ def measure(d_in: int, k: int, d_sae: int, batch: int, steps: int) -> dict[str, 
 
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
-        fields = {"d_sae": d_sae, "k": k, "batch_tokens": batch, "training_tokens": batch * (steps + 2)}
+        fields = {"d_sae": d_sae, "k": k, "batch_tokens": batch, "training_tokens": batch * (steps + 2), "dtype": dtype}
         plan = make_plan("topk", load_target("sandbox"), fields, folder)
-        x_ND, nothing_N = torch.randn(batch, d_in), torch.zeros(batch, dtype=torch.bool)
+        x_ND, nothing_N = torch.randn(batch, d_in).to(getattr(torch, dtype)), torch.zeros(batch, dtype=torch.bool)
         before = resident()
         job = Job(plan, make_trainer(plan, d_in, "cpu"))
         job.trainer.activation_scaler.scaling_factor = 1.0
@@ -79,18 +79,19 @@ def main() -> None:
     parser.add_argument("--d-sae", default="16384,32768,65536,131072,262144,524288,1048576")
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--picture", help="Draw time and memory over the number of latents.")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(args.d_in, args.k, int(args.d_sae), args.batch, args.steps)))
+        print(json.dumps(measure(args.d_in, args.k, int(args.d_sae), args.batch, args.steps, args.dtype)))
         return
     print("| latents | s a step | GB in steps | GB with saving | predicted | checkpoint | save |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     rows = []
     for d_sae in args.d_sae.split(","):
         words = [sys.executable, __file__, "--one", "--d-sae", d_sae]
-        for name in ("d_in", "k", "batch", "steps"):
+        for name in ("d_in", "k", "batch", "steps", "dtype"):
             words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
         r = json.loads(done.stdout.splitlines()[-1])
