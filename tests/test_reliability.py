@@ -11,6 +11,7 @@ from conftest import TINY
 from test_leaderboard import CE, over_seeds
 
 from eval_runners.__main__ import main
+from eval_runners.contract.registry import GROUPS
 from eval_runners.leaderboard.boards import make_boards
 from eval_runners.leaderboard.reliability import measure_reliability, reliability_markdown
 from sae_variants.common.errors import UsageError
@@ -88,7 +89,7 @@ def test_evaluation_seeds_read_other_heldout_documents_once(target):
     assert list(target_documents(replace(target, eval_seed=1), "train")) == training
 
 
-def test_the_command(target, tmp_path, model_folder, text_file, capsys):
+def test_the_command(target, tmp_path, model_folder, text_file, capsys, monkeypatch):
     words = [word for key, value in TINY.items() for word in (f"--train.{key.replace('_', '-')}", str(value))]
     settings = ["--core.batch-size-prompts", "4", "--core.n-eval-reconstruction-batches", "1"]
     settings += ["--core.n-eval-sparsity-variance-batches", "2", "--core.context-size", "32"]
@@ -105,8 +106,24 @@ def test_the_command(target, tmp_path, model_folder, text_file, capsys):
     seeds = [json.loads(file.read_text())["eval_result_unstructured"]["provenance"]["eval_seed"] for file in files]
     assert sorted(seeds) == [0] * 6 + [1] * 2
     assert "3 seeds of" in (tmp_path / "table.md").read_text()
-    main(argv)
+    code = main(argv)
     assert capsys.readouterr().out.count("reused") == 8
+    monkeypatch.setitem(GROUPS, "few", ("core", "absorption", "ravel"))
+    of_a_group = ["few" if word == "core" else word for word in argv]
+    assert main(of_a_group) == code
+    printed = capsys.readouterr().out
+    assert printed.count("reused") == 8
+    assert "left out: absorption: absorption needs 10 words of the tokenizer for each first letter" in printed
+    assert printed.count("left out: ravel: cannot get the prompts adamkarvonen/ravel_prompts") == 2  # first and last
+    assert "\nabsorption: " not in printed, "it is no failure"
+    with pytest.raises(UsageError, match="cannot get the prompts"):  # it is asked for
+        main([*argv, "--evals", "core,ravel"])
+
+
+def test_a_group_of_which_the_target_allows_nothing_is_refused(monkeypatch):
+    monkeypatch.setitem(GROUPS, "few", ("ravel", "unlearning"))
+    with pytest.raises(UsageError, match=r"sandbox allows none of the evaluations: ravel: .*; unlearning: "):
+        main(["reliability", "--sae", "temporal", "--sae", "topk", "--evals", "few"])
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ import pytest
 import torch
 from conftest import evaluate, tiny
 
-from eval_runners.commands.suite import parse_evaluations
 from eval_runners.contract.registry import GROUPS, evaluator_names, load_evaluator
 from eval_runners.data import judges
 from eval_runners.data.labelled import register_task_file
 from eval_runners.data.labelled_pairs import FIRST, PAIRED, PAIRS, SECOND, TEXT, paired_texts
+from eval_runners.harness.evaluations import expand_groups, split_names
 from eval_runners.saebench import absorption, scr_and_tpp
 from eval_runners.saebench.shared import Preloaded, serving_text
 from eval_runners.saebench.sparse_probing import serving_tasks
@@ -237,8 +237,8 @@ def test_texts_with_two_labels_have_all_pairs_and_share_nothing():
 
 
 def test_a_group_stands_for_its_evaluations():
-    assert parse_evaluations("scr_and_tpp,tpp,core") == ["scr", "tpp", "core"]
-    assert set(parse_evaluations("saebench")) <= set(evaluator_names())
+    assert expand_groups(split_names("scr_and_tpp,tpp,core")) == ["scr", "tpp", "core"]
+    assert set(expand_groups(split_names("saebench"))) <= set(evaluator_names())
     assert "scr_and_tpp" not in evaluator_names()
     assert all(load_evaluator(name) for group in GROUPS.values() for name in group)
 

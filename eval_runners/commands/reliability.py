@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from eval_runners.commands.evaluate import check_training_options
-from eval_runners.commands.suite import SETTINGS_HELP, parse_evaluations, split_options
+from eval_runners.commands.suite import SETTINGS_HELP, split_options
+from eval_runners.harness.evaluations import expand_groups, prepare_scorings, print_left_out, split_names
 from eval_runners.harness.find_sae import locate_requests, resolve_requests
 from eval_runners.harness.options import add_scoring_options
 from eval_runners.harness.score import (
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     known, unknown = split_unknown_options(parser, argv)
     args = parser.parse_args(known)
-    evaluations = parse_evaluations(args.evals)
+    names = split_names(args.evals)
     if len(args.seeds) < FEWEST_SEEDS:
         raise UsageError(f"--seeds needs {FEWEST_SEEDS} training seeds at least, not {len(args.seeds)}")
     further_seeds = [seed for seed in args.eval_seeds if seed]
@@ -54,18 +55,21 @@ def main(argv: list[str]) -> int:
         raise UsageError("--eval-seeds needs a seed beside 0, which every other command evaluates by")
     if args.markdown:
         check_file_writable(Path(args.markdown), "--markdown")
-    overrides, given = split_options(unknown, evaluations, "reliability")
+    overrides, given = split_options(unknown, expand_groups(names), "reliability")
     hide_host_warnings()
     target, device, output = target_from(args), device_from(args), Path(args.output)
     command = ["python", "-m", "eval_runners", "reliability", *argv]
-    scorings, further = (
-        [
-            prepare_scoring(name, replace(target, eval_seed=seed), given[name], output, device, command)
-            for seed in seeds
-            for name in evaluations
-        ]
-        for seeds in ([0], further_seeds)
-    )
+    scorings, left_out = prepare_scorings(names, target, given, output, device, command)
+    print_left_out(left_out)  # now, too, because the rest takes long
+    further = [
+        replace(
+            prepare_scoring(name, replace(target, eval_seed=seed), given[name], output, device, command),
+            is_optional=scoring.is_optional,
+        )
+        for seed in further_seeds
+        for scoring in scorings
+        for name in [scoring.evaluator.name]
+    ]
     grid_points = parse_grid(args.grid, args.vary)
     requests = resolve_requests(
         list(dict.fromkeys(args.saes)), target, overrides, grid_points, args.seeds, args.trained
@@ -77,10 +81,13 @@ def main(argv: list[str]) -> int:
     check_folder_writable(output)
     located, untrainable = locate_requests(requests, device, grid_fields(grid_points), snapshot_shares(scorings))
     load_model = model_loader(target, device)
-    scored, failures, _ = score_all(scorings, located, load_model, args.force, keep_going=True)
+    scored, failures, impossible = score_all(scorings, located, load_model, args.force, keep_going=True)
+    left_out |= impossible
     of_first_seed = [sae for sae in located if sae.seed == args.seeds[0]]
-    again, further_failures, _ = score_all(further, of_first_seed, load_model, args.force, keep_going=True)
+    further = [scoring for scoring in further if scoring.evaluator.name not in left_out]
+    again, further_failures, impossible = score_all(further, of_first_seed, load_model, args.force, keep_going=True)
     _print_table([*scored, *again], args.markdown)
+    print_left_out(left_out | impossible)
     return report_failures([*scored, *again], [*untrainable, *failures, *further_failures])
 
 

@@ -9,17 +9,17 @@ the reason.
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eval_runners.commands.evaluate import check_training_options, show_summaries
-from eval_runners.contract.registry import GROUPS, USUAL_EVALUATIONS, evaluator_names, load_evaluator
+from eval_runners.contract.registry import USUAL_EVALUATIONS, load_evaluator
 from eval_runners.harness.cells import cells_of
+from eval_runners.harness.evaluations import expand_groups, prepare_scorings, print_left_out, split_names
 from eval_runners.harness.find_sae import SAERequest, locate_requests, resolve_requests
 from eval_runners.harness.options import DEFAULT_OUTPUT, add_scoring_options
-from eval_runners.harness.score import Scoring, check_supported, prepare_scoring, snapshot_shares
+from eval_runners.harness.score import check_supported, snapshot_shares
 from eval_runners.harness.score_many import report_failures, score_all
 from eval_runners.harness.target_model import model_loader
 from eval_runners.leaderboard.boards import make_boards
@@ -35,7 +35,7 @@ from sae_variants.cli.options import (
     target_from,
 )
 from sae_variants.common.console import hide_host_warnings
-from sae_variants.common.errors import UsageError, check_name
+from sae_variants.common.errors import UsageError
 from sae_variants.common.files import check_file_writable, check_folder_writable
 from sae_variants.language_model.target import Target
 from sae_variants.launch.control import CONTROLS, control
@@ -63,30 +63,19 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     known, unknown = split_unknown_options(parser, argv)
     args = parser.parse_args(known)
-    evaluations = parse_evaluations(args.evals)
+    names = split_names(args.evals)
     if args.picture:
         check_picture(Path(args.picture), args.grid)
     for file, option in ((args.csv, "--csv"), (args.picture, "--picture")):
         if file:
             check_file_writable(Path(file), option)
     launch, argv = launch_of(args), without_launch_options(argv)
-    overrides, given = split_options(unknown, evaluations)
+    overrides, given = split_options(unknown, expand_groups(names))
     hide_host_warnings()
     target, device, output = target_from(args), device_from(args), Path(args.output)
     command = ["python", "-m", "eval_runners", "suite", *argv]
-    scorings: list[Scoring] = []
-    left_out: dict[str, str] = {}
-    asked_for = {name.strip() for name in args.evals.split(",")}
-    optional = {name for name in evaluations if name not in asked_for and not given[name]}
-    for name in evaluations:
-        try:
-            scoring = prepare_scoring(name, target, given[name], output, device, command)
-            scorings.append(replace(scoring, is_optional=name in optional))
-        except UsageError as error:
-            if name not in optional:
-                raise
-            left_out[name] = str(error)
-    _print_left_out(left_out)  # now, too, because the rest takes long
+    scorings, left_out = prepare_scorings(names, target, given, output, device, command)
+    print_left_out(left_out)  # now, too, because the rest takes long
     grid_points = parse_grid(args.grid, args.vary)
     requests = _requests(args, target, overrides, grid_points)
     check_training_options(overrides, args, [requests])
@@ -110,13 +99,8 @@ def main(argv: list[str]) -> int:
             write_csv(Path(args.csv), scored)
         if args.picture:
             draw_grid(Path(args.picture), scored, axes)
-    _print_left_out(left_out | impossible)
+    print_left_out(left_out | impossible)
     return report_failures(scored, [*untrainable, *unscored])
-
-
-def _print_left_out(left_out: Mapping[str, str]) -> None:
-    for name, reason in left_out.items():
-        print(f"left out: {name}: {reason}")
 
 
 def _parser() -> Parser:
@@ -138,16 +122,6 @@ def _parser() -> Parser:
     add_launch_options(parser)
     parser.epilog = f"{parser.epilog} {SETTINGS_HELP} {CONTROLS_HELP}"
     return parser
-
-
-def parse_evaluations(text: str) -> list[str]:
-    """Return the names of evaluations of `--evals`."""
-    given = [name.strip() for name in text.split(",") if name.strip()]
-    if not given:
-        raise UsageError("--evals names no evaluation")
-    for name in given:
-        check_name("evaluation", name, [*evaluator_names(), *GROUPS])
-    return list(dict.fromkeys(one for name in given for one in GROUPS.get(name, (name,))))
 
 
 def split_options(
