@@ -139,29 +139,39 @@ SMALL = {
 """Settings that make an evaluation short; one that is not named here runs with its defaults."""
 
 
-@pytest.fixture
-def run(name, evaluator, target, model, text_file, tasks_file, tmp_path, monkeypatch):
-    if evaluator.made_by:
-        pytest.skip(f"{name} is made by {evaluator.made_by}")
+def make_short(name, target, text_file, tasks_file, folder, monkeypatch):
+    """Make an evaluation short, and let a language model with random weights do its task.
+
+    Returns:
+        The target that it runs on; its settings.
+    """
+    if load_evaluator(name).made_by:
+        pytest.skip(f"{name} is made by {load_evaluator(name).made_by}")
     if name == "unlearning":
         pytest.skip("unlearning needs a Gemma that answers questions, and a Hub: tests/test_unlearning.py")
     settings = SMALL.get(name, {}) | ({"tasks": str(tasks_file)} if name == "sparse_probing" else {})
     if name == "concept_stability":
-        identity(target).save_model(tmp_path / "other")
-        settings |= {"against": (str(tmp_path / "other"),)}
+        identity(target).save_model(folder / "other")
+        settings |= {"against": (str(folder / "other"),)}
     if name in ("semantics", "probe_loss", "tpp"):
         settings |= {"dataset_names": (register_task_file(str(tasks_file)),)}
     if name in ("scr", "tpp"):  # a model with random weights cannot do the task
         monkeypatch.setattr(scr_and_tpp, "LEAST_ACCURACY", 0.0)
     if name == "ravel":
         leave_garbage(monkeypatch)
-        target = early_target(tmp_path / "model", text_file)
-        settings |= {"prompts": str(write_prompts(tmp_path / "prompts", answers_of(target)))}
+        target = early_target(folder / "model", text_file)
+        settings |= {"prompts": str(write_prompts(folder / "prompts", answers_of(target)))}
     if name == "absorption":  # nor has its tokenizer many words
         from sae_bench.evals.absorption import common, feature_absorption
 
         for module in (common, feature_absorption):
             monkeypatch.setattr(module, "get_alpha_tokens", lambda *_: list(ascii_lowercase) * 12)
+    return target, settings
+
+
+@pytest.fixture
+def run(name, evaluator, target, model, text_file, tasks_file, tmp_path, monkeypatch):
+    target, settings = make_short(name, target, text_file, tasks_file, tmp_path, monkeypatch)
     located = write_trace(tmp_path)
     truth = load_synthetic(SYNTHETIC, "cpu") if evaluator.needs_truth else None
     return lambda sae: evaluate(name, sae, target, model, located, prepare=True, truth=truth, **settings)

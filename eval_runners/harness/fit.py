@@ -54,13 +54,18 @@ def check_fits(sae: SAE[Any], label: str, target: Target, model: Any) -> None:
     hook, trained_on = metadata.hook_name, metadata.model_name
     if hook is not None and hook != target.hook_name:
         raise UsageError(f"{label} was trained at {hook}, not at {target.hook_name} of {target.name}")
-    if trained_on is not None and _short_name(trained_on) not in _names_of(target):
+    if trained_on is not None and not is_model_of(trained_on, target):
         raise UsageError(f"{label} was trained on {trained_on}, not on {target.model_name}")
     metadata.hook_name, metadata.model_name = target.hook_name, target.model_name
     if metadata.prepend_bos is None:
         metadata.prepend_bos = True
     for remark in _remarks(metadata):
         print(f"warning: {label} {remark}", file=sys.stderr)
+
+
+def is_model_of(name: str, target: Target) -> bool:
+    """Whether a name, such as `EleutherAI/pythia-70m-deduped` or an alias, is of the target's language model."""
+    return _short_name(name) in _names_of(target)
 
 
 def _names_of(target: Target) -> set[str]:
