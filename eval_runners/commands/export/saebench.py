@@ -30,14 +30,23 @@ from sae_variants.common.hashing import hash_value
 ENDING = "_eval_results.json"
 LONGEST = 200
 """Bytes of a name before the ending; file systems allow 255, the ending and that of a temporary file included."""
-EVALUATIONS = ("core", "sparse_probing", "sparse_probing_sae_probes")
-"""Types of the results that SAEBench's graphs read; the others are of evaluations of ours."""
+FOLDERS = {
+    "core": "core",
+    "sparse_probing": "sparse_probing",
+    "sparse_probing_sae_probes": "sparse_probing_sae_probes",
+    "absorption_first_letter": "absorption",
+    "autointerp": "autointerp",
+    "scr": "scr",
+    "tpp": "tpp",
+    "unlearning": "unlearning",
+}
+"""Type of the results that SAEBench's graphs read -> SAEBench's folder. They read no others, of SAEBench or of ours."""
 STOCK_NAMES = {"batchtopk": "batch_topk", "matryoshka_batchtopk": "matryoshka_batch_topk"}
 """SAELens' name of an architecture -> SAEBench's, where they differ."""
 TRAINERS = ("standard", "jumprelu", "topk", "batch_topk", "p_anneal", "matryoshka_batch_topk", "gated")
 """SAEBench's names of architectures."""
-MISREAD = ("tpp", "scr", "absorption", "autointerp", "unlearning")
-"""Parts of a path from which SAEBench's graphs conclude that a file is of another evaluation."""
+MISREAD = ("tpp", "scr", "absorption", "autointerp", "sparse_probing", "unlearning")
+"""Parts of a path from which SAEBench's graphs conclude, in this order, that a file is of another evaluation."""
 
 
 def main(argv: list[str]) -> int:
@@ -50,17 +59,22 @@ def main(argv: list[str]) -> int:
     boards, broken = find_boards(args)
     files: dict[str, Result] = {}
     for board in boards:
-        evaluations = [name for name in EVALUATIONS if name in board.conditions]
+        evaluations = [name for name in FOLDERS if name in board.conditions]
         for name, result in (file for row in board.rows for file in _files_of(row, evaluations)):
             is_other = name in files and conditions_of(files[name]) != conditions_of(result)
             ending = f"_{hash_value(conditions_of(result))[:6]}{ENDING}" if is_other else ENDING
             files[name.removesuffix(ENDING) + ending] = result
     if not files:
-        raise UsageError(f"no results of {', '.join(EVALUATIONS)} among those: SAEBench's graphs read no others")
+        raise UsageError(f"no results of {', '.join(FOLDERS)} among those: SAEBench's graphs read no others")
     folder = check_folder_writable(Path(args.folder), "FOLDER")
     for name, result in files.items():
         write_atomically(folder / name, json.dumps(result, indent=2, allow_nan=False) + "\n", "FOLDER")
     print(f"{folder}: {len(files)} results, of {', '.join(sorted({name.partition('/')[0] for name in files}))}")
+    if missing := {Path(name).name for name in files} - {Path(name).name for name in files if name.startswith("core/")}:
+        print(
+            f"warning: SAEBench's graphs take L0 from core, which {len(missing)} of the SAEs lack: {min(missing)}",
+            file=sys.stderr,
+        )
     if words := [word for word in MISREAD if word in str(folder.resolve())]:
         print(
             f"warning: SAEBench's graphs read the evaluation from the path, and take {words[0]!r} in "
@@ -76,12 +90,14 @@ def _files_of(row: Row, evaluations: Iterable[str]) -> Iterator[tuple[str, Resul
         for result in row.results.get(evaluation, []):
             seed = provenance_of(result).get("seed")
             name = _name(str(result.get("sae_lens_release_id")), row.label, f"seed{seed}" if seed is not None else "")
-            yield f"{evaluation}/{name}{ENDING}", _as_saebench_reads(row, result)
+            yield f"{FOLDERS[evaluation]}/{name}{ENDING}", _as_saebench_reads(row, result)
 
 
 def _name(target: str, label: str, seed: str) -> str:
     """Return the first part of a file's name; a long one ends in a hash of the label instead of the label's end."""
     words = [re.sub(r"[^\w.=-]+", "-", word).strip("-") for word in (target, label, seed) if word]
+    for word in MISREAD:
+        words = [part.replace(word, f"{word[0]}-{word[1:]}") for part in words]
     name = "_".join(words).encode()
     if len(name) <= LONGEST:
         return name.decode()
