@@ -27,6 +27,8 @@ from eval_runners.commands import suite
 from eval_runners.contract.contract import CannotDo
 from eval_runners.contract.registry import load_evaluator
 from eval_runners.data import unlearning_texts
+from eval_runners.harness.host_settings import settings_of
+from eval_runners.harness.saebench_api import run_evals
 from eval_runners.saebench import unlearning
 from sae_variants.common.console import run_command
 from sae_variants.common.errors import UsageError
@@ -208,6 +210,23 @@ def test_the_score_is_saebench_s(target, model, corpus, tmp_path, monkeypatch):
         assert torch.is_grad_enabled()
     assert first.failures == ["no latent fires on the corpus that is to be forgotten"]
     assert first.values["unlearning_score"] == 0
+
+
+@LEAVES_OPEN
+def test_saebench_s_scripts_call_it_and_its_graphs_read_it(target, model, corpus, tmp_path, monkeypatch):
+    from sae_bench.evals.unlearning.eval_config import UnlearningEvalConfig
+    from sae_bench.sae_bench_utils.graphing_utils import get_eval_results
+
+    sae = identity(target)
+    expected = ours(sae, target, model, corpus).metrics
+    monkeypatch.chdir(tmp_path)
+    settings = {"unlearning": SMALL | {"forget_corpus": str(corpus)}}
+    results = run_evals(target, [("temporal", sae)], eval_types=["unlearning"], settings=settings)
+    assert results["unlearning"]["temporal_custom_sae"]["eval_result_metrics"] == expected
+    (found,) = get_eval_results(["eval_results/unlearning/temporal_custom_sae_eval_results.json"]).values()
+    assert found["unlearning_score"] == expected["unlearning"]["unlearning_score"]
+    config = UnlearningEvalConfig(model_name="gemma-2-2b-it", seq_len=16, llm_batch_size=8)
+    assert settings_of(load_evaluator("unlearning"), target, config) == {"seq_len": 16, "llm_batch_size": 8}
 
 
 def test_every_intervention_has_a_row(target, model, corpus):

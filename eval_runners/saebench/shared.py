@@ -49,17 +49,28 @@ def to_lists(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def serving_text(target: Target, name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Iterator[None]:
-    """Serve the target's held-out text under a dataset name, which SAEBench's store asks the Hub for."""
+    """Serve the target's held-out text under a dataset name, which SAEBench's store asks the Hub for.
+
+    SAELens also looks there for the tokenizer of text that is tokenised already. That is an error offline, and
+    no repository has the name. Our reader has compared the tokens with the model.
+    """
     from sae_lens.training import activations_store
 
-    load = activations_store.load_dataset
+    load, validate = activations_store.load_dataset, activations_store.validate_pretokenized_dataset_tokenizer
+
+    def validate_tokenizer(dataset_path: str, model_tokenizer: PreTrainedTokenizerBase) -> None:
+        if dataset_path != name:
+            validate(dataset_path, model_tokenizer)
 
     def load_dataset(path: str, *args: Any, **kwargs: Any) -> Any:
         if path == name:
             return text_dataset(target, "heldout", tokenizer)
         return load(path, *args, **kwargs)
 
-    with mock.patch.object(activations_store, "load_dataset", load_dataset):
+    with (
+        mock.patch.object(activations_store, "load_dataset", load_dataset),
+        mock.patch.object(activations_store, "validate_pretokenized_dataset_tokenizer", validate_tokenizer),
+    ):
         yield
 
 
