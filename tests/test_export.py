@@ -8,7 +8,7 @@ import pytest
 from test_leaderboard import made
 
 from eval_runners.__main__ import main
-from eval_runners.commands.export import FOLDERS
+from eval_runners.commands.export.saebench import FOLDERS
 from eval_runners.contract.registry import GROUPS, load_evaluator
 from sae_variants.common.errors import UsageError
 
