@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from eval_runners.contract.registry import load_evaluator
 from eval_runners.core import Core
 from eval_runners.core import Settings as CoreSettings
 from eval_runners.harness import find_sae
+from eval_runners.harness.evaluations import leave_out_unsupported
 from eval_runners.harness.find_sae import SAERequest, locate_all, locate_requests, resolve_requests
 from eval_runners.harness.saebench_api import make_run_eval
 from eval_runners.harness.score import check_supported, prepare_scoring
@@ -165,6 +166,20 @@ def test_an_unsupported_variant_is_refused_before_any_training(
     with pytest.raises(UsageError, match=r"temporal.*: is not for N2G"):
         main([*begin[command], *argv])
     assert not list(tmp_path.iterdir())
+
+
+def test_of_a_group_an_evaluation_that_does_not_support_an_sae_is_left_out(
+    scoring, target, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(N2G, "why_unsupported", refuse_temporal)
+    n2g = replace(prepare_scoring("n2g", target, {}, tmp_path, "cpu", []), is_optional=True)
+    requests = [SAERequest("temporal", make_plan("temporal", target, tiny("temporal"), tmp_path))]
+    left_out = {}
+    assert leave_out_unsupported([scoring, n2g], requests, left_out) == [scoring]
+    assert list(left_out) == ["n2g"]
+    assert "left out: n2g: temporal" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="none of the evaluations supports all of the SAEs"):
+        leave_out_unsupported([n2g], requests, {})
 
 
 def test_a_folder_is_not_asked_whether_it_is_supported(scoring):

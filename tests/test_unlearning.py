@@ -461,11 +461,11 @@ def test_what_cannot_be_is_one_line(fault, hub, target, tmp_path, text_file, cor
 def test_a_group_leaves_it_out_and_its_name_does_not(target, monkeypatch, tmp_path, capsys):
     evaluated = []
 
-    def stop(scorings, requests):
+    def stop(scorings, *_):
         evaluated.extend(scoring.evaluator.name for scoring in scorings)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(suite, "check_supported", stop)
+    monkeypatch.setattr(suite, "leave_out_unsupported", stop)
     words = ["suite", "--sae", "temporal", "--output", str(tmp_path)]
     with pytest.raises(KeyboardInterrupt):
         run([*words, "--evals", "saebench"])

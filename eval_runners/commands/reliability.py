@@ -12,12 +12,17 @@ from pathlib import Path
 
 from eval_runners.commands.evaluate import check_training_options
 from eval_runners.commands.suite import SETTINGS_HELP, split_options
-from eval_runners.harness.evaluations import expand_groups, prepare_scorings, print_left_out, split_names
+from eval_runners.harness.evaluations import (
+    expand_groups,
+    leave_out_unsupported,
+    prepare_scorings,
+    print_left_out,
+    split_names,
+)
 from eval_runners.harness.find_sae import locate_requests, resolve_requests
 from eval_runners.harness.options import add_scoring_options
 from eval_runners.harness.score import (
     Scored,
-    check_supported,
     prepare_scoring,
     snapshot_shares,
 )
@@ -77,7 +82,7 @@ def main(argv: list[str]) -> int:
     check_training_options(overrides, args, [requests])
     if len({request.plan.label for request in requests if request.plan and request.plan.learns}) < 2:
         raise UsageError("--sae must name two SAEs at least that are trained here: differences are between SAEs")
-    check_supported(scorings, requests)
+    scorings = leave_out_unsupported(scorings, requests, left_out)
     check_folder_writable(output)
     located, untrainable = locate_requests(requests, device, grid_fields(grid_points), snapshot_shares(scorings))
     load_model = model_loader(target, device)

@@ -16,10 +16,16 @@ from typing import Any
 from eval_runners.commands.evaluate import check_training_options, show_summaries
 from eval_runners.contract.registry import USUAL_EVALUATIONS, load_evaluator
 from eval_runners.harness.cells import cells_of
-from eval_runners.harness.evaluations import expand_groups, prepare_scorings, print_left_out, split_names
+from eval_runners.harness.evaluations import (
+    expand_groups,
+    leave_out_unsupported,
+    prepare_scorings,
+    print_left_out,
+    split_names,
+)
 from eval_runners.harness.find_sae import SAERequest, locate_requests, resolve_requests
 from eval_runners.harness.options import DEFAULT_OUTPUT, add_scoring_options
-from eval_runners.harness.score import check_supported, snapshot_shares
+from eval_runners.harness.score import snapshot_shares
 from eval_runners.harness.score_many import report_failures, score_all
 from eval_runners.harness.target_model import model_loader
 from eval_runners.leaderboard.boards import make_boards
@@ -79,7 +85,7 @@ def main(argv: list[str]) -> int:
     grid_points = parse_grid(args.grid, args.vary)
     requests = _requests(args, target, overrides, grid_points)
     check_training_options(overrides, args, [requests])
-    check_supported(scorings, requests)
+    scorings = leave_out_unsupported(scorings, requests, left_out)
     check_folder_writable(output)
     axes = grid_fields(grid_points)
     if launch:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from eval_runners.contract.registry import GROUPS, evaluator_names
-from eval_runners.harness.score import Scoring, prepare_scoring
+from eval_runners.harness.find_sae import SAERequest
+from eval_runners.harness.score import Scoring, check_supported, prepare_scoring
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.language_model.target import Target
 
@@ -75,6 +76,23 @@ def prepare_scorings(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UsageError(f"{target.name} allows none of the evaluations: {reasons}")
     return scorings, left_out
+
+
+def leave_out_unsupported(
+    scorings: Sequence[Scoring], requests: Sequence[SAERequest], left_out: dict[str, str]
+) -> list[Scoring]:
+    """Return the scorings that support every SAE; optional ones that do not are added to `left_out`, and printed.
+
+    Raises:
+        UsageError: an evaluation that is not optional does not support an SAE, or none is left.
+    """
+    unsupported = check_supported(scorings, requests)
+    print_left_out(unsupported)
+    left_out |= unsupported
+    supported = [scoring for scoring in scorings if scoring.evaluator.name not in unsupported]
+    if not supported:
+        raise UsageError("none of the evaluations supports all of the SAEs: see above")
+    return supported
 
 
 def print_left_out(left_out: Mapping[str, str]) -> None:

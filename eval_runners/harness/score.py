@@ -89,19 +89,26 @@ def prepare_scoring(
     return Scoring(evaluator, settings, location)
 
 
-def check_supported(scorings: Sequence[Scoring], requests: Sequence[SAERequest]) -> None:
+def check_supported(scorings: Sequence[Scoring], requests: Sequence[SAERequest]) -> dict[str, str]:
     """Refuse, before anything is trained, variants that an evaluator does not support, and contexts that do not fit.
+
+    Returns:
+        Optional evaluations that do not support one of the SAEs -> why.
 
     Raises:
         UsageError: names the SAE or the setting.
     """
+    unsupported: dict[str, str] = {}
     is_missing = any(request.plan and not request.plan.is_trained for request in requests)
     for scoring in scorings if is_missing else ():
         check_context_early(scoring.target, scoring.settings)
     for scoring in scorings:
         for request in requests:
             if request.plan and (reason := scoring.evaluator.why_unsupported(request.plan, scoring.settings)):
-                raise UsageError(f"{request.plan.label}: {reason}")
+                if not scoring.is_optional:
+                    raise UsageError(f"{request.plan.label}: {reason}")
+                unsupported.setdefault(scoring.evaluator.name, f"{request.plan.label}: {reason}")
+    return unsupported
 
 
 def snapshot_shares(scorings: Sequence[Scoring]) -> tuple[float, ...]:
