@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_runners.leaderboard.rows import Column, metrics_of
 from eval_runners.store.read import mean_and_interval, metric_value
 from eval_runners.views.figures import to_image
+from eval_runners.views.styles import architecture_of, styles_of
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import write_atomically
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     Scored = tuple[LocatedSAE, Result]
 
 PANELS_PER_ROW = 3
+DASHES = ("-", "--", ":", "-.")
+"""Line styles of the lines of one architecture, which share its colour and marker."""
 FORMATS = (".png", ".svg", ".pdf")
 
 
@@ -53,6 +56,7 @@ def draw_grid(path: Path, scored: Sequence[Scored], fields: Sequence[str]) -> No
     lines = _lines(scored, fields)
     values = list(dict.fromkeys(value for points in lines.values() for value in points if value is not None))
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    drawn = _line_styles(lines)
     places = {value: value if numeric else number for number, value in enumerate(values)}
     with matplotlib.rc_context({"font.size": 9}):
         n_rows = math.ceil(len(columns) / PANELS_PER_ROW)
@@ -60,7 +64,7 @@ def draw_grid(path: Path, scored: Sequence[Scored], fields: Sequence[str]) -> No
         panels = figure.subplots(n_rows, PANELS_PER_ROW, squeeze=False).flatten()
         for panel, column in zip(panels, columns, strict=False):
             for label, points in lines.items():
-                _draw_line(panel, column, label, points, places)
+                _draw_line(panel, column, label, points, places, drawn[label])
             panel.set_title(f"{column.head} ({column.evaluation})", fontsize=9)
             panel.set_xlabel(fields[0])
             if numeric:
@@ -112,8 +116,31 @@ def _lines(scored: Sequence[Scored], fields: Sequence[str]) -> dict[str, dict[An
     return lines
 
 
+def _line_styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Label of a line -> arguments of matplotlib; lines of one architecture differ in their dashes and fill."""
+    labels = list(labels)
+    names = [architecture_of(label) for label in labels]
+    styles = styles_of(names)
+    drawn = {}
+    for position, (label, name) in enumerate(zip(labels, names, strict=True)):
+        style, number = styles[name], names[:position].count(name)
+        fill = "none" if number // len(DASHES) % 2 else "full"
+        drawn[label] = {
+            "color": style.colour,
+            "marker": style.matplotlib_marker,
+            "fillstyle": fill,
+            "linestyle": DASHES[number % len(DASHES)],
+        }
+    return drawn
+
+
 def _draw_line(
-    panel: Axes, column: Column, label: str, points: Mapping[Any, list[Result]], places: Mapping[Any, float]
+    panel: Axes,
+    column: Column,
+    label: str,
+    points: Mapping[Any, list[Result]],
+    places: Mapping[Any, float],
+    style: Mapping[str, Any],
 ) -> None:
     """Draw an SAE's points with error bars, or a level line with a band if it lacks the field of the x axis."""
     evaluation, metric = column
@@ -124,11 +151,11 @@ def _draw_line(
     }
     if None in known:
         mean, half = known.pop(None)
-        panel.axhline(mean, linestyle="--", color="0.5", label=label)
-        panel.axhspan(mean - half, mean + half, color="0.5", alpha=0.2)
+        panel.axhline(mean, linestyle="--", color=style["color"], label=label)
+        panel.axhspan(mean - half, mean + half, color=style["color"], alpha=0.2)
     if known:
         means, halves = zip(*known.values(), strict=True)
-        panel.errorbar([places[value] for value in known], means, halves, marker="o", capsize=2, label=label)
+        panel.errorbar([places[value] for value in known], means, halves, capsize=2, label=label, **style)
 
 
 def _scale_axis(panel: Axes, places: Sequence[float]) -> None:

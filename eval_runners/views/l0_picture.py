@@ -10,13 +10,12 @@ from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.render import ARROWS
 from eval_runners.leaderboard.rows import Column, Row
 from eval_runners.views.figures import to_image
+from eval_runners.views.styles import GREY, architecture_of, styles_of
 from sae_variants.common.errors import UsageError
 
 FORMATS = (".png", ".svg", ".pdf")
-INK = "#7d8590"
+INK = GREY
 """Colour of text and axes: readable on white and on dark backgrounds, between which the picture is transparent."""
-COLOURS = ("#3b82d6", "#e07b28", "#3fa055", "#d0504a", "#9a6fd0", "#2aa3b3", "#b08a3c", "#cf6fae")
-MARKERS = "osD^vPX*"
 ONE_TICK = 1.1
 """L0 up to this factor above the smallest share a tick."""
 
@@ -45,14 +44,16 @@ def draw_over_l0(path: Path, board: Board, column: Column) -> bytes:
         raise UsageError(f"--picture has nothing to draw: no trained SAE with an L0 has {column.key}")
     figure = Figure(figsize=(8.2, 3.8), layout="constrained")
     axes = figure.subplots()
-    for position, (name, points) in enumerate(lines.items()):
+    styles = styles_of(map(architecture_of, lines))
+    for name, points in lines.items():
+        style = styles[architecture_of(name)]
         axes.errorbar(
             [l0 for l0, _, _ in points],
             [mean for _, mean, _ in points],
             [half for _, _, half in points],
             label=name,
-            color=COLOURS[position % len(COLOURS)],
-            marker=MARKERS[position % len(MARKERS)],
+            color=style.colour,
+            marker=style.matplotlib_marker,
             markersize=6,
             linewidth=1.8,
             capsize=3,

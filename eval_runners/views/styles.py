@@ -1,0 +1,116 @@
+"""One colour and one marker for every architecture, the same in the report and in all pictures.
+
+The colours are separated in simulations of protanopia, deuteranopia and tritanopia, on white and on dark backgrounds;
+architectures that are often drawn together differ in their markers, too, so that they can be told apart in grey print.
+Source: simulation by Machado, Oliveira and Fernandes, IEEE TVCG 15(6), 2009. Pure: imports no torch, no matplotlib.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+from zlib import crc32
+
+BLUE, GOLD, GREEN, RUST = "#035e9c", "#d99e0a", "#00af59", "#ae4711"
+SKY, LILAC, VIOLET, BROWN = "#4d8cfd", "#bc96dc", "#632fdd", "#814844"
+COLOURS = (BLUE, GOLD, GREEN, RUST, SKY, LILAC, VIOLET, BROWN)
+GREY = "#7d8590"
+"""Colour of controls, and of text and axes of transparent pictures."""
+MARKERS = {
+    "circle": "o",
+    "square": "s",
+    "diamond": "D",
+    "triangle-up": "^",
+    "triangle-down": "v",
+    "cross": "P",
+    "x": "X",
+    "star": "*",
+    "pentagon": "p",
+    "hexagon": "H",
+    "triangle-left": "<",
+    "triangle-right": ">",
+    "octagon": "8",
+    "diamond-tall": "d",
+}
+"""Marker in Plotly -> in matplotlib."""
+
+
+class Style(NamedTuple):
+    """How an architecture is drawn."""
+
+    colour: str
+    """#rrggbb."""
+    marker: str
+    """A key of `MARKERS`."""
+
+    @property
+    def matplotlib_marker(self) -> str:
+        """The marker's name in matplotlib."""
+        return MARKERS[self.marker]
+
+
+KNOWN = {
+    "stock:batchtopk": Style(BLUE, "circle"),
+    "temporal": Style(RUST, "triangle-up"),
+    "refined": Style(SKY, "diamond"),
+    "topk": Style(GREEN, "square"),
+    "stock:topk": Style(LILAC, "cross"),
+    "stock:matryoshka_batchtopk": Style(GOLD, "triangle-down"),
+    "tree": Style(VIOLET, "star"),
+    "stock:standard": Style(BROWN, "x"),
+    "stock:jumprelu": Style(RUST, "triangle-left"),
+    "stock:gated": Style(GREEN, "triangle-right"),
+    "stock:matching_pursuit": Style(GOLD, "octagon"),
+    "hierarchical": Style(SKY, "pentagon"),
+    "hierarchical:lower": Style(SKY, "hexagon"),
+    "dual_adaptive": Style(BROWN, "pentagon"),
+    "dual_adaptive:lower": Style(BROWN, "hexagon"),
+    "learnable_dual": Style(VIOLET, "pentagon"),
+    "learnable_dual:lower": Style(VIOLET, "hexagon"),
+    "random": Style(GREY, "circle"),
+    "pca": Style(GREY, "square"),
+    "frozen_decoder": Style(GREY, "triangle-up"),
+    "frozen_encoder": Style(GREY, "triangle-down"),
+    "soft_frozen_decoder": Style(GREY, "diamond"),
+}
+"""Architecture -> style."""
+CONTROLS = frozenset(name for name, style in KNOWN.items() if style.colour == GREY)
+"""Architectures that other SAEs are compared with, and that pictures need not fit."""
+
+
+def architecture_of(name: str) -> str:
+    """The architecture in a row's name: those of others have their L0 behind it, `SAEBench/batchtopk L0=19`."""
+    return name.partition(" ")[0]
+
+
+def styles_of(architectures: Iterable[str]) -> dict[str, Style]:
+    """Choose a style for each architecture of a page.
+
+    A known architecture always has the same one. A published one, `SAEBench/batchtopk`, has that of `stock:batchtopk`
+    unless the page shows both. Others have one by their name, or the next that the page does not use yet.
+
+    Args:
+        architectures: names; repeated ones count once.
+
+    Returns:
+        Architecture -> style, in alphabetical order. No two are equal while there are styles left (112).
+    """
+    names = sorted(set(architectures))
+    chosen = {name: KNOWN[name] for name in names if name in KNOWN}
+    for name in names:
+        if name not in chosen:
+            used = set(chosen.values())
+            wanted = list(_wanted_styles(name))
+            chosen[name] = next((style for style in wanted if style not in used), wanted[0])
+    return {name: chosen[name] for name in names}
+
+
+def _wanted_styles(name: str) -> Iterator[Style]:
+    """Styles for an architecture that has none of its own, the preferred one first."""
+    published = name.rpartition("/")[2].lower()
+    for known in (f"stock:{published}", published):
+        if "/" in name and known in KNOWN:
+            yield KNOWN[known]
+    every = [Style(colour, marker) for marker in MARKERS for colour in COLOURS]
+    start = crc32(name.encode()) % len(every)
+    yield from every[start:] + every[:start]

@@ -1,0 +1,85 @@
+"""Colours and markers of architectures: distinct on a page, for colour-blind readers, in print, and defined once."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from eval_runners.views.styles import COLOURS, GREY, KNOWN, MARKERS, styles_of
+from sae_variants import names
+
+PRINT = ("stock:batchtopk", "temporal", "refined", "topk", "stock:topk", "stock:matryoshka_batchtopk", "tree")
+BLINDNESS = {
+    "none": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+"""Matrices on linear RGB, Machado et al. 2009, severity 1."""
+
+
+def linear_rgb(colour):
+    rgb = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb):
+    to_xyz = np.array(
+        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
+    )
+    xyz = np.clip(to_xyz @ rgb / np.array([0.95047, 1, 1.08883]), 0, None)
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+def test_colours_are_distinct_for_colour_blind_readers(kind):
+    seen = [lab(np.clip(np.array(BLINDNESS[kind]) @ linear_rgb(colour), 0, 1)) for colour in (*COLOURS, GREY)]
+    distances = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
+    assert min(distances) > 20, "CIE 1976; 2.3 is just noticeable"
+
+
+@pytest.mark.parametrize("colour", [*COLOURS, GREY])
+def test_colours_stand_out_from_light_and_dark_backgrounds(colour):
+    def luminance(value):
+        return float(np.array([0.2126, 0.7152, 0.0722]) @ linear_rgb(value)) + 0.05
+
+    assert luminance("#ffffff") / luminance(colour) > 2.25
+    assert luminance(colour) / luminance("#1c1f24") > 2.25
+
+
+def test_no_two_of_a_page_share_colour_and_marker():
+    others = [f"other/{number}" for number in range(len(COLOURS) * len(MARKERS) - len(KNOWN))]
+    styles = styles_of([*KNOWN, *others, "SAEBench/batchtopk"])
+    assert len(set(styles.values())) == len(styles)
+    assert {name: styles[name] for name in KNOWN} == KNOWN
+
+
+def test_what_is_drawn_together_differs_in_grey_print():
+    assert len({KNOWN[name].marker for name in PRINT}) == len(PRINT)
+
+
+def test_every_variant_has_a_style_of_its_own():
+    own = [name for name in names() if not name.startswith("stock:")]
+    assert not [name for name in own if name not in KNOWN]
+
+
+def test_a_published_architecture_has_the_style_of_ours_unless_both_are_shown():
+    assert styles_of(["SAEBench/batchtopk"])["SAEBench/batchtopk"] == KNOWN["stock:batchtopk"]
+    both = styles_of(["SAEBench/batchtopk", "stock:batchtopk"])
+    assert both["SAEBench/batchtopk"] != both["stock:batchtopk"] == KNOWN["stock:batchtopk"]
+
+
+def test_an_unknown_name_has_the_same_style_on_pages_that_do_not_clash():
+    assert styles_of(["mine", "topk"])["mine"] == styles_of(["mine", "tree"])["mine"]
+
+
+def test_there_is_no_second_palette():
+    from eval_runners.views.page import TEMPLATES
+
+    for path in [*TEMPLATES.glob("*"), *TEMPLATES.parent.glob("*.py")]:
+        if path.name != "styles.py" and path.is_file():
+            assert not [one for one in re.findall(r"#[0-9a-f]{6}", path.read_text()) if one in (*COLOURS, GREY)], path
+            assert "tab10" not in path.read_text(), path
