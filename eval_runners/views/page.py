@@ -12,7 +12,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_page(template: str, data: Any, **texts: str) -> str:
-    """Render a page. Text in the data is never read as markup.
+    """Render a page. Text in the data is never read as markup; `file("name")` in a template is that file, unchanged.
 
     Args:
         template: file in `templates/`.
@@ -20,8 +20,11 @@ def render_page(template: str, data: Any, **texts: str) -> str:
         texts: further variables of the template.
     """
     from jinja2 import Environment
+    from markupsafe import Markup
 
-    page = Environment(autoescape=True).from_string((TEMPLATES / template).read_text())
+    environment = Environment(autoescape=True)
+    environment.globals["file"] = lambda name: Markup((TEMPLATES / name).read_text())
+    page = environment.from_string((TEMPLATES / template).read_text())
     shared = {"style": (TEMPLATES / "page.css").read_text(), "script": (TEMPLATES / "page.js").read_text()}
     return page.render(data=_inert_json(finite_or_none(data)), **shared, **texts)
 

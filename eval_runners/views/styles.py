@@ -67,6 +67,7 @@ KNOWN = {
     "dual_adaptive:lower": Style(BROWN, "hexagon"),
     "learnable_dual": Style(VIOLET, "pentagon"),
     "learnable_dual:lower": Style(VIOLET, "hexagon"),
+    "panneal": Style(VIOLET, "octagon"),
     "random": Style(GREY, "circle"),
     "pca": Style(GREY, "square"),
     "frozen_decoder": Style(GREY, "triangle-up"),
@@ -74,6 +75,8 @@ KNOWN = {
     "soft_frozen_decoder": Style(GREY, "diamond"),
 }
 """Architecture -> style."""
+PUBLISHED = {"matryoshka": "stock:matryoshka_batchtopk"}
+"""Names that others give architectures -> ours."""
 CONTROLS = frozenset(name for name, style in KNOWN.items() if style.colour == GREY)
 """Architectures that other SAEs are compared with, and that pictures need not fit."""
 
@@ -108,7 +111,7 @@ def styles_of(architectures: Iterable[str]) -> dict[str, Style]:
 def _wanted_styles(name: str) -> Iterator[Style]:
     """Styles for an architecture that has none of its own, the preferred one first."""
     published = name.rpartition("/")[2].lower()
-    for known in (f"stock:{published}", published):
+    for known in (PUBLISHED.get(published, f"stock:{published}"), published):
         if "/" in name and known in KNOWN:
             yield KNOWN[known]
     every = [Style(colour, marker) for marker in MARKERS for colour in COLOURS]

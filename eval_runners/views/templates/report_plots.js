@@ -1,0 +1,237 @@
+const TICKS = [1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000, 10000];
+const GREY = "#8a8f98";
+const config = { displayModeBar: false, responsive: true };
+const escaped = text => String(text).replace(/[&<>]/g, c => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
+const short = text => escaped(text.length > 34 ? `${text.slice(0, 32)}…` : text);
+const styleOf = (board, row) => board.styles[row.architecture] || [GREY, "circle"];
+const faded = (colour, alpha) => `rgba(${[1, 3, 5].map(i => parseInt(colour.slice(i, i + 2), 16)).join(",")},${alpha})`;
+
+function layout(x, y, more = {}) {
+  const style = getComputedStyle(document.documentElement), of = name => style.getPropertyValue(name).trim();
+  const axis = { gridcolor: of("--line"), linecolor: of("--line"), zeroline: false, automargin: true };
+  return { margin: { l: 56, r: 14, t: 8, b: 44 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: of("--text"), size: 12 }, showlegend: false, hovermode: "closest", ...more,
+    xaxis: { ...axis, title: { text: x }, ...more.xaxis }, yaxis: { ...axis, title: { text: y }, ...more.yaxis } };
+}
+
+// A figure with a caption, an empty plot and buttons that download what it shows.
+function panel(figure, title, small = "", about = "") {
+  let plot = figure.querySelector(".plot");
+  if (!plot) {
+    const caption = document.createElement("figcaption"), tools = document.createElement("div");
+    plot = document.createElement("div");
+    tools.className = "tools"; plot.className = "plot"; plot.setAttribute("role", "img");
+    for (const [name, act] of [["CSV", () => save(`${fileName(plot)}.csv`, csvOf(plot.records))], ["SVG", () => picture(plot, "svg")], ["PNG", () => picture(plot, "png")]]) {
+      const button = document.createElement("button");
+      button.type = "button"; button.textContent = name; button.onclick = act;
+      tools.append(button);
+    }
+    figure.append(tools, caption, plot);
+  }
+  const caption = figure.querySelector("figcaption"), more = document.createElement("small");
+  caption.textContent = title; more.textContent = small; caption.title = about;
+  if (small) caption.append(more);
+  figure.querySelectorAll(".tools button").forEach(b => b.setAttribute("aria-label", `${b.textContent} of ${title}`));
+  plot.setAttribute("aria-label", [title, small].filter(Boolean).join(". ")); plot.title_of_file = title; plot.records = [];
+  return plot;
+}
+
+const fileName = plot => plot.title_of_file.normalize("NFKD").replace(/[^A-Za-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60) || "panel";
+
+function save(name, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/plain" })); link.download = name; link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+function csvOf(records) {
+  const heads = [...new Set(records.flatMap(Object.keys))], cell = v => v === null || v === undefined ? "" : /[",\n\r]/.test(v) ? `"${String(v).replaceAll('"', '""')}"` : String(v);
+  return [heads, ...records.map(r => heads.map(h => r[h]))].map(line => line.map(cell).join(",")).join("\n") + "\n";
+}
+
+// Downloads are on white with a legend, whatever the page looks like.
+function picture(plot, format) {
+  const ink = "#1d1f23", axis = a => a && { ...a, gridcolor: "#dcdee2", linecolor: "#dcdee2" };
+  const axes = Object.fromEntries(Object.keys(plot.layout).filter(k => /^[xy]axis/.test(k)).map(k => [k, axis(plot.layout[k])]));
+  const look = { ...plot.layout, ...axes, paper_bgcolor: "#fff", plot_bgcolor: "#fff", font: { ...plot.layout.font, color: ink }, showlegend: plot.data.some(t => t.showlegend !== false && t.name), title: { text: escaped(plot.title_of_file), font: { size: 14 } }, margin: { ...plot.layout.margin, t: 40 } };
+  const data = plot.data.map(t => t.name === FRONT ? { ...t, marker: { ...t.marker, color: ink } } : t);
+  return Plotly.downloadImage({ data, layout: look, config }, { format, width: 900, height: 480, scale: format === "png" ? 2 : 1, filename: fileName(plot) });
+}
+
+const places = value => Math.abs(value) >= 10 ? 1 : Math.abs(value) >= 0.05 ? 3 : 5;
+const number = value => value.toFixed(places(value));
+function shown(v) {
+  if (v === undefined || v.at === undefined) return "-";
+  const least = places(v.at), own = v.half ? Math.min(Math.max(least, -Math.floor(Math.log10(v.half))), least + 2) : least;
+  return v.at.toFixed(own) + (v.half === null ? "" : ` ± ${v.half.toFixed(own)}`);
+}
+function count(value) {
+  return value === null || value === undefined ? "-" : value >= 1e9 ? `${+(value / 1e9).toPrecision(3)}G` : value >= 1e6 ? `${+(value / 1e6).toPrecision(3)}M` : value.toLocaleString("en");
+}
+
+function hover(row, value) {
+  const lines = [`<b>${escaped(row.label)}</b>`, value && shown(value), row.l0 && `L0 ${row.l0.toFixed(1)}`, row.d_sae && `${row.d_sae} latents`,
+    row.tokens && `${row.tokens.toLocaleString("en")} training tokens`, row.seeds.length && `seeds ${row.seeds.join(", ")}`,
+    row.untrained.length && `untrained: ${escaped(row.untrained.join("; "))}`, row.source && escaped(row.source.split(": ")[0])];
+  return lines.filter(Boolean).join("<br>");
+}
+
+const record = (row, more) => ({ SAE: row.label, L0: row.l0, latents: row.d_sae, tokens: row.tokens, seeds: row.seeds.join(" "), untrained: row.untrained.length ? "yes" : "", ...more });
+
+// Limits that fit the trained SAEs: those of all rows where there are none, or where all are wanted.
+function limits(rows, key) {
+  const trained = rows.filter(r => !r.control), fitted = state.full || !trained.length ? rows : trained;
+  const ends = fitted.flatMap(r => { const v = r.values[key]; return [v.at - (v.half || 0), v.at + (v.half || 0)]; });
+  const low = Math.min(...ends), high = Math.max(...ends), rim = 0.07 * (high - low || Math.abs(high) || 1);
+  return [low - rim, high + rim];
+}
+
+// rows of nearly one L0 must not be drawn far apart
+function spread(rows) {
+  const trained = rows.filter(r => !r.control), levels = (trained.length && !state.full ? trained : rows).map(r => r.l0);
+  return [Math.log10(Math.min(...levels) / 1.25), Math.log10(Math.max(...levels) * 1.25)];
+}
+
+const FRONT = "Pareto front";
+const lineOf = row => JSON.stringify([row.kind, row.d_sae, row.untrained.length ? "untrained" : row.tokens]);
+
+// A metric over L0: one connected line for each recipe, width and number of training tokens.
+function drawOverL0(plot, board, column, rows, headline) {
+  const key = column.key, found = rows.filter(r => r.values[key]?.at !== undefined), saes = found.filter(r => r.is_sae && r.l0);
+  const fitted = limits(saes, key), inside = r => r.values[key].at >= fitted[0] && r.values[key].at <= fitted[1];
+  const outside = saes.filter(r => !inside(r)), [low, high] = withRoom(fitted, outside, key);
+  const lines = new Map(), traces = [];
+  for (const r of [...saes].sort((a, b) => a.l0 - b.l0)) lines.set(lineOf(r), [...(lines.get(lineOf(r)) || []), r]);
+  const front = headline && column.against_l0 ? paretoFront(saes.filter(r => !r.untrained.length), column) : new Set();
+  const narrow = mainSizes(board, column), named = new Set();
+  for (const all of lines.values()) {
+    const own = all.filter(inside), [colour, symbol] = styleOf(board, all[0]), untrained = all[0].untrained.length > 0;
+    if (!own.length) continue;
+    const x = own.map(r => r.l0), y = own.map(r => r.values[key].at), half = own.map(r => r.values[key].half || 0);
+    const side = !untrained && narrow && (all[0].d_sae !== narrow[0] || all[0].kind !== all[0].architecture);
+    if (headline && own.length > 1 && half.some(h => h)) traces.push({ type: "scatter", mode: "lines", hoverinfo: "skip", showlegend: false, fill: "toself", fillcolor: faded(colour, 0.16), line: { width: 0 },
+      x: [...x, ...[...x].reverse()], y: [...y.map((v, i) => v + half[i]), ...y.map((v, i) => v - half[i]).reverse()] });
+    traces.push({ type: "scatter", mode: own.length > 1 ? "lines+markers" : "markers", name: short(all[0].kind), showlegend: !named.has(all[0].kind), x, y,
+      ...(half.some(h => h) ? { error_y: { type: "data", array: half, thickness: 1.2, width: 3, color: colour } } : {}),
+      line: { color: colour, width: headline ? 2 : 1.5, dash: untrained ? "dot" : side ? "dash" : "solid" },
+      marker: { color: colour, symbol: symbol + (untrained ? "-open" : ""), size: symbol === "star" ? 11 : headline ? 9 : 8, line: { color: colour, width: untrained ? 1.5 : 0 } },
+      text: own.map(r => hover(r, r.values[key])), hovertemplate: "%{text}<extra></extra>" });
+    named.add(all[0].kind);
+  }
+  if (outside.length) traces.push(atTheEdge(board, outside, key, fitted, [low, high], spread(saes), plot.clientWidth < 560));
+  const ringed = saes.filter(r => front.has(r) && inside(r));
+  if (ringed.length) traces.push({ type: "scatter", mode: "markers", name: FRONT, x: ringed.map(r => r.l0), y: ringed.map(r => r.values[key].at), hoverinfo: "skip",
+    marker: { symbol: "circle-open", size: ringed.length > 6 ? 14 : 18, color: getComputedStyle(document.documentElement).getPropertyValue("--text").trim(), line: { width: 1.4 } } });
+  const references = found.filter(r => !r.is_sae), small = { showarrow: false, xref: "paper", xanchor: "left", yanchor: "bottom", font: { size: 10, color: GREY } };
+  const shapes = references.filter(inside).map(r => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: r.values[key].at, y1: r.values[key].at, line: { dash: "dash", width: 1, color: GREY } }));
+  const annotations = references.filter(inside).map(r => ({ ...small, x: 0.01, y: r.values[key].at, text: short(r.label) }));
+  const beyond = references.filter(r => !inside(r)).map(r => `${r.values[key].at > fitted[1] ? "↑" : "↓"} ${short(r.label)} ${number(r.values[key].at)}`);
+  if (beyond.length) annotations.push({ ...small, x: 0, yref: "paper", y: 1, text: beyond.join("  ") });
+  plot.records = found.map(r => record(r, { [key]: r.values[key].at, "half interval": r.values[key].half, ...(headline ? { front: front.has(r) ? "yes" : "" } : {}) }));
+  const [from, to] = spread(saes), ticks = TICKS.filter(t => Math.log10(t) >= from && Math.log10(t) <= to);
+  const xaxis = { type: "log", range: [from, to], ...(ticks.length > 1 ? { tickvals: ticks, ticktext: ticks.map(String) } : {}) };
+  return Plotly.react(plot, traces, layout("L0: latents per token (log)", `${column.head} ${data.arrows[column.better]}`, { xaxis, yaxis: { range: [low, high] }, shapes, annotations, ...(beyond.length ? { margin: { l: 56, r: 14, t: 20, b: 44 } } : {}) }), config);
+}
+
+// Room at the edges for the arrows of the rows beyond them.
+function withRoom([low, high], outside, key) {
+  const most = side => Math.min(6, Math.max(0, ...outside.filter(side).map(r => outside.filter(o => side(o) && Math.abs(Math.log(o.l0 / r.l0)) < NEAR).length)));
+  const room = 0.055 * (high - low), below = most(r => r.values[key].at < low), above = most(r => r.values[key].at > high);
+  return [low - below * room, high + above * room];
+}
+
+const NEAR = 0.35;
+// Controls beyond the axes: an arrow at the edge that points to where they are, with their value.
+function atTheEdge(board, rows, key, fitted, [low, high], [from, to], isNarrow) {
+  const taken = [], step = 0.045 * (high - low), places = [], down = r => r.values[key].at < fitted[0];
+  for (const r of rows) {
+    const near = taken.filter(other => down(other) === down(r) && Math.abs(Math.log(other.l0 / r.l0)) < NEAR).length;
+    taken.push(r);
+    places.push(down(r) ? low + (0.55 + near % 6) * step : high - (0.55 + near % 6) * step);
+  }
+  const isRight = r => (Math.log10(r.l0) - from) / (to - from) > 0.6;
+  return { type: "scatter", mode: rows.length > 40 ? "markers" : "markers+text", name: "beyond the axis", showlegend: false, x: rows.map(r => r.l0), y: places, textposition: rows.map(r => `middle ${isRight(r) ? "left" : "right"}`), textfont: { size: 10, color: GREY },
+    text: rows.map(r => ` ${isNarrow ? "" : `${short(r.architecture)} `}${number(r.values[key].at)} `), customdata: rows.map(r => hover(r, r.values[key])), hovertemplate: "%{customdata}<extra></extra>",
+    marker: { size: 9, color: rows.map(r => styleOf(board, r)[0]), symbol: rows.map(r => down(r) ? "arrow-down" : "arrow-up") } };
+}
+
+// Differences to the baseline at matched L0, a column of dots for each metric: solid where they are told apart.
+function drawAgainst(plot, board, comparison) {
+  const { base, facets } = comparison, order = [...new Set(facets.flatMap(f => f.dots.map(d => d.row.kind)))], traces = [], axes = {}, gap = 0.05;
+  const width = (1 - gap * (facets.length - 1)) / facets.length, style = getComputedStyle(document.documentElement), line = style.getPropertyValue("--line").trim();
+  const annotations = [], shapes = [], position = new Map([...order].reverse().map((kind, i) => [kind, i]));
+  facets.forEach((facet, f) => {
+    const suffix = f ? f + 1 : "", domain = [f * (width + gap), f * (width + gap) + width];
+    const trained = facet.dots.filter(d => !d.row.control), fitted = state.full || trained.length < 2 ? facet.dots : trained;
+    const ends = [0, ...fitted.flatMap(d => [d.mean - (d.half || 0), d.mean + (d.half || 0)])], rim = 0.08 * (Math.max(...ends) - Math.min(...ends) || 1);
+    const low = Math.min(...ends) - rim, high = Math.max(...ends) + rim;
+    for (const d of facet.dots) {
+      const [colour, symbol] = styleOf(board, d.row), y = position.get(d.row.kind), inside = d.mean >= low && d.mean <= high, text = `${number(d.mean)}`;
+      plot.records.push(record(d.row, { metric: facet.column.key, baseline: base.label, difference: d.mean, "half interval": d.half, p: d.p, "told apart": d.apart ? "yes" : "no" }));
+      if (!inside) annotations.push({ xref: `x${suffix}`, x: d.mean < low ? low : high, y, text: d.mean < low ? `◂ ${text}` : `${text} ▸`, showarrow: false, xanchor: d.mean < low ? "left" : "right", font: { size: 11, color: style.getPropertyValue("--soft").trim() } });
+      traces.push({ type: "scatter", mode: "markers", showlegend: false, x: [inside ? d.mean : null], y: [y], xaxis: `x${suffix}`,
+        ...(d.half ? { error_x: { type: "data", array: [d.half], thickness: 1.4, width: 3, color: colour } } : {}),
+        marker: { color: colour, symbol: symbol + (d.apart ? "" : "-open"), size: symbol === "star" ? 12 : 10, line: { color: colour, width: d.apart ? 0 : 1.8 } },
+        text: [`${hover(d.row, d.row.values[facet.column.key])}<br>difference ${shown({ at: d.mean, half: d.half })}${d.p === null ? "<br>fewer than three common seeds: not tested" : `<br>p ${d.p.toPrecision(2)}, ${d.apart ? "told apart" : "not told apart"}`}`], hovertemplate: "%{text}<extra></extra>" });
+    }
+    axes[`xaxis${suffix}`] = { domain, anchor: "y", range: [low, high], gridcolor: line, linecolor: line, zeroline: false, title: { text: `${facet.column.head} ${data.arrows[facet.column.better]}, difference`, font: { size: 12 } }, nticks: 6, automargin: true };
+    shapes.push({ type: "line", xref: `x${suffix}`, x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line: { color: style.getPropertyValue("--soft").trim(), width: 1.2 } });
+  });
+  const kinds = [...position], yaxis = { tickvals: kinds.map(([, i]) => i), ticktext: kinds.map(([kind]) => kind === base.kind ? `<b>${short(kind)}</b>` : short(kind)), range: [-0.6, kinds.length - 0.4] };
+  const full = layout("", "", { shapes, annotations, yaxis, margin: { l: 40, r: 14, t: 8, b: 44 } });
+  return Plotly.react(plot, traces, { ...full, ...axes }, config);
+}
+
+function drawCurve(plot, board, curve, rows) {
+  const points = [...curve.points].sort((a, b) => a[0] - b[0]);
+  const lines = rows.map(r => [r, points.filter(([, key]) => r.values[key]?.at !== undefined)]).filter(([, own]) => own.length > 1);
+  const traces = lines.map(([r, own]) => {
+    const [colour, symbol] = styleOf(board, r);
+    return { type: "scatter", mode: "lines+markers", name: short(r.label), x: own.map(p => p[0]), y: own.map(([, key]) => r.values[key].at),
+      error_y: { type: "data", array: own.map(([, key]) => r.values[key].half || 0), thickness: 1, width: 2 },
+      line: { color: r.is_sae ? colour : GREY, width: 1.5, dash: r.is_sae ? (r.untrained.length ? "dot" : "solid") : "dash" },
+      marker: { size: 6, symbol: r.is_sae ? symbol : "circle" },
+      text: own.map(([, key]) => hover(r, r.values[key])), hovertemplate: "%{text}<extra></extra>" };
+  });
+  plot.records = lines.flatMap(([r, own]) => own.map(([x, key]) => record(r, { [curve.over]: x, value: r.values[key].at, "half interval": r.values[key].half })));
+  return Plotly.react(plot, traces, layout(curve.over, "", { xaxis: { type: "log", tickvals: points.map(p => p[0]) } }), config);
+}
+
+function drawDensities(plot, board, rows) {
+  const middles = d => d.counts.map((_, i) => 10 ** (d.log10_from + (i + 0.5) / d.bins_per_decade));
+  const traces = rows.map(r => {
+    const d = r.densities, at = middles(d);
+    return { type: "scatter", mode: "lines", name: short(r.label), x: at, y: d.counts, line: { shape: "hvh", width: 1.5, color: styleOf(board, r)[0], dash: r.untrained.length ? "dot" : "solid" },
+      text: at.map((x, i) => `${hover(r)}<br>${number(d.counts[i])} latents near ${x.toPrecision(2)} of tokens, ${d.never} never`), hovertemplate: "%{text}<extra></extra>" };
+  });
+  plot.records = rows.flatMap(r => middles(r.densities).map((x, i) => record(r, { "share of tokens": x, "number of latents": r.densities.counts[i] })));
+  return Plotly.react(plot, traces, layout("share of tokens", "latents", { xaxis: { type: "log", exponentformat: "power" } }), config);
+}
+
+function drawTraining(plot, board, name, runs) {
+  const traces = runs.map(([r, log]) => ({
+    type: "scatter", mode: "lines", connectgaps: true, name: short(r.label), x: log.tokens, y: log.values[name], line: { color: styleOf(board, r)[0], width: 1.5 },
+    text: log.values[name].map(v => hover(r, v === null ? undefined : { at: v, half: null })), hovertemplate: "%{text}<extra></extra>" }));
+  plot.records = runs.flatMap(([r, log]) => log.tokens.map((t, i) => record(r, { "tokens so far": t, [name]: log.values[name][i] })));
+  return Plotly.react(plot, traces, layout("tokens", "", { xaxis: { rangemode: "tozero" } }), config);
+}
+
+// Outlines of the markers, of radius 1, for keys beside names.
+function outline(marker) {
+  const ring = (n, turn, inner) => Array.from({ length: inner ? 2 * n : n }, (_, i) => {
+    const angle = turn + Math.PI * 2 * i / (inner ? 2 * n : n), radius = inner && i % 2 ? inner : 1;
+    return [radius * Math.sin(angle), -radius * Math.cos(angle)];
+  });
+  const plus = [[-1, -.35], [-.35, -.35], [-.35, -1], [.35, -1], [.35, -.35], [1, -.35], [1, .35], [.35, .35], [.35, 1], [-.35, 1], [-.35, .35], [-1, .35]];
+  const shapes = { circle: ring(24, 0), square: ring(4, Math.PI / 4), diamond: ring(4, 0), "triangle-up": ring(3, 0), "triangle-down": ring(3, Math.PI), "triangle-left": ring(3, -Math.PI / 2), "triangle-right": ring(3, Math.PI / 2),
+    cross: plus, x: plus.map(([x, y]) => [(x - y) * .75, (x + y) * .75]), star: ring(5, 0, .45), pentagon: ring(5, 0), hexagon: ring(6, Math.PI / 6), octagon: ring(8, Math.PI / 8), "diamond-tall": ring(4, 0).map(([x, y]) => [x * .6, y]) };
+  return shapes[marker] || shapes.circle;
+}
+
+function glyph([colour, marker]) {
+  const of = name => document.createElementNS("http://www.w3.org/2000/svg", name), svg = of("svg"), shape = of("polygon");
+  svg.setAttribute("viewBox", "-1.1 -1.1 2.2 2.2"); svg.setAttribute("aria-hidden", "true");
+  shape.setAttribute("points", outline(marker).map(p => p.map(v => v.toFixed(2)).join(",")).join(" ")); shape.setAttribute("fill", colour);
+  svg.append(shape);
+  return svg;
+}
