@@ -67,7 +67,7 @@ def published(tmp_path_factory):
 
 def cells(driver, column):
     script = "return [...document.querySelectorAll('#table tbody tr')].map(r => r.children[arguments[0]].textContent)"
-    return driver.execute_script(script, column)
+    return drawn(driver).execute_script(script, column)
 
 
 def drawn(driver):
@@ -101,6 +101,7 @@ def select(driver, name, text):
         "s.value = [...s.options].find(o => o.text.startsWith(arguments[1])).value; s.onchange({ target: s })"
     )
     driver.execute_script(script, name, text)
+    drawn(driver)
 
 
 def texts(driver, selector):
@@ -111,6 +112,7 @@ def texts(driver, selector):
 
 def click(driver, selector, number=0):
     driver.execute_script("document.querySelectorAll(arguments[0])[arguments[1]].click()", selector, number)
+    drawn(driver)
 
 
 @needs_chromium
@@ -150,6 +152,8 @@ def test_our_board_comes_first_and_others_can_be_chosen(driver, page):
     at(driver, page)
     assert {"a", "b", "a[k=60]", "wide", "random (untrained)"} <= set(cells(driver, 0))
     select(driver, "board", "pythia-160m")
+    assert len(cells(driver, 0)) == 60
+    click(driver, "#long")
     assert len(cells(driver, 0)) == 126
 
 
@@ -250,7 +254,9 @@ def test_differences_told_apart_are_solid(driver, page):
     }
     assert apart["b"][0] == "yes"
     assert apart[HOSTILE] == ("no", None)
-    symbols = driver.execute_script("return document.querySelector('#against .plot').data.map(t => t.marker.symbol)")
+    symbols = driver.execute_script(
+        "return document.querySelector('#against .plot').data.flatMap(t => t.marker.symbol)"
+    )
     assert sum(symbol.endswith("-open") for symbol in symbols) >= 1
 
 

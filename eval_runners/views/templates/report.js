@@ -38,7 +38,7 @@ async function start() {
   byId("controls").onsubmit = e => e.preventDefault();
   addEventListener("hashchange", () => { if (location.hash.slice(1) !== remembered) { recall(); draw(); } });
   recall(); draw();
-  document.body.dataset.ready = "yes";
+  document.body.dataset.ready = "yes"; performance.mark("ready");
 }
 
 function fill(select, options) {
@@ -168,7 +168,7 @@ function headlineColumn(board) {
 function mainSizes(board, column) {
   const found = known(board, column.key).filter(r => (state.varied || !r.varied) && (state.group === "" || r.group == state.group) && (["auto", ""].includes(state.width) || r.d_sae == state.width));
   const sizes = new Map();
-  for (const r of found) { const key = JSON.stringify([r.d_sae, r.tokens]); sizes.set(key, (sizes.get(key) || new Set()).add(r.kind)); }
+  for (const r of found) { const key = JSON.stringify([r.d_sae, r.tokens]); sizes.set(key, (sizes.get(key) || new Set()).add(r.architecture)); }
   const best = [...sizes].sort((a, b) => b[1].size - a[1].size)[0];
   return best ? JSON.parse(best[0]) : null;
 }
@@ -185,7 +185,7 @@ function compareToBaseline(board, column) {
   const sizes = mainSizes(board, column), usable = rows(board, false).filter(r => r.is_sae && r.l0 && has(r, column.key));
   const levels = new Map();
   for (const r of usable) if (r.group >= 0 && (state.group === "" ? sizes && r.d_sae === sizes[0] && (r.untrained.length || r.tokens === sizes[1]) : r.group == state.group)) levels.set(r.group, [...(levels.get(r.group) || []), r]);
-  const size = members => new Set(members.filter(r => !r.untrained.length).map(r => r.kind)).size;
+  const size = members => new Set(members.filter(r => !r.untrained.length).map(r => r.architecture)).size;
   const drawn = usable.map(r => r.l0).sort((a, b) => a - b), middle = Math.log(drawn[drawn.length >> 1]), far = members => Math.abs(Math.log(members[0].l0) - middle);
   const found = [...levels].sort((a, b) => size(b[1]) - size(a[1]) || far(a[1]) - far(b[1]))[0];
   if (!found) return null;
@@ -247,10 +247,9 @@ function draw() {
   const saes = drawn.filter(r => r.is_sae && r.l0 && has(r, column.key));
   if (saes.length) drawOverL0(panel(whole(byId("over")), `${column.head} ${data.arrows[column.better]} over L0`, headlineNote(board, column), definition(column)), board, column, drawn, true);
   else empty(byId("over"), "Nothing to draw over L0.");
-  if (comparison) drawAgainst(panel(whole(byId("against")), `Difference to ${comparison.base.kind} at L0 ≈ ${comparison.base.l0.toFixed(1)}`, "Solid: told apart (paired t-tests over seeds, Holm, 5 %). Bars: 95 %."), board, comparison);
+  if (comparison) drawAgainst(panel(whole(byId("against")), `Difference to ${comparison.base.kind} at L0 ≈ ${comparison.base.l0.toFixed(1)}`, "Solid: told apart (paired t-tests, Holm, 5 %). Bars: 95 %."), board, comparison);
   else empty(byId("against"), "No SAEs of one width, number of training tokens and L0 have this metric.");
-  if (byId("leaderboard").open) table(board);
-  later([...document.querySelectorAll("details.question")].filter(d => d.open).flatMap(d => panelsOf(board, d.dataset.question, d.querySelector(".panels"))));
+  later([() => { if (byId("leaderboard").open) table(board); }, ...[...document.querySelectorAll("details.question")].filter(d => d.open).flatMap(d => panelsOf(board, d.dataset.question, d.querySelector(".panels")))]);
   remember();
 }
 
@@ -291,7 +290,7 @@ function panelsOf(board, question, parent) {
   return tasks;
 }
 
-// Panels are drawn one by one, so that the page stays responsive; what is waiting is dropped when the view changes.
+// The table and the panels are drawn one by one, after the headline, so that the page stays responsive; what is waiting is dropped when the view changes.
 let turnOf = 0;
 function later(tasks) {
   const mine = ++turnOf, step = () => {
@@ -300,7 +299,7 @@ function later(tasks) {
     if (task) { task(); setTimeout(step); } else document.body.dataset.drawn = "yes";
   };
   document.body.dataset.drawn = "no";
-  step();
+  setTimeout(step);
 }
 
 start().catch(error => { byId("broken").textContent = `This page cannot be shown: ${error}`; throw error; });

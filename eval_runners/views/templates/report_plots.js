@@ -2,15 +2,15 @@ const TICKS = [1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 7
 const GREY = "#8a8f98";
 const config = { displayModeBar: false, responsive: true };
 const escaped = text => String(text).replace(/[&<>]/g, c => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
-const short = text => escaped(text.length > 34 ? `${text.slice(0, 32)}…` : text);
+const short = text => escaped(text.length > 34 ? `${text.slice(0, 18)}…${text.slice(-14)}` : text);
 const styleOf = (board, row) => board.styles[row.architecture] || [GREY, "circle"];
 const faded = (colour, alpha) => `rgba(${[1, 3, 5].map(i => parseInt(colour.slice(i, i + 2), 16)).join(",")},${alpha})`;
 
 function layout(x, y, more = {}) {
   const style = getComputedStyle(document.documentElement), of = name => style.getPropertyValue(name).trim();
-  const axis = { gridcolor: of("--line"), linecolor: of("--line"), zeroline: false, automargin: true };
-  return { margin: { l: 56, r: 14, t: 8, b: 44 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { color: of("--text"), size: 12 }, showlegend: false, hovermode: "closest", ...more,
+  const axis = { gridcolor: of("--line"), linecolor: of("--line"), zeroline: false, automargin: more.automargin ?? true };
+  return { margin: { l: 64, r: 14, t: 8, b: 44 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: of("--text"), size: 12 }, showlegend: false, hovermode: "closest", ...more, automargin: undefined,
     xaxis: { ...axis, title: { text: x }, ...more.xaxis }, yaxis: { ...axis, title: { text: y }, ...more.yaxis } };
 }
 
@@ -109,10 +109,11 @@ function drawOverL0(plot, board, column, rows, headline) {
     if (!own.length) continue;
     const x = own.map(r => r.l0), y = own.map(r => r.values[key].at), half = own.map(r => r.values[key].half || 0);
     const side = !untrained && narrow && (all[0].d_sae !== narrow[0] || all[0].kind !== all[0].architecture);
-    if (headline && own.length > 1 && half.some(h => h)) traces.push({ type: "scatter", mode: "lines", hoverinfo: "skip", showlegend: false, fill: "toself", fillcolor: faded(colour, 0.16), line: { width: 0 },
+    const banded = headline && own.length > 1 && half.some(h => h);
+    if (banded) traces.push({ type: "scatter", mode: "lines", hoverinfo: "skip", showlegend: false, fill: "toself", fillcolor: faded(colour, lines.size > 12 ? 0.1 : 0.16), line: { width: 0 },
       x: [...x, ...[...x].reverse()], y: [...y.map((v, i) => v + half[i]), ...y.map((v, i) => v - half[i]).reverse()] });
     traces.push({ type: "scatter", mode: own.length > 1 ? "lines+markers" : "markers", name: short(all[0].kind), showlegend: !named.has(all[0].kind), x, y,
-      ...(half.some(h => h) ? { error_y: { type: "data", array: half, thickness: 1.2, width: 3, color: colour } } : {}),
+      ...(!banded && half.some(h => h) ? { error_y: { type: "data", array: half, thickness: 1.2, width: 3, color: colour } } : {}),
       line: { color: colour, width: headline ? 2 : 1.5, dash: untrained ? "dot" : side ? "dash" : "solid" },
       marker: { color: colour, symbol: symbol + (untrained ? "-open" : ""), size: symbol === "star" ? 11 : headline ? 9 : 8, line: { color: colour, width: untrained ? 1.5 : 0 } },
       text: own.map(r => hover(r, r.values[key])), hovertemplate: "%{text}<extra></extra>" });
@@ -130,7 +131,7 @@ function drawOverL0(plot, board, column, rows, headline) {
   plot.records = found.map(r => record(r, { [key]: r.values[key].at, "half interval": r.values[key].half, ...(headline ? { front: front.has(r) ? "yes" : "" } : {}) }));
   const [from, to] = spread(saes), ticks = TICKS.filter(t => Math.log10(t) >= from && Math.log10(t) <= to);
   const xaxis = { type: "log", range: [from, to], ...(ticks.length > 1 ? { tickvals: ticks, ticktext: ticks.map(String) } : {}) };
-  return Plotly.react(plot, traces, layout("L0: latents per token (log)", `${column.head} ${data.arrows[column.better]}`, { xaxis, yaxis: { range: [low, high] }, shapes, annotations, ...(beyond.length ? { margin: { l: 56, r: 14, t: 20, b: 44 } } : {}) }), config);
+  return Plotly.react(plot, traces, layout("L0: latents per token (log)", `${column.head} ${data.arrows[column.better]}`, { automargin: false, xaxis, yaxis: { range: [low, high] }, shapes, annotations, ...(beyond.length ? { margin: { l: 64, r: 14, t: 20, b: 44 } } : {}) }), config);
 }
 
 // Room at the edges for the arrows of the rows beyond them.
@@ -159,26 +160,26 @@ function atTheEdge(board, rows, key, fitted, [low, high], [from, to], isNarrow) 
 function drawAgainst(plot, board, comparison) {
   const { base, facets } = comparison, order = [...new Set(facets.flatMap(f => f.dots.map(d => d.row.kind)))], traces = [], axes = {}, gap = 0.05;
   const width = (1 - gap * (facets.length - 1)) / facets.length, style = getComputedStyle(document.documentElement), line = style.getPropertyValue("--line").trim();
+  plot.style.height = `${Math.min(1400, Math.max(372, 60 + 17 * order.length))}px`;
   const annotations = [], shapes = [], position = new Map([...order].reverse().map((kind, i) => [kind, i]));
   facets.forEach((facet, f) => {
     const suffix = f ? f + 1 : "", domain = [f * (width + gap), f * (width + gap) + width];
     const trained = facet.dots.filter(d => !d.row.control), fitted = state.full || trained.length < 2 ? facet.dots : trained;
     const ends = [0, ...fitted.flatMap(d => [d.mean - (d.half || 0), d.mean + (d.half || 0)])], rim = 0.08 * (Math.max(...ends) - Math.min(...ends) || 1);
     const low = Math.min(...ends) - rim, high = Math.max(...ends) + rim;
-    for (const d of facet.dots) {
-      const [colour, symbol] = styleOf(board, d.row), y = position.get(d.row.kind), inside = d.mean >= low && d.mean <= high, text = `${number(d.mean)}`;
-      plot.records.push(record(d.row, { metric: facet.column.key, baseline: base.label, difference: d.mean, "half interval": d.half, p: d.p, "told apart": d.apart ? "yes" : "no" }));
-      if (!inside) annotations.push({ xref: `x${suffix}`, x: d.mean < low ? low : high, y, text: d.mean < low ? `◂ ${text}` : `${text} ▸`, showarrow: false, xanchor: d.mean < low ? "left" : "right", font: { size: 11, color: style.getPropertyValue("--soft").trim() } });
-      traces.push({ type: "scatter", mode: "markers", showlegend: false, x: [inside ? d.mean : null], y: [y], xaxis: `x${suffix}`,
-        ...(d.half ? { error_x: { type: "data", array: [d.half], thickness: 1.4, width: 3, color: colour } } : {}),
-        marker: { color: colour, symbol: symbol + (d.apart ? "" : "-open"), size: symbol === "star" ? 12 : 10, line: { color: colour, width: d.apart ? 0 : 1.8 } },
-        text: [`${hover(d.row, d.row.values[facet.column.key])}<br>difference ${shown({ at: d.mean, half: d.half })}${d.p === null ? "<br>fewer than three common seeds: not tested" : `<br>p ${d.p.toPrecision(2)}, ${d.apart ? "told apart" : "not told apart"}`}`], hovertemplate: "%{text}<extra></extra>" });
-    }
-    axes[`xaxis${suffix}`] = { domain, anchor: "y", range: [low, high], gridcolor: line, linecolor: line, zeroline: false, title: { text: `${facet.column.head} ${data.arrows[facet.column.better]}, difference`, font: { size: 12 } }, nticks: 6, automargin: true };
+    const inside = facet.dots.filter(d => d.mean >= low && d.mean <= high), looks = inside.map(d => styleOf(board, d.row)), soft = style.getPropertyValue("--soft").trim();
+    for (const d of facet.dots) plot.records.push(record(d.row, { metric: facet.column.key, baseline: base.label, difference: d.mean, "half interval": d.half, p: d.p, "told apart": d.apart ? "yes" : "no" }));
+    for (const d of facet.dots.filter(d => !inside.includes(d))) annotations.push({ xref: `x${suffix}`, x: d.mean < low ? low : high, y: position.get(d.row.kind), text: d.mean < low ? `◂ ${number(d.mean)}` : `${number(d.mean)} ▸`, showarrow: false, xanchor: d.mean < low ? "left" : "right", font: { size: 11, color: soft } });
+    traces.push({ type: "scatter", mode: "markers", showlegend: false, x: inside.map(d => d.mean), y: inside.map(d => position.get(d.row.kind)), xaxis: `x${suffix}`,
+      error_x: { type: "data", array: inside.map(d => d.half || 0), thickness: 1.4, width: 3, color: soft },
+      marker: { opacity: 1, color: looks.map(l => l[0]), symbol: inside.map((d, i) => looks[i][1] + (d.apart ? "" : "-open")), size: looks.map(l => l[1] === "star" ? 12 : 10), line: { color: looks.map(l => l[0]), width: inside.map(d => d.apart ? 0 : 1.8) } },
+      text: inside.map(d => `${hover(d.row, d.row.values[facet.column.key])}<br>difference ${shown({ at: d.mean, half: d.half })}${d.p === null ? "<br>fewer than three common seeds: not tested" : `<br>p ${d.p.toPrecision(2)}, ${d.apart ? "told apart" : "not told apart"}`}`), hovertemplate: "%{text}<extra></extra>" });
+    axes[`xaxis${suffix}`] = { domain, anchor: "y", range: [low, high], gridcolor: line, linecolor: line, zeroline: false, title: { text: `${facet.column.head} ${data.arrows[facet.column.better]}`, font: { size: 12 } }, tickangle: 0, nticks: plot.clientWidth * width > 400 ? 7 : 5 };
     shapes.push({ type: "line", xref: `x${suffix}`, x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line: { color: style.getPropertyValue("--soft").trim(), width: 1.2 } });
   });
   const kinds = [...position], yaxis = { tickvals: kinds.map(([, i]) => i), ticktext: kinds.map(([kind]) => kind === base.kind ? `<b>${short(kind)}</b>` : short(kind)), range: [-0.6, kinds.length - 0.4] };
-  const full = layout("", "", { shapes, annotations, yaxis, margin: { l: 40, r: 14, t: 8, b: 44 } });
+  const full = layout("", "", { shapes, annotations, yaxis, margin: { l: 16 + 6.3 * Math.max(...kinds.map(([kind]) => Math.min(kind.length, 34))), r: 14, t: 8, b: 44 } });
+  full.yaxis.automargin = false;
   return Plotly.react(plot, traces, { ...full, ...axes }, config);
 }
 

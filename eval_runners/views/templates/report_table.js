@@ -1,4 +1,4 @@
-const FEW_ROWS = 150;
+const FEW_ROWS = 60;
 const FIXED = [["SAE", r => r.label], ["L0", r => r.l0], ["latents", r => r.d_sae], ["tokens", r => r.tokens], ["seeds", r => r.seeds.length]];
 
 function tableColumns(board) {
