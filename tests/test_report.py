@@ -188,9 +188,12 @@ def test_the_search_box_and_a_link_that_restores_the_view(driver, page):
     assert cells(driver, 0) == ["a[k=60]"]
     chosen = "return [document.getElementById('metric').value, document.getElementById('full').checked, document.querySelectorAll('#groups details[open] figure').length > 0, document.querySelectorAll('#table th')[1].getAttribute('aria-sort')]"
     assert driver.execute_script(chosen) == ["core.ce_loss_score", True, True, "descending"]
+    visit(driver, page.as_uri() + "#query=b")
+    compared = "return document.querySelector('#against .plot').records.map(r => r.SAE)"
+    assert {"a", "b"} <= set(driver.execute_script(compared)), "a search leaves the baseline"
     driver.execute_script("location.hash = ''")
     time.sleep(0.2)
-    assert "b" in cells(drawn(driver), 0)
+    assert "wide" in cells(drawn(driver), 0)
 
 
 @needs_chromium
@@ -217,7 +220,7 @@ def test_the_page_says_what_is_compared_and_what_came_out(driver, page):
     assert "From core: SAEBench's core evaluation" in definition
     select(driver, "base", "b")
     (finding,) = texts(driver, "#finding")
-    assert finding == "At L0 ≈ 30.0, 1 of 2 are better than b (a), 0 worse, 1 not told apart from it."
+    assert finding == "At L0 ≈ 30.0, 1 of 2 is better than b (a), 0 worse, 1 not told apart from it."
     title = driver.execute_script("return document.querySelector('#metric option').title")
     assert "is better" in title
 
@@ -239,6 +242,9 @@ def test_lines_are_connected_the_front_is_marked_and_controls_are_clipped(driver
     assert edge[1] == "arrow-down"
     front = driver.execute_script(plot + "return p.data.find(t => t.name === 'Pareto front').x")
     assert front == [30, 60]
+    visit(driver, page.as_uri() + "#metric=core.ce_loss_score&query=b")
+    assert not driver.execute_script(plot + "return p.data.some(t => t.name === 'Pareto front')"), "b is not on it"
+    visit(driver, page.as_uri() + "#metric=core.ce_loss_score")
     click(driver, "#full")
     low, _ = driver.execute_script(plot + "return p.layout.yaxis.range")
     assert low < 0.15

@@ -151,8 +151,8 @@ function definition(c) {
   return `${c.head}: ${c.title}. ${direction} ${trust} From ${c.evaluation}${summary ? `: ${summary}${/[?.]$/.test(summary) ? "" : "."}` : "."}`;
 }
 
-function rows(board, matched, width = state.width) {
-  const words = state.query.toLowerCase().split(/\s+/).filter(Boolean), any = width === "auto" || width === "";
+function rows(board, matched, query = state.query) {
+  const words = query.toLowerCase().split(/\s+/).filter(Boolean), width = state.width, any = width === "auto" || width === "";
   return board.rows.filter(r => (!r.is_sae || ((state.varied || !r.varied) && !state.hidden.has(r.architecture) && (any || r.d_sae == width) && (!matched || state.group === "" || r.group == state.group))) && words.every(w => r.text.includes(w)));
 }
 
@@ -173,16 +173,27 @@ function mainSizes(board, column) {
   return best ? JSON.parse(best[0]) : null;
 }
 
-function headlineRows(board, column) {
+function hasMainSizes(board, column) {
   const [width, tokens] = mainSizes(board, column) || [null, null];
-  return rows(board, false).filter(r => !r.is_sae || state.width !== "auto" || (r.d_sae === width && (r.untrained.length || r.tokens === tokens)));
+  return r => state.width === "auto" ? r.d_sae === width && (r.untrained.length || r.tokens === tokens) : state.width === "" || r.d_sae == state.width;
+}
+
+function headlineRows(board, column) {
+  const fits = hasMainSizes(board, column);
+  return rows(board, false).filter(r => !r.is_sae || fits(r));
+}
+
+// The front does not depend on what is hidden or searched for.
+function headlineFront(board, column) {
+  return column.against_l0 ? paretoFront(known(board, column.key).filter(hasMainSizes(board, column)).filter(r => state.varied || !r.varied), column) : new Set();
 }
 
 const mostSeeds = members => [...members].sort((a, b) => a.control - b.control || b.seeds.length - a.seeds.length || a.kind.localeCompare(b.kind))[0].kind;
 
 // Rows at one L0, one of each recipe, beside the baseline: differences in the trusted metrics and the chosen one.
+// A search leaves the baseline where it is.
 function compareToBaseline(board, column) {
-  const sizes = mainSizes(board, column), usable = rows(board, false).filter(r => r.is_sae && r.l0 && has(r, column.key));
+  const sizes = mainSizes(board, column), usable = rows(board, false, "").filter(r => r.is_sae && r.l0 && has(r, column.key)), searched = new Set(rows(board, false));
   const levels = new Map();
   for (const r of usable) if (r.group >= 0 && (state.group === "" ? sizes && r.d_sae === sizes[0] && (r.untrained.length || r.tokens === sizes[1]) : r.group == state.group)) levels.set(r.group, [...(levels.get(r.group) || []), r]);
   const size = members => new Set(members.filter(r => !r.untrained.length).map(r => r.architecture)).size;
@@ -192,7 +203,8 @@ function compareToBaseline(board, column) {
   const [level, members] = found, kinds = [...new Set(members.map(r => r.kind))].sort();
   const pick = kinds.includes(state.base) ? state.base : kinds.find(k => k === BASELINE) || kinds.find(k => k.toLowerCase().endsWith("batchtopk")) || mostSeeds(members);
   const centre = members.reduce((sum, r) => sum + Math.log(r.l0), 0) / members.length, nearest = (rows, l0) => [...rows].sort((a, b) => Math.abs(Math.log(a.l0) - l0) - Math.abs(Math.log(b.l0) - l0))[0];
-  const base = nearest(members.filter(r => r.kind === pick), centre), one = kinds.map(kind => kind === pick ? base : nearest(members.filter(r => r.kind === kind), Math.log(base.l0)));
+  const base = nearest(members.filter(r => r.kind === pick), centre), wanted = kinds.filter(kind => kind === pick || members.some(r => r.kind === kind && searched.has(r)));
+  const one = wanted.map(kind => kind === pick ? base : nearest(members.filter(r => r.kind === kind && searched.has(r)), Math.log(base.l0)));
   const columns = [column, ...board.columns.filter(c => c !== column && c.trust === "trusted")].slice(0, 3);
   const facets = columns.filter(c => has(base, c.key)).map(c => {
     const dots = one.filter(r => has(r, c.key)).map(r => r === base ? { row: r, mean: 0, half: null, p: null, apart: true } : { row: r, ...difference(r, base, c.key) });
@@ -220,7 +232,7 @@ function finding({ base }, { column, dots }) {
   const words = column.better === "neither" ? ["more", "less"] : ["better", "worse"], tested = others.some(d => d.p !== null);
   if (!others.length) return "";
   if (!tested) return `At L0 ≈ ${base.l0.toFixed(1)} there are fewer than three common seeds: no difference to ${base.kind} is tested.`;
-  return `At L0 ≈ ${base.l0.toFixed(1)}, ${better.length} of ${others.length} are ${words[0]} than ${base.kind}${better.length ? ` (${list(better)})` : ""}, ${worse.length} ${words[1]}, ${rest} not told apart from it.`;
+  return `At L0 ≈ ${base.l0.toFixed(1)}, ${better.length} of ${others.length} ${better.length === 1 ? "is" : "are"} ${words[0]} than ${base.kind}${better.length ? ` (${list(better)})` : ""}, ${worse.length} ${words[1]}, ${rest} not told apart from it.`;
 }
 
 function empty(figure, text) {

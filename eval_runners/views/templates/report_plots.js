@@ -102,7 +102,7 @@ function drawOverL0(plot, board, column, rows, headline) {
   const outside = saes.filter(r => !inside(r)), [low, high] = withRoom(fitted, outside, key);
   const lines = new Map(), traces = [];
   for (const r of [...saes].sort((a, b) => a.l0 - b.l0)) lines.set(lineOf(r), [...(lines.get(lineOf(r)) || []), r]);
-  const front = headline && column.against_l0 ? paretoFront(saes.filter(r => !r.untrained.length), column) : new Set();
+  const front = headline ? headlineFront(board, column) : new Set();
   const narrow = mainSizes(board, column), named = new Set();
   for (const all of lines.values()) {
     const own = all.filter(inside), [colour, symbol] = styleOf(board, all[0]), untrained = all[0].untrained.length > 0;
