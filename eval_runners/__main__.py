@@ -20,6 +20,7 @@ COMMANDS = {
     "leaderboard": "Rank results of ours and of others, where they may be ranked.",
     "export": "Write results for SAEBench's graphs, or an SAE's latents for Neuronpedia.",
     "report": "Write the leaderboard as one HTML page.",
+    "serve": "Show the report and other pages in a browser, and reload it when results arrive.",
     "case-study": "Show single latents of an SAE on one HTML page.",
     "human-study": "Ask people, or a language model, where a latent fires, and score the answers.",
     "publish": "Publish an SAE, its results and a model card on the Hugging Face Hub.",

@@ -16,7 +16,7 @@ from sae_variants.cli.options import Parser
 COMMANDS = {
     **{
         name: lambda name=name: import_module(f"eval_runners.commands.{name}").main([])
-        for name in ("suite", "leaderboard", "report", "case_study", "publish")
+        for name in ("suite", "leaderboard", "report", "serve", "case_study", "publish")
     },
     **{
         f"human_study {step}": lambda step=step: import_module(f"eval_runners.commands.human_study.{step}").main([])

@@ -1,10 +1,10 @@
 """python -m eval_runners leaderboard: results of ours, of SAEBench and of others, ranked where they are comparable.
 
 Reads results/published, results/runs and results/baselines. Without options it prints; --markdown, --csv and --json
-write tables, --picture draws the first column over L0. --readme fills the blocks `<!-- leaderboard OPTIONS -->`,
-`<!-- variants -->` and `<!-- evaluations -->` of a document from versioned results alone, so that everyone gets the
-same; with --check it only reports whether they are up to date. `why A B` names what separates two rows, and prints
-their differences over common seeds.
+write tables, --html the page of `report`, --picture draws the first column over L0. --readme fills the blocks
+`<!-- leaderboard OPTIONS -->`, `<!-- variants -->` and `<!-- evaluations -->` of a document from versioned results, so
+that everyone gets the same; with --check it only reports whether they are up to date. `why A B` names what separates
+two rows, and prints their differences over common seeds.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval_runners.commands.report import render_report
 from eval_runners.contract.registry import evaluator_of_type
 from eval_runners.leaderboard.boards import make_boards
 from eval_runners.leaderboard.compare import differences_over_seeds, find_rows, why_separate
@@ -70,13 +71,15 @@ def main(argv: list[str]) -> int:
     ):
         if file:
             write_atomically(Path(file), render(boards), option)
+    if args.html:
+        write_atomically(Path(args.html), render_report(boards, broken), "--html")
     if args.picture:
         _draw(Path(args.picture), boards)
     if args.baseline:
         _print_differences(boards, load_result(Path(args.baseline)), Path(args.baseline).stem)
     if args.keep:
         _keep([*_shown(boards), *_by_eval_seeds(boards, results)], Path(args.keep))
-    if not (args.baseline or args.keep or args.markdown or args.csv or args.json or args.picture):
+    if not any((args.baseline, args.keep, args.markdown, args.csv, args.json, args.html, args.picture)):
         print_boards(boards)
     return 1 if broken else 0
 
@@ -91,6 +94,7 @@ def _parser() -> Parser:
         "--csv", metavar="FILE", help="Write a line per row with every metric, half of its 95 %% interval and its rank."
     )
     parser.add_argument("--json", metavar="FILE", help="Write every metric, rank, command and commit.")
+    parser.add_argument("--html", metavar="FILE", help="Write the page of `report`.")
     parser.add_argument("--picture", metavar="FILE", help="Draw the first column over L0, a line for each SAE.")
     parser.add_argument(
         "--readme", metavar="FILE", action="append", default=[], help="Fill the blocks of a document; may be repeated."

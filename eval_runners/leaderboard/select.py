@@ -101,7 +101,7 @@ def _replaced(results: Sequence[Result], boards: Sequence[Board]) -> list[str]:
 
 def read_requested(args: Namespace) -> tuple[list[Result], list[str]]:
     """Read every result of the folders that the options name; a line for every file that holds none."""
-    return read_folders(_folders(args), bool(args.results))
+    return read_folders(folders_of(args), bool(args.results))
 
 
 def read_some(args: Namespace) -> tuple[list[Result], list[str]]:
@@ -110,7 +110,7 @@ def read_some(args: Namespace) -> tuple[list[Result], list[str]]:
     Raises:
         UsageError: the folders do not exist, or hold no result.
     """
-    folders = _folders(args)
+    folders = folders_of(args)
     if not args.results and not any(folder.is_dir() for folder in folders):
         raise UsageError(f"no folder {PUBLISHED.parent} in {Path.cwd()}: go to where it is, or give --results FOLDER")
     results, broken = read_requested(args)
@@ -119,7 +119,8 @@ def read_some(args: Namespace) -> tuple[list[Result], list[str]]:
     return results, broken
 
 
-def _folders(args: Namespace) -> list[Path]:
+def folders_of(args: Namespace) -> list[Path]:
+    """Folders that the options name, or those that are read by default."""
     return [Path(folder) for folder in args.results] or [PUBLISHED, BASELINES, RUNS]
 
 

@@ -1,0 +1,143 @@
+"""The server: the report, reloaded when results arrive, further pages, and nothing else on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+from argparse import Namespace
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from test_leaderboard import made
+from yarl import URL
+
+from eval_runners.commands import leaderboard, serve
+from eval_runners.commands.serve import COOKIE, make_app, version_of
+from sae_variants.common.errors import UsageError
+
+TOKEN = "t" * 22
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a.json").write_text(json.dumps(made("a", 0)))
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "case.html").write_text("<p>a case study</p>")
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "pages" / "link.txt").symlink_to(tmp_path / "secret.txt")
+    return tmp_path
+
+
+def arguments(folder):
+    names = ("model", "evals", "sae", "d_sae", "l0")
+    return Namespace(results=[str(folder / "results")], trained=str(folder), recipe=False, **dict.fromkeys(names))
+
+
+def ask(folder, paths, token="", given="", cookies=None):
+    """Status and text of each path, in order."""
+
+    async def run():
+        app = make_app(arguments(folder), folder / "pages", token)
+        async with TestClient(TestServer(app), cookies=cookies) as client:
+            found = []
+            for path in paths:
+                path = path() if callable(path) else path
+                url = URL(path + (f"?token={given}" if given else ""), encoded=True)
+                answer = await client.get(url)
+                found.append((answer.status, await answer.text()))
+            return found
+
+    return asyncio.run(run())
+
+
+def test_it_shows_the_report_and_the_pages(folder):
+    (report, listing, case) = ask(folder, ["/", "/pages", "/pages/case.html"])
+    assert report[0] == 200
+    assert version_of(arguments(folder)) in report[1]
+    assert "location.reload()" in report[1]
+    assert "case.html" in listing[1]
+    assert case == (200, "<p>a case study</p>")
+
+
+def test_a_new_result_is_another_version_and_is_on_the_next_page(folder):
+    def add():
+        (folder / "results" / "b.json").write_text(json.dumps(made("b", 0)))
+        return "/version"
+
+    first, page, after, second = ask(folder, ["/version", "/", add, "/"])
+    assert first[1] != after[1]
+    assert first[1] in page[1]
+    assert after[1] in second[1]
+
+
+def test_results_that_are_gone_are_one_line_and_no_traceback(folder):
+    (folder / "results" / "a.json").unlink()
+    assert ask(folder, ["/"]) == [
+        (503, f"there are no results in {folder / 'results'}: give another --results FOLDER\n")
+    ]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/pages/../secret.txt", "/pages/%2e%2e/secret.txt", "/pages/..%2fsecret.txt", "/pages//etc/passwd", "/secret.txt",
+        "/pages/link.txt", "/pages/%2fetc%2fpasswd", "/results/a.json",
+    ],
+)  # fmt: skip
+def test_nothing_outside_the_folder_of_pages_is_served(folder, path):
+    ((status, text),) = ask(folder, [path])
+    assert status in (403, 404)
+    assert "secret" not in text
+    assert "root:" not in text
+
+
+@pytest.mark.parametrize("path", ["/", "/version", "/pages/case.html"])
+def test_with_a_token_only_who_has_it_sees_anything(folder, path):
+    assert ask(folder, [path], token=TOKEN)[0][0] == 401
+    assert ask(folder, [path], token=TOKEN, given="wrong")[0][0] == 401
+    assert ask(folder, [path], token=TOKEN, given=TOKEN)[0][0] == 200
+    assert ask(folder, [path], token=TOKEN, cookies={COOKIE: TOKEN})[0][0] == 200
+
+
+def test_another_host_than_loopback_has_a_token():
+    assert all(map(serve._is_loopback, ("127.0.0.1", "::1", "localhost", "127.0.0.9")))
+    assert not any(map(serve._is_loopback, ("0.0.0.0", "192.168.0.7", "example.org", "::")))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--pages", "nowhere"], "--pages nowhere is not a folder"),
+        (["--port", "70000"], "--port must be at most 65535, not 70000"),
+        (["--results", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_work_is_refused(folder, options, says):
+    with pytest.raises(UsageError, match=says):
+        serve.main(["--results", str(folder / "results"), *options][0 if options[0] != "--results" else 2 :])
+
+
+def test_a_port_that_is_taken_is_one_line(folder):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UsageError, match=r"cannot listen at 127\.0\.0\.1, port \d+ .*: give another --port"):
+            serve.main(["--results", str(folder / "results"), "--port", str(taken.getsockname()[1])])
+
+
+def test_the_command_prints_its_address_and_ends_with_ctrl_c(folder):
+    words = ["serve", "--results", str(folder / "results"), "--pages", str(folder / "pages"), "--port", "0"]
+    with subprocess.Popen([sys.executable, "-m", "eval_runners", *words], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout.readline().startswith("http://127.0.0.1:")
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=30) == 0
+
+
+def test_the_leaderboard_writes_the_page_of_the_report(folder, tmp_path):
+    assert leaderboard.main(["--results", str(folder / "results"), "--html", str(tmp_path / "page.html")]) == 0
+    assert "</html>" in (tmp_path / "page.html").read_text()
