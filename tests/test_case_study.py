@@ -7,22 +7,22 @@ import math
 
 import pytest
 import torch
-from conftest import TINY, fetched, identity, linear_sae, needs_chromium, opened
+from conftest import linear_sae
 from test_hierarchy import tree
 
-from eval_runners.__main__ import main
 from eval_runners.data.heldout import heldout_activations
-from eval_runners.measures.excerpt_texts import excerpt_groups
+from eval_runners.measures.excerpt_texts import excerpt_groups, whole_words
 from eval_runners.measures.firing import Excerpt, Firing, collect_firing
+from eval_runners.measures.firing_tokens import describe_firing_tokens, label_by_tokens
+from eval_runners.measures.latent_children import Children
 from eval_runners.measures.latent_choice import LatentChoice
-from eval_runners.measures.latent_sheet import describe_latents, position_rates
+from eval_runners.measures.latent_relations import LatentRelations
+from eval_runners.measures.latent_sheet import describe_latents, histogram_row, position_rates
 from eval_runners.measures.logit_effects import logit_effects
-from eval_runners.views.page import render_page
+from eval_runners.measures.matched_latents import correlate, describe_matched_latents, match_latents
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.load import load_model
 from sae_variants.two_level.saved import lower_level_of
-
-HOSTILE = "</script><script>document.body.dataset.broken='yes'</script><b>bold</b>"
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,124 @@ def test_excerpts_stay_in_their_document_around_the_largest_activation():
     assert far.ids == list(range(21, 40))
     assert firing.n_tokens == 38
 
+    assert (one.is_cut_before, one.is_cut_after) == (False, False)
+    assert (far.is_cut_before, far.is_cut_after) == (False, True)
+    middle = firing.excerpt(torch.zeros(1, 40), 0, 5)
+    assert (middle.is_cut_before, middle.is_cut_after) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "expected"),
+    [
+        ("ic|.| The| clin|ic| paid| man", " paid", ".| The| clin|ic| paid"),
+        ("ic| paid| man|ager|.", " paid", " paid| man|ager|."),
+        ("ap|pl|es", "pl", "ap|pl|es"),
+        ("own| ap|pl|es| gr", "pl", " ap|pl|es"),
+        ("don|'t| go| don", " go", " go"),
+        ("日|本|語", "本", "日|本|語"),
+        ("a", "a", "a"),
+    ],
+)
+def test_excerpts_are_cut_between_words(text, at, expected):
+    tokens = text.split("|")
+    first, last = whole_words(tokens, tokens.index(at), True, True)
+    assert "|".join(tokens[first:last]) == expected
+    assert whole_words(tokens, tokens.index(at), False, False) == (0, len(tokens))
+
+
+def made_firing(acts_CTS, ids_CT, special_CT=None):
+    """Firings with these activations; latents need not be those of any SAE."""
+    latent_E, token_E = acts_CTS.flatten(0, 1).T.nonzero(as_tuple=True)
+    special_CT = torch.zeros(ids_CT.shape).bool() if special_CT is None else special_CT
+    ends = (acts_CTS != 0).flatten(0, 1).sum(0).cumsum(0)
+    return Firing(ids_CT, special_CT, token_E, acts_CTS.flatten(0, 1)[token_E, latent_E], ends, torch.zeros(len(ends)))
+
+
+class Numbers:
+    """A tokenizer whose tokens read as their ids."""
+
+    def batch_decode(self, ids, **_):
+        return [str(i[0]) for i in ids]
+
+
+def test_tokens_are_weighted_by_activation():
+    ids = torch.tensor([[1, 2, 3, 0, 2, 4]])
+    special = torch.tensor([[False, False, False, True, False, False]])
+    acts = torch.zeros(1, 6, 2)
+    acts[0, [0, 1, 4], 0] = torch.tensor([5.0, 1.0, 4.0])
+    firing = made_firing(acts, ids, special)
+    found = describe_firing_tokens(firing, 0, Numbers())
+    assert sorted(found["on"]) == [("1", 0.5), ("2", 0.5)]
+    assert found["before"] == [(None, 0.9), ("1", 0.1)], "the first token of a context, and one after a special token"
+    assert found["after"] == [("2", 0.5), ("4", 0.4), ("3", 0.1)]
+    assert label_by_tokens(firing, 1, Numbers()) == ""
+    acts[0, 1, 0], acts[0, 2, 0] = 100.0, 0.1
+    assert label_by_tokens(made_firing(acts, ids, special), 0, Numbers()) == "'2'", "a share below 5 % is no label"
+
+
+def test_relations_are_those_of_the_activations(sae, firing):
+    kept = ~firing.special_CT
+    acts = torch.stack([firing.acts_CT(latent)[kept] for latent in range(33)]).double()
+    found = LatentRelations(sae.W_dec, firing, Numbers()).describe(4)
+    correlation = torch.corrcoef(acts[:32])[4]
+    correlation[4] = -2
+    assert [row[0] for row in found["correlated"]] == correlation.topk(5).indices.tolist()
+    assert [row[1] for row in found["correlated"]] == pytest.approx(correlation.topk(5).values.tolist())
+    fires = acts > 0
+    share = (fires & fires[4]).sum(1) / (fires | fires[4]).sum(1)
+    share[4] = -2
+    assert [row[1] for row in found["together"]] == pytest.approx(share.topk(5).values.tolist())
+    assert all(row[2].startswith("'") for row in found["together"])
+    assert LatentRelations(sae.W_dec, firing, Numbers()).describe(32)["together"] == []
+
+
+def test_a_histogram_counts_every_firing(firing):
+    acts = firing.firings_of(3)[1]
+    found = histogram_row(acts)
+    assert sum(found["counts"]) == len(acts)
+    assert (found["low"], found["high"]) == pytest.approx((acts.min().item(), acts.max().item()), rel=5e-3)
+
+
+def test_a_tree_of_one_level_has_parents_and_children():
+    acts = torch.zeros(1, 8, 3)
+    acts[0, :4, 0] = acts[0, :2, 1] = acts[0, 2:4, 2] = 1.0
+    firing = made_firing(acts, torch.arange(8).view(1, 8))
+    children = Children(torch.tensor([-1, 0, 0]), firing, is_one_level=True)
+    found = children.place(0, firing.firings_of(0)[0], Numbers())["children"]
+    assert {row["latent"] for row in found["rows"]} == {1, 2}
+    number, label = children.place(1, firing.firings_of(1)[0], Numbers())["parent"]
+    assert (number, label) == (0, label_by_tokens(firing, 0, Numbers()))
+
+
+def test_latents_match_the_same_latents_in_another_order():
+    generator = torch.Generator().manual_seed(0)
+    rows, order = torch.randn(6, 8, generator=generator), torch.tensor([3, 5, 0, 1, 4, 2])
+    acts = torch.rand(2, 10, 6, generator=generator) + 0.1
+    ids = torch.zeros(2, 10).long()
+    firing, other = made_firing(acts, ids), made_firing(acts[..., order], ids)
+    found = match_latents(rows, rows[order], firing, other, [5, 0])
+    assert found == {5: (1, pytest.approx(1.0)), 0: (2, pytest.approx(1.0))}
+    assert correlate(firing, 5, other, 1) == pytest.approx(1.0)
+    assert abs(correlate(firing, 5, other, 2)) < 0.9
+    few = made_firing(acts[..., order[:1]], ids)
+    assert match_latents(rows, rows[order[:1]], firing, few, [5, 3]) == {3: (0, pytest.approx(1.0))}
+    dead = acts.clone()
+    dead[..., 5] = 0
+    assert match_latents(rows, rows[order], made_firing(dead, ids), other, [5]) == {}
+    assert correlate(made_firing(dead, ids), 5, other, 1) is None
+
+
+def test_matched_latents_are_described_on_both_sides(sae, target, model):
+    twin = linear_sae(target, sae.W_enc.data.flip(1), sae.W_dec.data.flip(0))
+    twin.b_enc.data[0] = -1e6
+    data = describe_matched_latents((sae, twin), target, model, LatentChoice.parse("4,32"), 12, 32, seed=0)
+    alive, dead = data["latents"]
+    assert (alive["match"]["row"]["latent"], alive["cosine"]) == (28, pytest.approx(1.0, abs=1e-4))
+    assert alive["match"]["correlation"] == pytest.approx(1.0, abs=1e-4)
+    assert alive["match"]["row"]["top"][0]["tokens"] == alive["top"][0]["tokens"]
+    assert (dead["match"], dead["cosine"]) == (None, None)
+    assert data["about"]["other"]["d_sae"] == 33
+
 
 def test_no_text_is_shown_twice():
     ids, acts = torch.arange(10).repeat(3, 1), torch.zeros(3, 10)
@@ -88,19 +206,15 @@ def test_no_text_is_shown_twice():
 
 
 def test_lower_quantiles_are_of_the_other_contexts():
-    class Words:
-        def batch_decode(self, ids, **_):
-            return [str(i[0]) for i in ids]
-
     every = [Excerpt([n], [100.0 - n], 0, n, 0) for n in range(48)]
-    found = excerpt_groups(iter(every), Words())
+    found = excerpt_groups(iter(every), Numbers())
     assert [e["tokens"][0] for e in found["top"]] == [str(n) for n in range(8)]
     assert [[e["tokens"][0] for e in part["excerpts"]] for part in found["lower"]] == [
         ["17", "18"],
         ["27", "28"],
         ["37", "38"],
     ]
-    assert excerpt_groups(iter(every[:9]), Words())["lower"] == []
+    assert excerpt_groups(iter(every[:9]), Numbers())["lower"] == []
 
 
 def test_positions_are_relative_to_the_mean():
@@ -175,12 +289,14 @@ def test_a_sheet_has_neighbours_contexts_patterns_and_effect(sae, target, model)
     unit = sae.W_dec.detach()
     cosines = unit @ unit[4]
     cosines[4] = -2
-    assert alive["nearest"][0] == [int(cosines.argmax()), pytest.approx(cosines.max().item(), abs=1e-5)]
+    assert alive["nearest"][0][:2] == (int(cosines.argmax()), pytest.approx(cosines.max().item(), abs=1e-5))
     assert len(alive["top"]) == 8
     assert alive["effect"]["kl"] > 0
     assert alive["patterns"]["patterns"]
+    assert alive["score"] == alive["patterns"]["firing f1"]
     assert "children" not in alive
     assert "top" not in dead
+    assert (dead["label"], dead["score"], dead["correlated"], dead["together"]) == ("", None, [], [])
     assert dead["density"] == 0
     json.dumps(data)
 
@@ -210,73 +326,6 @@ def test_an_upper_latent_has_its_children(target, model):
     assert row["within"] == pytest.approx((fires & child).sum().item() / child.sum().item())
     assert row["density"] == pytest.approx(child.sum().item() / n)
     assert {"kl_children", "children_share"} <= set(data["latents"][0]["effect"])
-
-
-@pytest.fixture(scope="module")
-def page(target, model_folder, text_file, trained, tmp_path_factory):
-    file = tmp_path_factory.mktemp("case") / "case.html"
-    fields = [f"--train.{name.replace('_', '-')}={value}" for name, value in TINY.items()]
-    code = main([
-        "case-study", "--sae", "temporal", "--latents", "best:6", "--model", str(model_folder), "--dataset", str(text_file),
-        "--hook-name", target.hook_name, "--trained", str(trained), "--n-contexts", "48", "--context-size", "32",
-        "--output", str(file), *fields,
-    ])  # fmt: skip
-    assert code == 0
-    return file
-
-
-def press(driver, key):
-    script = "dispatchEvent(new KeyboardEvent('keydown', { key: arguments[0], bubbles: true }))"
-    driver.execute_script(f"document.activeElement.{script}", key)
-
-
-def shown(driver):
-    return driver.execute_script("return [...document.querySelectorAll('article')].map(a => a.id)")
-
-
-@needs_chromium
-def test_latents_are_searched_ordered_and_walked_through(driver, page):
-    opened(driver, page)
-    every = shown(driver)
-    assert len(every) == 6
-    press(driver, "j")
-    press(driver, "j")
-    press(driver, "k")
-    assert driver.execute_script("return document.activeElement.id") == every[0]
-    press(driver, "/")
-    assert driver.execute_script("return document.activeElement.id") == "search"
-    driver.find_element("id", "search").send_keys(every[2].removeprefix("latent-"))
-    assert every[2] in shown(driver)
-    driver.execute_script("const s = document.getElementById('search'); s.value = 'no such word'; s.oninput()")
-    assert shown(driver) == []
-    assert driver.execute_script("return document.getElementById('count').textContent") == "0 of 6 latents"
-    driver.execute_script("const s = document.getElementById('search'); s.value = ''; s.oninput()")
-    driver.execute_script("const o = document.getElementById('order'); o.value = 2; o.onchange()")
-    assert shown(driver) == sorted(every, key=lambda name: int(name.removeprefix("latent-")))
-    before = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
-    driver.execute_script("document.activeElement.blur()")
-    press(driver, "t")
-    assert driver.execute_script("return getComputedStyle(document.body).backgroundColor") != before
-    driver.set_window_size(420, 900)
-    assert not driver.execute_script("return document.documentElement.scrollWidth > innerWidth")
-    driver.set_window_size(1300, 1000)
-    assert not [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
-    assert fetched(driver) == []
-
-
-@needs_chromium
-def test_text_that_is_markup_is_shown_as_text(driver, target, model, tmp_path):
-    data = describe_latents(identity(target), target, model, LatentChoice.parse("3"), 12, 32, seed=0)
-    row = data["latents"][0]
-    row["top"][0]["tokens"][0] = HOSTILE
-    row["raised"][0][0] = row["patterns"]["patterns"][0] = HOSTILE
-    data["about"]["sae"] = HOSTILE
-    page = tmp_path / "hostile.html"
-    page.write_text(render_page("case_study.html", data))
-    opened(driver, page)
-    assert driver.execute_script("return document.body.textContent").count(HOSTILE) >= 3
-    assert driver.execute_script("return document.body.dataset.broken") is None
-    assert driver.execute_script("return document.querySelectorAll('article b').length") == 0
 
 
 def test_a_model_of_lower_precision_gives_an_effect(sae, target):

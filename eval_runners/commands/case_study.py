@@ -1,24 +1,30 @@
 """python -m eval_runners case-study: single latents of an SAE as one HTML page that opens from disk.
 
-For each latent the page shows the contexts in which it fires most and some in which it fires less, its firing rate and
-its rate by position, the tokens whose logits it raises and lowers, token patterns that predict it (n2g), the decoder
-rows nearest to its decoder row, and what ablating it changes. For an upper latent of two levels it adds the children,
-and how much their firing tells about their parent's.
+For each latent the page shows the contexts in which it fires most and some in which it fires less, a histogram of its
+activations, its firing rate and its rate by position, the tokens on which it fires, the tokens whose logits it raises
+and lowers, token patterns that predict it (n2g), the latents that lie nearest to it, correlate with it and fire
+together with it, and what ablating it changes. For an upper latent of two levels it adds the children, and how much
+their firing tells about their parent's.
 
 `--latents best:12` takes the latents whose removal raises the squared error most, per token on which they fire, among
 those that fire in ten contexts. `random:20` samples from the same latents. `3,17,40` are latent numbers.
+
+`--sae A --sae B` shows latents of A, each beside the latent of B that matches it by decoder direction. `--folder DIR`
+keeps a page of many latents small: each latent has a file of its own there, which is read when it is chosen.
 """
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from eval_runners.harness.find_sae import locate_all, resolve_requests
 from eval_runners.harness.fit import load_for_target
 from eval_runners.harness.options import parse_with_overrides
 from eval_runners.harness.target_model import model_loader, require_source
 from eval_runners.measures.latent_choice import LatentChoice
-from eval_runners.views.page import render_page
+from eval_runners.views.case_pages import PAGE, case_page, check_case_folder, write_case_folder
 from sae_variants.cli.options import (
     Parser,
     add_target_options,
@@ -31,6 +37,10 @@ from sae_variants.common.console import hide_host_warnings
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import check_file_writable, write_atomically
 
+if TYPE_CHECKING:
+    from eval_runners.contract.located import LocatedSAE
+    from sae_variants.language_model.target import Target
+
 
 def main(argv: list[str]) -> int:
     """Write the page.
@@ -38,26 +48,55 @@ def main(argv: list[str]) -> int:
     Raises:
         UsageError: anything that cannot work, before any SAE is trained where it can be known.
     """
-    from eval_runners.measures.latent_sheet import describe_latents
-
     args, overrides = parse_with_overrides(_parser(), argv)
-    if len(args.sae) > 1:
-        raise UsageError("--sae is given once: a page shows one SAE")
-    output = Path(args.output)
-    check_file_writable(output, "--output")
+    if len(args.sae) > 2:
+        raise UsageError("--sae is given once, or twice to show matched latents of two SAEs side by side")
+    if len(set(args.sae)) < len(args.sae):
+        raise UsageError(f"--sae {args.sae[0]} is given twice: give two SAEs, or the folders of two seeds")
+    if args.folder is None:
+        check_file_writable(Path(args.output), "--output")
+    else:
+        check_case_folder(Path(args.folder), "--folder")
     hide_host_warnings()
     target, device = target_from(args), device_from(args)
     require_source("case-study", target)
     requests = resolve_requests(args.sae, target, overrides, seeds=[args.seed], trained=args.trained)
-    (located,) = locate_all(requests, device)
-    model = model_loader(target, device)()
-    sae = load_for_target(located, target, model, device, args.context_size)
-    data = describe_latents(sae, target, model, args.latents, args.n_contexts, args.context_size, args.seed)
-    data["about"]["sae"] = located.label if located.seed is None else f"{located.label}, seed {located.seed}"
-    text = render_page("case_study.html", data)
-    write_atomically(output, text, "--output")
-    print(f"{output}: {len(data['latents'])} latents, {len(text.encode()) / 2**20:.1f} MiB")
+    _write(args, _describe(args, target, device, locate_all(requests, device)))
     return 0
+
+
+def _describe(args: Namespace, target: Target, device: str, located: list[LocatedSAE]) -> dict[str, Any]:
+    """Measure the latents of one SAE, or matched latents of two."""
+    from eval_runners.measures.latent_sheet import describe_latents
+    from eval_runners.measures.matched_latents import describe_matched_latents
+
+    model = model_loader(target, device)()
+    saes = [load_for_target(each, target, model, device, args.context_size) for each in located]
+    text = args.latents, args.n_contexts, args.context_size, args.seed
+    if len(saes) == 1:
+        data = describe_latents(saes[0], target, model, *text)
+    else:
+        data = describe_matched_latents((saes[0], saes[1]), target, model, *text)
+        data["about"]["other"]["sae"] = _name(located[1])
+    data["about"]["sae"] = _name(located[0])
+    return data
+
+
+def _name(located: LocatedSAE) -> str:
+    return located.label if located.seed is None else f"{located.label}, seed {located.seed}"
+
+
+def _write(args: Namespace, data: dict[str, Any]) -> None:
+    """Write the page or the folder, and print its size."""
+    count = len(data["latents"])
+    if args.folder is not None:
+        folder = Path(args.folder)
+        size = write_case_folder(data, folder, "--folder")
+        print(f"{folder / PAGE}: {count} latents in files of their own, {size / 2**20:.1f} MiB together")
+        return
+    text = case_page(data)
+    write_atomically(Path(args.output), text, "--output")
+    print(f"{args.output}: {count} latents, {len(text.encode()) / 2**20:.1f} MiB")
 
 
 def _parser() -> Parser:
@@ -67,7 +106,7 @@ def _parser() -> Parser:
         required=True,
         action="append",
         metavar="NAME",
-        help="A variant, stock:ARCHITECTURE, a folder, or user/repo:sae_id on the Hub.",
+        help="A variant, stock:ARCHITECTURE, a folder, or user/repo:sae_id on the Hub. Twice for matched latents.",
     )
     parser.add_argument(
         "--latents",
@@ -77,6 +116,7 @@ def _parser() -> Parser:
         help="Latents to show: best:N, random:N, or numbers (default: %(default)s).",
     )
     parser.add_argument("--output", default="case-study.html", metavar="FILE", help="The page (default: %(default)s).")
+    parser.add_argument("--folder", metavar="DIR", help="Folder to write in place of one page, for many latents.")
     parser.add_argument(
         "--n-contexts", type=parse_positive, default=256, help="Held-out contexts that are read (default: %(default)s)."
     )

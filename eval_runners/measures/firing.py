@@ -39,6 +39,10 @@ class Excerpt:
     """Index of the context."""
     first: int
     """Index, within the context, of the excerpt's first token."""
+    is_cut_before: bool = False
+    """Whether the document may go on before the excerpt."""
+    is_cut_after: bool = False
+    """Whether the document may go on after the excerpt."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,20 @@ class Firing:
             context: index of the context.
             at: index of the token in the context.
         """
-        ends = self.special_CT[context].nonzero().squeeze(1)
+        special_T, length = self.special_CT[context], self.ids_CT.shape[1]
+        ends = special_T.nonzero().squeeze(1)
         first = max([at - BEFORE, 0, *(int(end) + 1 for end in ends[ends < at])])
-        last = min([at + AFTER + 1, self.ids_CT.shape[1], *(int(end) for end in ends[ends > at])])
+        last = min([at + AFTER + 1, length, *(int(end) for end in ends[ends > at])])
         acts = acts_CT[context, first:last].tolist()
-        return Excerpt(self.ids_CT[context, first:last].tolist(), acts, at - first, context, first)
+        return Excerpt(
+            ids=self.ids_CT[context, first:last].tolist(),
+            acts=acts,
+            at=at - first,
+            context=context,
+            first=first,
+            is_cut_before=first == 0 or not special_T[first - 1],
+            is_cut_after=last == length or not special_T[last],
+        )
 
 
 @torch.no_grad()

@@ -12,44 +12,46 @@ import torch
 from torch import Tensor
 
 from eval_runners.measures.excerpt_texts import excerpt_groups
-from eval_runners.measures.firing import collect_firing
+from eval_runners.measures.firing import Firing
+from eval_runners.measures.firing_tokens import label_by_tokens
 from eval_runners.measures.information import mutual_information
 
 if TYPE_CHECKING:
-    from sae_lens import SAE
-    from transformer_lens import HookedTransformer
     from transformers import PreTrainedTokenizerBase
-
-    from sae_variants.language_model.target import Target
 
 SHOWN_CHILDREN, SHOWN_EXCERPTS = 8, 3
 """Children that are listed, and excerpts of each."""
 
 
 class Children:
-    """The lower level of an SAE with two levels, and the parent of each of its latents."""
+    """Latents that have a parent, and where they fire."""
 
-    def __init__(
-        self,
-        parent_L: Tensor,
-        lower: SAE[Any],
-        target: Target,
-        model: HookedTransformer,
-        n_contexts: int,
-        context_size: int,
-    ) -> None:
-        """Encode the held-out text with the lower level.
+    def __init__(self, parent_L: Tensor, firing: Firing, is_one_level: bool = False) -> None:
+        """Keep what children are described by.
 
         Args:
             parent_L: upper latent that each lower latent belongs to; negative for none.
-            lower: the lower level, in inference form.
-            target: the hook and the text.
-            model: the target's language model.
-            n_contexts: largest number of contexts.
-            context_size: tokens in a context, BOS included.
+            firing: firings of the lower latents.
+            is_one_level: whether parents and children are latents of the same level.
         """
-        self.parent_L = parent_L
-        self.firing = collect_firing(lower, target, model, n_contexts, context_size)
+        self.parent_L = parent_L.cpu()
+        self.firing = firing
+        self.is_one_level = is_one_level
+
+    def place(self, latent: int, tokens_E: Tensor, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Where a latent stands in the tree.
+
+        Args:
+            latent: number of a latent; of the upper level, if there are two levels.
+            tokens_E: tokens on which it fires, as in `Firing.tokens_E`.
+            tokenizer: gives the texts of excerpts.
+
+        Returns:
+            `parent` (number and label) for a latent that has one, else `children`, as `describe` gives them.
+        """
+        if self.is_one_level and (parent := int(self.parent_L[latent])) >= 0:
+            return {"parent": [parent, label_by_tokens(self.firing, parent, tokenizer)]}
+        return {"children": self.describe(latent, tokens_E, tokenizer)}
 
     def describe(self, latent: int, parent_tokens_E: Tensor, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """The children of an upper latent, by falling mutual information with it.
@@ -77,6 +79,7 @@ class Children:
         rows = [
             {
                 "latent": child,
+                "label": label_by_tokens(self.firing, child, tokenizer),
                 "bits": float(bits_1A[0, number] - bias_1A[0, number]),
                 "density": int(counts_L[child]) / self.firing.n_tokens,
                 "within": int(both_1A[0, number]) / int(counts_L[child]),

@@ -77,3 +77,13 @@ class LatentChoice:
             return frequent[order[: self.numbers[0]]].tolist()
         order = torch.randperm(len(frequent), generator=torch.Generator().manual_seed(seed))
         return frequent[order[: self.numbers[0]]].sort().values.tolist()
+
+    def choose_some(self, firing: Firing, seed: int) -> list[int]:
+        """The numbers of the chosen latents, at least one.
+
+        Raises:
+            UsageError: as for `choose`, or no latent fires often enough.
+        """
+        if chosen := self.choose(firing, seed):
+            return chosen
+        raise UsageError(f"--latents {self.text}: no latent of the SAE fires often enough on this text")

@@ -1,4 +1,4 @@
-"""Everything that a case study shows of single latents: contexts, logits, neighbours, patterns, ablation, children.
+"""Everything that a case study shows of single latents: contexts, logits, relations, patterns, ablation, children.
 
 Shapes: C contexts, T tokens of a context without BOS, D = d_in, S = d_sae, L lower latents, B bins of positions, E
 firings.
@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import pad
 
 from eval_runners.data.heldout import prepend_bos, tokenizer_of
 from eval_runners.measures.ablation import in_float32
 from eval_runners.measures.causal_trace import trace_latent
 from eval_runners.measures.excerpt_texts import excerpt_groups
 from eval_runners.measures.firing import Firing, collect_firing
+from eval_runners.measures.firing_tokens import describe_firing_tokens, label_by_tokens
 from eval_runners.measures.latent_children import Children
+from eval_runners.measures.latent_dashboard import Histogram
+from eval_runners.measures.latent_relations import LatentRelations
 from eval_runners.measures.logit_effects import logit_effects
 from eval_runners.measures.token_patterns import REPLACEMENTS, describe_by_patterns, sample_replacements
 from sae_variants.common.console import progress
-from sae_variants.common.errors import UsageError
 from sae_variants.two_level.saved import TwoLevelSAE, lower_level_of
 
 if TYPE_CHECKING:
@@ -32,10 +34,10 @@ if TYPE_CHECKING:
     from eval_runners.measures.latent_choice import LatentChoice
     from sae_variants.language_model.target import Target
 
-NEAREST = 5
-"""Decoder rows that are listed as neighbours."""
 POSITION_BINS = 16
 """Largest number of bins of positions."""
+GOOD_SCORE, LABEL_PATTERNS = 0.5, 3
+"""F1 from which patterns are a latent's label, in place of the tokens on which it fires, and how many are."""
 ABLATED_CONTEXTS, RANDOM_DIRECTIONS = 6, 3
 """Contexts in which a latent is ablated, and random directions that it is compared with."""
 
@@ -68,28 +70,31 @@ def describe_latents(
     """
     choice.check_exist(sae.cfg.d_sae)
     firing = collect_firing(sae, target, model, n_contexts, context_size)
-    chosen = choice.choose(firing, seed)
-    if not chosen:
-        raise UsageError(f"--latents {choice.text}: no latent of the SAE fires often enough on this text")
-    lower = lower_level_of(sae) if isinstance(sae, TwoLevelSAE) else None
-    parent_L = sae.parent_L.cpu() if isinstance(sae, TwoLevelSAE) else None
-    children = None
-    if lower is not None and parent_L is not None:
-        children = Children(parent_L, lower, target, model, n_contexts, context_size)
-    sheet = Sheet(sae, target, model, firing, seed, lower, parent_L, children)
+    chosen = choice.choose_some(firing, seed)
+    sheet = make_sheet(sae, target, model, firing, seed)
     with in_float32(model):
         rows = [sheet.describe(latent) for latent in progress(chosen, "latents")]
-    about = {
-        "model": target.title,
-        "hook": target.hook_name,
-        "d_sae": sae.cfg.d_sae,
-        "tokens": firing.n_tokens,
-        "contexts": len(firing.ids_CT),
-        "alive": int((firing.counts_S() > 0).sum()),
-        "latents": choice.text,
-        "two_levels": children is not None,
-    }
-    return {"about": about, "latents": rows}
+    return {"about": sheet.about() | {"latents": choice.text}, "latents": rows}
+
+
+def make_sheet(sae: SAE[Any], target: Target, model: HookedTransformer, firing: Firing, seed: int) -> Sheet:
+    """Make an SAE ready to be described; a lower level, if it has one, is encoded on the same text.
+
+    Args:
+        sae: in inference form.
+        target: the hook and the text.
+        model: the target's language model.
+        firing: firings of the SAE.
+        seed: seed of contexts to ablate in, random directions, and tokens tried in patterns.
+    """
+    if isinstance(sae, TwoLevelSAE):
+        lower, parent_L = lower_level_of(sae), sae.parent_L.cpu()
+        n_contexts, length = firing.ids_CT.shape
+        children = Children(parent_L, collect_firing(lower, target, model, n_contexts, length + 1))
+        return Sheet(sae, target, model, firing, seed, lower, parent_L, children)
+    parent_S = getattr(sae, "parent_S", None)
+    children = None if parent_S is None else Children(parent_S, firing, is_one_level=True)
+    return Sheet(sae, target, model, firing, seed, children=children)
 
 
 @dataclass
@@ -106,9 +111,9 @@ class Sheet:
     parent_L: Tensor | None = None
     """Upper latent that each lower latent belongs to."""
     children: Children | None = None
-    """The lower level on the same text."""
-    unit_SD: Tensor = field(init=False)
-    """Decoder rows of norm 1."""
+    """The lower level on the same text, or the SAE's own latents if these form a tree."""
+    relations: LatentRelations = field(init=False)
+    """Lists related latents."""
     rank_S: Tensor = field(init=False)
     """Rank of each latent by the error without it, from 0."""
     replacements: list[int] = field(init=False)
@@ -118,10 +123,22 @@ class Sheet:
 
     def __post_init__(self) -> None:
         """Rank the latents, and draw what all descriptions share."""
-        self.unit_SD = normalize(self.sae.W_dec.detach().float(), dim=1)
+        self.relations = LatentRelations(self.sae.W_dec, self.firing, tokenizer_of(self.model))
         self.rank_S = self.firing.gain_S.argsort(descending=True).argsort()
         self.replacements = sample_replacements(self.firing.ids_CT, self.model, REPLACEMENTS, self.seed)
         self.generator = torch.Generator().manual_seed(self.seed)
+
+    def about(self) -> dict[str, Any]:
+        """What the page says of the SAE and of the text."""
+        return {
+            "model": self.target.title,
+            "hook": self.target.hook_name,
+            "d_sae": self.sae.cfg.d_sae,
+            "tokens": self.firing.n_tokens,
+            "contexts": len(self.firing.ids_CT),
+            "alive": int((self.firing.counts_S() > 0).sum()),
+            "two_levels": self.lower is not None,
+        }
 
     def describe(self, latent: int) -> dict[str, Any]:
         """All that the page shows of a latent. What needs text on which it fires is left out where it does not."""
@@ -133,24 +150,24 @@ class Sheet:
             "gain": float(self.firing.gain_S[latent]),
             "max": float(acts_E.max()) if len(acts_E) else 0.0,
             **logit_effects(self.model, self.sae.W_dec.detach()[latent]),
-            "nearest": self.nearest(latent),
+            "label": label_by_tokens(self.firing, latent, tokenizer),
+            "score": None,
+            **self.relations.describe(latent),
         }
         if not len(tokens_E):
             return row
+        row["histogram"] = histogram_row(acts_E)
+        row["tokens"] = describe_firing_tokens(self.firing, latent, tokenizer)
         row |= excerpt_groups(self.firing.excerpts(latent), tokenizer)
         row["positions"] = position_rates(self.firing, tokens_E)
         row["patterns"] = self.patterns(latent)
+        row["score"] = row["patterns"]["firing f1"]
+        if row["patterns"]["patterns"] and (row["score"] or 0.0) >= GOOD_SCORE:
+            row["label"] = ", ".join(row["patterns"]["patterns"][:LABEL_PATTERNS])
         row["effect"] = self.ablation_effect(latent)
         if self.children is not None:
-            row["children"] = self.children.describe(latent, tokens_E, tokenizer)
+            row |= self.children.place(latent, tokens_E, tokenizer)
         return row
-
-    def nearest(self, latent: int) -> list[list[int | float]]:
-        """[number, cosine] of the decoder rows with the largest cosine to a latent's row."""
-        cosine_S = self.unit_SD @ self.unit_SD[latent]
-        cosine_S[latent] = -2.0
-        near = cosine_S.topk(min(NEAREST, len(cosine_S) - 1))
-        return [[int(other), float(cosine)] for other, cosine in zip(near.indices, near.values, strict=True)]
 
     def patterns(self, latent: int) -> dict[str, Any]:
         """Token patterns of a latent, and how well they predict where it fires."""
@@ -164,7 +181,7 @@ class Sheet:
             self.firing.special_CT,
             self.replacements,
         )
-        return {name: row[name] for name in ("patterns", "firing precision", "firing recall")}
+        return {name: row[name] for name in ("patterns", "firing precision", "firing recall", "firing f1")}
 
     def ablation_effect(self, latent: int) -> dict[str, Any]:
         """Effect of ablating a latent on the next token's prediction, in sampled contexts in which it fires."""
@@ -184,6 +201,14 @@ class Sheet:
             RANDOM_DIRECTIONS,
             self.generator,
         )
+
+
+def histogram_row(acts_E: Tensor) -> dict[str, Any]:
+    """Counts of activations in bars of equal width, and the `low` and `high` end of their range."""
+    histogram = Histogram.of(acts_E)
+    half = (histogram.centres[1] - histogram.centres[0]) / 2
+    low, high = histogram.centres[0] - half, histogram.centres[-1] + half
+    return {"low": float(f"{low:.3g}"), "high": float(f"{high:.3g}"), "counts": histogram.counts}
 
 
 def position_rates(firing: Firing, tokens_E: Tensor) -> list[float]:

@@ -33,3 +33,8 @@ def _inert_json(data: Any) -> str:
     """JSON that cannot end the script element that holds it."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def script_call(function: str, data: Any) -> str:
+    """A script file that calls a function of a page with data."""
+    return f"{function}({_inert_json(finite_or_none(data))});\n"
