@@ -151,11 +151,11 @@ def test_keys_alone_reach_everything(driver, plain, tmp_path):
     assert chosen(driver) == order[-1]
     press(driver, "HOME", "ENTER")
     assert (chosen(driver), run(driver, "document.activeElement.id")) == (order[0], "latent")
-    wanted = run(driver, "document.querySelectorAll('#latent .context, #latent a').length")
+    wanted = run(driver, "document.querySelectorAll('#latent .context, #latent a, #latent summary').length")
     reached = set()
     for _ in range(wanted):
         press(driver, "TAB")
-        reached.add(run(driver, "[...document.querySelectorAll('#latent .context, #latent a')].indexOf(document.activeElement)"))  # fmt: skip
+        reached.add(run(driver, "[...document.querySelectorAll('#latent .context, #latent a, #latent summary')].indexOf(document.activeElement)"))  # fmt: skip
     assert reached == set(range(wanted))
     driver.execute_script("document.querySelector('.context').focus()")
     first = plain["latents"][0]["top"][0]
@@ -214,6 +214,16 @@ def test_the_search_reads_weaker_contexts_and_children(driver, two_levels, tmp_p
 
 
 @needs_chromium
+def test_characters_that_show_nothing_are_written_out(driver, plain, tmp_path):
+    data = copy.deepcopy(plain)
+    row = data["latents"][0]
+    row["raised"][0][0], row["raised"][1][0] = "\x00\u202e", "  "
+    shown_page(driver, data, tmp_path)
+    texts = run(driver, "[...document.querySelectorAll('.up li > :first-child')].map(e => e.textContent)")
+    assert texts[:2] == [r"\u0000\u202e", "␣␣"]
+
+
+@needs_chromium
 def test_the_list_is_ordered(driver, plain, tmp_path):
     shown_page(driver, plain, tmp_path)
     by_density = sorted(plain["latents"], key=lambda row: -row["density"])
@@ -248,11 +258,14 @@ def test_matched_latents_stand_side_by_side(driver, matched, tmp_path):
     row = matched["latents"][0]
     assert run(driver, "document.title") == "Latents of first beside those of second"
     assert "cosine 1.00, correlation of activations 1" in run(driver, "document.querySelector('.matched').textContent")
-    titles = run(driver, "[...document.querySelectorAll('#latent article h2')].map(e => e.firstChild.textContent)")
-    assert titles == [f"Latent {row['latent']} of first", f"Latent {row['match']['row']['latent']} of second"]
+    names = run(driver, "[...document.querySelectorAll('#latent article')].map(e => e.getAttribute('aria-label'))")
+    assert names == [f"Latent {row['latent']} of first", f"Latent {row['match']['row']['latent']} of second"]
     assert run(driver, "document.querySelectorAll('#match a').length") == 0, "its numbers are not those of the list"
     search(driver, "9")
-    assert "No latent of second is left to match it" in run(driver, "document.getElementById('latent').textContent")
+    text = run(driver, "document.getElementById('latent').textContent")
+    assert "No latent is left to match it" in text
+    nearest = matched["latents"][2]["nearest_other"]
+    assert f"latent {nearest[0]} {nearest[2]}, with cosine 1.00" in text
     check_quiet(driver)
 
 
@@ -282,6 +295,20 @@ def test_a_folder_is_read_on_demand_without_a_server(driver, plain, tmp_path):
     wait_for(driver, "document.getElementById('broken').textContent.startsWith('latents/4.js is missing')", True)
     driver.get("about:blank")
     driver.get_log("browser")  # the browser's own line on that file
+
+
+def test_a_folder_holds_one_case_study_only(plain, tmp_path):
+    folder = tmp_path / "case"
+    write_case_folder(plain, check_case_folder(folder, "--folder"), "--folder")
+    fewer = {**plain, "latents": plain["latents"][:2]}
+    write_case_folder(fewer, check_case_folder(folder, "--folder"), "--folder")
+    assert sorted(file.name for file in (folder / "latents").iterdir()) == ["3.js", "4.js"]
+    (folder / "latents" / "mine.js").write_text("")
+    with pytest.raises(UsageError, match=r"other files, such as latents/mine\.js: give another --folder"):
+        check_case_folder(folder, "--folder")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(UsageError, match="other files, such as case"):
+        check_case_folder(tmp_path, "--folder")
 
 
 def all_hostile(value):

@@ -193,6 +193,7 @@ def test_matched_latents_are_described_on_both_sides(sae, target, model):
     assert alive["match"]["correlation"] == pytest.approx(1.0, abs=1e-4)
     assert alive["match"]["row"]["top"][0]["tokens"] == alive["top"][0]["tokens"]
     assert (dead["match"], dead["cosine"]) == (None, None)
+    assert dead["nearest_other"] == (0, pytest.approx(1.0, abs=1e-4), "")
     assert data["about"]["other"]["d_sae"] == 33
 
 

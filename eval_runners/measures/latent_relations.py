@@ -64,6 +64,12 @@ class LatentRelations:
         found["together"] = self._largest(both_S / (self.counts_S + len(tokens_E) - both_S), latent)
         return found
 
+    def nearest_to(self, row_D: Tensor) -> tuple[int, float, str]:
+        """Number, cosine and label of the latent whose decoder row is nearest to a row of another SAE."""
+        cosine_S = self.unit_SD @ normalize(row_D.detach().to(self.unit_SD), dim=0)
+        nearest = int(cosine_S.argmax())
+        return nearest, float(cosine_S[nearest]), label_by_tokens(self.firing, nearest, self.tokenizer)
+
     def _correlation_S(self, latent: int, own_E: Tensor) -> Tensor:
         """Pearson correlation [S] with a latent, whose activations on the token of each firing are `own_E`."""
         n, product_S = self.firing.n_tokens, self._sum_by_latent(self.acts_E * own_E)

@@ -51,7 +51,8 @@ def describe_matched_latents(
     Returns:
         As `describe_latents`, with the second SAE as `other` in `about`. Each latent also has `cosine`, of decoder
         rows, and `match`: the `row` of the second SAE's latent, and the `correlation` of both latents' activations.
-        Both are None for a latent that is left without a match.
+        Both are None for a latent that is left without a match. `nearest_other` is the number, cosine and label of
+        the second SAE's nearest latent, which may match another one.
 
     Raises:
         UsageError: as for `describe_latents`.
@@ -65,6 +66,7 @@ def describe_matched_latents(
     with in_float32(model):
         for latent in progress(chosen, "latents"):
             row = {**sheet.describe(latent), "cosine": None, "match": None}
+            row["nearest_other"] = other.relations.nearest_to(saes[0].W_dec[latent])
             if latent in matches:
                 number, row["cosine"] = matches[latent]
                 correlation = correlate(firings[0], latent, firings[1], number)

@@ -2,6 +2,7 @@ const isPair = Boolean(data.about.other);
 const ORDERS = [["as requested", null], ["largest share of variance first", r => r.rank], ["number", r => r.latent], ["most frequent first", r => -r.density], ["rarest first", r => r.density], ["largest activation first", r => -r.max], ["best predicted by patterns first", r => -(r.score ?? -1)]];
 if (isPair) ORDERS.push(["best match first", r => -(r.cosine ?? -2)], ["worst match first", r => r.cosine ?? -2]);
 const rows = new Map(data.latents.map(r => [r.latent, r]));
+const SHOWN_PATTERNS = 4;
 let listed = data.latents, chosen = null;
 
 function make(tag, text, attributes = {}, ...children) {
@@ -12,6 +13,9 @@ function make(tag, text, attributes = {}, ...children) {
   return element;
 }
 
+/* Characters that would show nothing, or reorder the text around them, are written as their numbers. */
+const shown = text => visible(text).replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g, c => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+const alone = text => shown(text).replace(/^ +$/, spaces => "␣".repeat(spaces.length));
 const percent = x => `${x === 0 ? "0" : x >= .1 ? (100 * x).toFixed(0) : (100 * x).toPrecision(2)} %`;
 const number = x => x === null || x === undefined ? "-" : Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) >= .001 || x === 0 ? String(+x.toPrecision(3)) : x.toExponential(1);
 
@@ -19,7 +23,7 @@ const number = x => x === null || x === undefined ? "-" : Math.abs(x) >= 100 ? x
 
 function context(excerpt, largest) {
   const token = (text, i) => {
-    const act = excerpt.acts[i], span = make("span", visible(text), { class: i === excerpt.at ? "token most" : "token", "data-act": act });
+    const act = excerpt.acts[i], span = make("span", shown(text), { class: i === excerpt.at ? "token most" : "token", "data-act": act });
     if (act > 0) span.style.setProperty("--a", (.15 + .85 * Math.min(1, act / largest)).toFixed(2));
     return span;
   };
@@ -84,18 +88,18 @@ function positions(rates) {
 }
 
 const bar = (text, value, share, edge) => make("li", null, { style: `--share: ${(100 * Math.min(1, share)).toFixed(1)}%` }, make("span", text, edge ? { class: "edge" } : {}), make("span", value, { class: "value" }));
-const shares = (list, edge) => make("ul", null, { class: "bars" }, ...list.map(([text, share]) => text === null ? bar(edge, percent(share), share, true) : bar(visible(text), percent(share), share)));
+const shares = (list, edge) => make("ul", null, { class: "bars" }, ...list.map(([text, share]) => text === null ? bar(edge, percent(share), share, true) : bar(alone(text), percent(share), share)));
 
 function effects(list, kind) {
   const top = Math.max(...list.map(w => Math.abs(w[1])), 1e-12);
-  return make("ul", null, { class: `bars ${kind}` }, ...list.map(([text, value]) => bar(visible(text), number(value), Math.abs(value) / top)));
+  return make("ul", null, { class: `bars ${kind}` }, ...list.map(([text, value]) => bar(alone(text), number(value), Math.abs(value) / top)));
 }
 
 const titled = (title, ...parts) => make("div", null, {}, make("h3", title), ...parts);
 const column = (title, part) => make("div", null, {}, make("h4", title), part);
 function reference(n, label, canLink) {
   const name = canLink && rows.has(n) ? make("a", String(n), { href: `#latent-${n}` }) : make("span", String(n));
-  return make("span", null, {}, name, ` ${visible(label || "(does not fire)")}`);
+  return make("span", null, {}, name, ` ${shown(label || "(does not fire)")}`);
 }
 
 function related(title, list, canLink) {
@@ -106,9 +110,12 @@ function related(title, list, canLink) {
 
 function patterns(p) {
   if (!p.patterns.length) return make("p", "Patterns of tokens (N2G): no pattern keeps half of the activation.", { class: "soft" });
-  const list = make("ul", null, { class: "chips" }, ...p.patterns.map(text => make("li", text)));
-  const score = `on other contexts: F1 ${number(p["firing f1"])}, precision ${number(p["firing precision"])}, recall ${number(p["firing recall"])}`;
-  return make("p", null, { class: "soft patterns" }, "Patterns of tokens (N2G; * is any token) ", list, ` ${score}`);
+  const chips = list => make("ul", null, { class: "chips" }, ...list.map(text => make("li", text)));
+  const score = `Patterns of tokens (N2G; * is any token), on other contexts F1 ${number(p["firing f1"])}, precision ${number(p["firing precision"])}, recall ${number(p["firing recall"])}: `;
+  const found = make("div", score, { class: "soft patterns" }, chips(p.patterns.slice(0, SHOWN_PATTERNS)));
+  const rest = p.patterns.slice(SHOWN_PATTERNS);
+  if (rest.length) found.append(make("details", null, {}, make("summary", `${rest.length} more`), chips(rest)));
+  return found;
 }
 
 function effect(e) {
@@ -119,7 +126,7 @@ function effect(e) {
 
 function child(row, twoLevels, canLink) {
   const largest = Math.max(...row.top.flatMap(e => e.acts));
-  const summary = make("summary", twoLevels ? `lower latent ${row.latent} ` : "latent ", {}, ...(twoLevels ? [] : [reference(row.latent, " ", canLink)]), make("code", visible(row.label)), make("span", ` ${number(row.bits)} bits about its parent; fires on ${percent(row.density)} of tokens, on ${percent(row.within)} of those with its parent`, { class: "soft" }));
+  const summary = make("summary", twoLevels ? `lower latent ${row.latent} ` : "latent ", {}, ...(twoLevels ? [] : [reference(row.latent, " ", canLink)]), make("code", shown(row.label)), make("span", ` ${number(row.bits)} bits about its parent; fires on ${percent(row.density)} of tokens, on ${percent(row.within)} of those with its parent`, { class: "soft" }));
   const details = make("details", null, { class: "child" }, summary, contexts(row.top, largest));
   details.open = Boolean(details.querySelector(".hit"));
   return make("li", null, {}, details);
@@ -135,17 +142,19 @@ function tree(r, twoLevels, canLink) {
 function article(r, about, canLink = true) {
   const name = isPair ? `Latent ${r.latent} of ${about.sae}` : `Latent ${r.latent}`;
   const found = make("article", null, { id: canLink ? "article" : "match", "aria-label": name });
-  found.append(make("h2", name, {}, ...(r.label ? [make("code", visible(r.label))] : [])));
+  if (isPair) found.append(make("p", about.sae, { class: "sae" }));
+  found.append(make("h2", `Latent ${r.latent}`, {}, ...(r.label ? [make("code", shown(r.label))] : [])));
   found.append(make("p", r.top ? `Fires on ${percent(r.density)} of tokens, with an activation of at most ${number(r.max)}. Ablating it lowers the explained variance by ${percent(Math.max(r.gain, 0))}: rank ${r.rank} of ${about.d_sae.toLocaleString("en")} latents.` : "It does not fire on this text.", { class: "soft" }));
   if (r.parent) found.append(make("p", "Child of latent ", {}, reference(...r.parent, canLink)));
   if (r.top) found.append(patterns(r.patterns));
-  const upper = make("div", null, { class: "panels" }), lower = make("div", null, { class: "panels" });
-  if (r.top) upper.append(titled("Tokens, by share of its activation", make("div", null, { class: "three" }, column("before", shares(r.tokens.before, "start")), column("it fires on", shares(r.tokens.on, "")), column("after", shares(r.tokens.after, "end")))));
-  if (r.raised.length) upper.append(titled("Logits of its decoder row", make("div", null, { class: "two" }, column("raises", effects(r.raised, "up")), column("lowers", effects(r.lowered, "down")))));
-  if (r.top) upper.append(titled("Where and how strongly", histogram(r.histogram), positions(r.positions)));
-  found.append(upper);
+  const upper = [], lower = make("div", null, { class: "panels" });
+  const strongest = r.top ? [titled("Contexts with its largest activations", contexts(r.top, r.max))] : [];
+  if (r.top) upper.push(titled("Tokens, by share of its activation", make("div", null, { class: "three" }, column("before", shares(r.tokens.before, "start")), column("it fires on", shares(r.tokens.on, "")), column("after", shares(r.tokens.after, "end")))));
+  if (isPair) found.append(...upper.splice(0), ...strongest.splice(0));
+  if (r.raised.length) upper.push(titled("Logits of its decoder row", make("div", null, { class: "two" }, column("raises", effects(r.raised, "up")), column("lowers", effects(r.lowered, "down")))));
+  if (r.top) upper.push(titled("Where and how strongly", histogram(r.histogram), positions(r.positions)));
+  found.append(make("div", null, { class: "panels" }, ...upper), ...strongest);
   if (r.top) {
-    found.append(titled("Contexts with its largest activations", contexts(r.top, r.max)));
     for (const part of r.lower) found.append(titled(`Contexts near the ${100 * part.quantile} % quantile of the others`, contexts(part.excerpts, r.max)));
     if (r.children) found.append(tree(r, about.two_levels, canLink));
   }
@@ -155,10 +164,15 @@ function article(r, about, canLink = true) {
   return found;
 }
 
+function unmatched(nearest) {
+  const found = [make("p", data.about.other.sae, { class: "sae" }), make("p", "No latent is left to match it: each latent matches one other at most.")];
+  if (nearest) found.push(make("p", "The nearest decoder row is that of latent ", {}, reference(nearest[0], nearest[2], false), `, with cosine ${nearest[1].toFixed(2)}.`));
+  return make("div", null, {}, ...found);
+}
+
 function pair(r) {
-  const other = r.match && r.match.row;
-  const right = other ? article(other, data.about.other, false) : make("p", `No latent of ${data.about.other.sae} is left to match it.`, { class: "soft" });
-  const title = other ? `Matched by decoder direction: cosine ${r.cosine.toFixed(2)}, correlation of activations ${number(r.match.correlation)}.` : "";
+  const right = r.match ? article(r.match.row, data.about.other, false) : unmatched(r.nearest_other);
+  const title = r.match ? `Matched by decoder direction: cosine ${r.cosine.toFixed(2)}, correlation of activations ${number(r.match.correlation)}.` : "";
   return [make("p", title, { class: "matched" }), make("div", null, { class: "pair" }, article(r, data.about), right)];
 }
 
@@ -201,7 +215,7 @@ function placeOf(r, wanted) {
 
 function item(r) {
   const score = isPair ? (r.cosine === null ? "-" : r.cosine.toFixed(2)) : r.score === null ? "-" : r.score.toFixed(2);
-  const cells = [make("span", String(r.latent)), make("span", r.label ? visible(r.label) : "does not fire", { class: "label" }), make("span", percent(r.density)), make("span", score)];
+  const cells = [make("span", String(r.latent)), make("span", r.label ? shown(r.label) : "does not fire", { class: "label" }), make("span", percent(r.density)), make("span", score)];
   const element = make("li", null, { role: "option", id: `option-${r.latent}`, class: "row", "aria-selected": "false" }, ...cells);
   element.onclick = () => choose(r, true);
   return element;
