@@ -79,12 +79,12 @@ const figure = (svg, ...ends) => make("figure", null, {}, svg, make("figcaption"
 function histogram(h) {
   const edge = i => number(h.low + (h.high - h.low) * i / h.counts.length);
   const svg = drawing(h.counts, Math.max(...h.counts), (n, i) => `${n} tokens with ${edge(i)} to ${edge(i + 1)}`, `Histogram of activations from ${number(h.low)} to ${number(h.high)}: ${h.counts.join(", ")} tokens`);
-  return figure(svg, number(h.low), "activation where it fires", number(h.high));
+  return figure(svg, number(h.low), "activation", number(h.high));
 }
 
 function positions(rates) {
   const svg = drawing(rates, Math.max(2, ...rates), x => `${number(x)} times the mean rate`, `Firing rate by position, relative to its mean: ${rates.map(number).join(", ")}`, 1);
-  return figure(svg, "start", "position (dashed: mean rate)", "end");
+  return figure(svg, "start", "position (dashed: mean)", "end");
 }
 
 const bar = (text, value, share, edge) => make("li", null, { style: `--share: ${(100 * Math.min(1, share)).toFixed(1)}%` }, make("span", text, edge ? { class: "edge" } : {}), make("span", value, { class: "value" }));
@@ -153,7 +153,7 @@ function article(r, about, canLink = true) {
   if (isPair) found.append(...upper.splice(0), ...strongest.splice(0));
   if (r.raised.length) upper.push(titled("Logits of its decoder row", make("div", null, { class: "two" }, column("raises", effects(r.raised, "up")), column("lowers", effects(r.lowered, "down")))));
   if (r.top) upper.push(titled("Where and how strongly", histogram(r.histogram), positions(r.positions)));
-  found.append(make("div", null, { class: "panels" }, ...upper), ...strongest);
+  found.append(make("div", null, { class: isPair ? "panels" : "panels top" }, ...upper), ...strongest);
   if (r.top) {
     for (const part of r.lower) found.append(titled(`Contexts near the ${100 * part.quantile} % quantile of the others`, contexts(part.excerpts, r.max)));
     if (r.children) found.append(tree(r, about.two_levels, canLink));
