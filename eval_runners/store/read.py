@@ -192,11 +192,15 @@ def conditions_of(result: Result) -> dict[str, Any]:
     settings = {key: value for key, value in (result["eval_config"] or {}).items() if key not in IMMATERIAL}
     cfg = result.get("sae_cfg_dict") or {}
     metadata = cfg.get("metadata")  # SAEBench's sae-probes writes it as a text
-    hook_name = cfg.get("hook_name") or (metadata.get("hook_name") if isinstance(metadata, dict) else None)
+    hook_name, model_name = (
+        cfg.get(name) or (metadata.get(name) if isinstance(metadata, dict) else None)
+        for name in ("hook_name", "model_name")
+    )
     provenance = provenance_of(result)
     return {
         "evaluation": result["eval_type_id"],
         "hook_name": hook_name,
+        "model_name": model_name,  # where the evaluation reads weights only, and its config names no model
         "documents": provenance.get("read") or None,
         "text": provenance.get("text"),
         "text_version": provenance.get("text_version"),
