@@ -57,6 +57,9 @@ def main(argv: list[str]) -> int:
     print("evaluations")
     for name, module in evaluator_modules().items():
         print(f"  {name:28} {read_summary(module)}")
+    print("groups of evaluations, for `suite --evals`")
+    for name, members in GROUPS.items():
+        print(f"  {name:28} {', '.join(members)}")
     return variants_main([LIST])
 
 

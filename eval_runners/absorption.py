@@ -85,13 +85,18 @@ class Absorption(Evaluator[Settings]):
         return AbsorptionEvalOutput
 
     def prepare(self, target: Target, settings: Settings) -> tuple[Settings, dict[str, str]]:
-        """Refuse hooks at which SAEBench does not read: it takes the residual stream of the hook's layer."""
+        """Refuse tokenizers of few words, and hooks at which SAEBench does not read: it takes the residual stream."""
         if not target.hook_name.endswith(".hook_resid_post"):
             raise UsageError(f"absorption reads blocks.N.hook_resid_post only, and {target.hook_name} is another hook")
         if settings.prompt_token_pos is not None and settings.prompt_token_pos >= 0:
             raise UsageError(f"--prompt-token-pos counts from the end: below 0, not {settings.prompt_token_pos}")
         if "{word}" not in settings.prompt_template:
             raise UsageError(f"--prompt-template must contain {{word}}, unlike {settings.prompt_template!r}")
+        from eval_runners.saebench.absorption import check_words
+        from sae_variants.language_model.limits import model_limits
+
+        if tokenizer := model_limits(target.model_name).tokenizer:
+            check_words(tokenizer)
         return settings, {}
 
     def why_unsupported(self, plan: Plan, settings: Settings) -> str:

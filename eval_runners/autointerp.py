@@ -104,6 +104,8 @@ class AutoInterp(Evaluator[Settings]):
         numbers = output["eval_result_metrics"]["autointerp"]
         numbers |= {name: -1.0 for name, value in numbers.items() if not isfinite(value)}  # as SAEBench does in core
         rows = [{key: one[key] for key in KEPT} for one in latents.values() if "score" in one]
+        if isinstance(judge, EndpointJudge) and judge.asked + judge.reused and not rows:
+            raise UsageError(f"the replies of {model or WORDS} hold no answers to any question: check --model-name")
         failures = [] if rows else ["no latent fires often enough to be explained"]
         kept: dict[str, Any] = {"judge": model or WORDS, "latents": rows}
         if isinstance(judge, EndpointJudge):

@@ -157,6 +157,8 @@ class Explanations(Evaluator[Settings]):
             metric.id: mean_of_known(row[metric.name] for row in rows if row["group"] == metric.category)
             for metric in METRICS
         }
+        if asked_model and judged and all(row["fuzzing_f1"] is None for row in judged):
+            raise UsageError(f"the replies of {settings.model_name} hold no ratings: check --model-name")
         kept: dict[str, Any] = {"judge": settings.model_name or PATTERNS, "explanations": rows}
         if endpoint and asked_model:
             kept |= {"tokens_asked": endpoint.tokens, "replies_reused": endpoint.reused}

@@ -40,7 +40,7 @@ METRICS = tuple(
         "higher",
         short="SCR" if n == SHOWN else "",
         curve=Curve("spurious correlation removal", "latents that are ablated", n),
-        **(NOT_FOR_RANKING if n == SHOWN else {}),
+        **NOT_FOR_RANKING,
     )
     for n, title, name in points("SCR, {} latents", "scr_metric_threshold_{}")
 )

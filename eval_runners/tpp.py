@@ -37,7 +37,7 @@ METRICS = (
             "higher",
             short="TPP" if n == SHOWN else "",
             curve=Curve("targeted probe perturbation", "latents that are ablated", n),
-            **(NOT_FOR_RANKING if n == SHOWN else {}),
+            **NOT_FOR_RANKING,
         )
         for n, title, name in points("TPP, {} latents", "tpp_threshold_{}_total_metric")
     ),

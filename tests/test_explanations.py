@@ -207,8 +207,26 @@ def test_an_evaluation_has_both_controls_and_a_row_each(target, model):
         ({"url": "http://x/v1", "model_name": "m", "budget": 9}, "more than --budget 9: lower --n-latents"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_beforehand(target, settings, says, monkeypatch):
+def test_settings_that_cannot_work_are_refused_beforehand(target, settings, says, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path / "made"))
     monkeypatch.setattr(judges, "require_reachable", lambda url: None)
     evaluator = load_evaluator("explanations")
     with pytest.raises(UsageError, match=re.escape(says)):
         evaluator.prepare(target, evaluator.settings_class(**settings))
+
+
+def test_a_judge_without_ratings_gives_no_result(target, model, tmp_path, monkeypatch):
+    canned(monkeypatch, tmp_path, lambda _: "banana banana")
+    monkeypatch.setattr(judges, "require_reachable", lambda url: None)
+    small = {
+        "n_contexts": 32,
+        "context_size": 32,
+        "n_latents": 4,
+        "n_min": 1,
+        "excerpt_tokens": 2,
+        "n_tests": 4,
+        "n_examples": 4,
+    }
+    endpoint = {"url": "http://localhost:1/v1", "model_name": "m"}
+    with pytest.raises(UsageError, match="the replies of m hold no ratings: check --model-name"):
+        evaluate("explanations", identity(target), target, model, prepare=True, **small, **endpoint)

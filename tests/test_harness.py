@@ -19,6 +19,7 @@ from eval_runners.contract.contract import Evaluation, Untrained
 from eval_runners.contract.registry import load_evaluator
 from eval_runners.core import Core
 from eval_runners.core import Settings as CoreSettings
+from eval_runners.data.labelled import register_task_file
 from eval_runners.harness import find_sae
 from eval_runners.harness.evaluations import leave_out_unsupported
 from eval_runners.harness.find_sae import SAERequest, locate_all, locate_requests, resolve_requests
@@ -251,3 +252,15 @@ def test_what_does_not_fit_is_refused_by_run_eval_too(target, tmp_path):
         make_run_eval("core", target)(CORE, [("x", elsewhere)], "cpu", str(tmp_path))
     with pytest.raises(UsageError, match="did you mean 'core'"):
         make_run_eval("corr", target)(CORE, [], "cpu", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("autointerp", "llm_context_size"), ("tpp", "context_length"), ("mdl", "context_size")]
+)
+def test_a_context_longer_than_the_model_is_refused_before_anything_else(name, option, target, tmp_path, tasks_file):
+    given = {option: 100_000}
+    if name == "tpp":
+        given |= {"dataset_names": (register_task_file(str(tasks_file)),), "train_set_size": 40, "test_set_size": 20}
+    long = prepare_scoring(name, target, given, tmp_path, "cpu", [])
+    with pytest.raises(UsageError, match=f"--{option.replace('_', '-')} 100000 exceeds the model's 128 positions"):
+        check_supported([long], [])

@@ -286,7 +286,7 @@ class Judge(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint(monkeypatch):
-    monkeypatch.setattr(endpoint_module, "_wait", lambda attempt: None)
+    monkeypatch.setattr(endpoint_module, "_wait", lambda *_: None)
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     Judge.script, Judge.seen = [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
@@ -353,7 +353,8 @@ def test_a_language_model_answers_the_same_questions(study, key, endpoint, tmp_p
     [
         ([(401, "{}")], "set OPENAI_API_KEY"),
         ([(404, "{}")], "answers HTTP 404: check --url and the name of the model"),
-        ([(500, "{}")] * 3, "answers HTTP 500"),
+        ([(500, "{}")] * 6, "fails .HTTP 500., 6 times: try again later"),
+        ([(429, "{}")] * 6, "asks for patience .HTTP 429., 6 times"),
         ([(200, "{}")], "does not answer with a chat completion"),
         ([(400, '{"error": "too long"}')] * 3, "HTTP 400: .*too long.*check --model"),
     ],
@@ -367,7 +368,7 @@ def test_an_endpoint_that_does_not_answer_is_reported(study, endpoint, tmp_path,
 
 
 def test_an_unreachable_endpoint_is_reported(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(endpoint_module, "_wait", lambda attempt: None)
+    monkeypatch.setattr(endpoint_module, "_wait", lambda *_: None)
     urls = [
         ("http://127.0.0.1:9/v1", "cannot reach"),
         ("localhost", "must begin with http"),

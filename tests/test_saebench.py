@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import random
 import re
@@ -192,19 +193,59 @@ def test_a_language_model_as_judge_is_asked_nothing_twice(tmp_path, monkeypatch)
         raise judges.Refused("no such model")
 
     monkeypatch.setattr(judges, "ask", refuse)
+    judge = judges.EndpointJudge("http://localhost:2/v1", "m")
+    assert [judge.answer(question, tokens) for tokens in (10, 11)] == [judges.REFUSED] * 2
     with pytest.raises(UsageError, match="no such model: check --model-name"):
-        judges.EndpointJudge("http://localhost:2/v1", "m").answer(question, 10)
+        judge.answer(question, 12)
 
 
-def test_an_endpoint_that_does_not_answer_ends_with_one_line(target, model, sae, monkeypatch):
+@pytest.mark.parametrize("damaged", ["", "{", "[]", '{"reply": null}'])
+def test_a_reply_that_is_damaged_on_disk_is_asked_for_again(damaged, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path / "made"))
+    monkeypatch.setattr(judges, "ask", lambda *_, **__: asked.append(1) or "1, 2")
+    question = [{"role": "user", "content": "x"}]
+    judges.EndpointJudge("http://localhost:1/v1", "m").answer(question, 10)
+    (kept,) = (tmp_path / "made-answers").rglob("*.json")
+    kept.write_text(damaged)
+    assert judges.EndpointJudge("http://localhost:1/v1/", "m").answer(question, 10) == "1, 2"
+    assert len(asked) == 2
+
+
+def test_an_endpoint_that_refuses_a_trial_is_refused_before_anything_is_trained(target, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path / "made"))
+    monkeypatch.setattr(judges, "require_reachable", lambda url: None)
+
+    def refuse(*_, **__):
+        raise judges.Refused("http://localhost:1/v1/chat/completions answers HTTP 400: no such model")
+
+    monkeypatch.setattr(judges, "ask", refuse)
+    evaluator = load_evaluator("autointerp")
+    with pytest.raises(UsageError, match="no such model: check --model-name and --url"):
+        evaluator.prepare(target, evaluator.settings_class(url="http://localhost:1/v1", model_name="m"))
+
+
+def test_replies_that_hold_no_answers_are_no_score(target, model, sae, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path / "made"))
+    monkeypatch.setattr(judges, "require_reachable", lambda url: None)
+    monkeypatch.setattr(judges, "ask", lambda *_, **__: "banana banana")
+    small = {"n_latents": 6, "total_tokens": 1000, "llm_context_size": 32, "dead_latent_threshold": 1.0}
+    with pytest.raises(UsageError, match="the replies of m hold no answers to any question: check --model-name"):
+        ours("autointerp", sae, target, model, **small, url="http://localhost:1/v1", model_name="m")
+
+
+def test_an_endpoint_that_does_not_answer_ends_with_one_line(target, model, sae, tmp_path, monkeypatch, caplog):
     def fail(*_, **__):
         raise UsageError("cannot reach http://localhost:1/v1")
 
+    monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path / "made"))
     monkeypatch.setattr(judges, "ask", fail)
-    monkeypatch.setattr(judges, "require_reachable", lambda url: None)
+    monkeypatch.setattr(judges, "check_judge", lambda *_: None)
     small = {"n_latents": 6, "total_tokens": 1000, "llm_context_size": 32, "dead_latent_threshold": 1.0}
     with pytest.raises(UsageError, match="cannot reach http://localhost:1/v1"):
         ours("autointerp", sae, target, model, **small, url="http://localhost:1/v1", model_name="m")
+    gc.collect()
+    assert not caplog.records  # no "Task exception was never retrieved" of each thread
 
 
 @pytest.mark.parametrize(
@@ -288,8 +329,10 @@ def test_where_no_latent_is_alive_the_score_is_no_number_and_the_sae_untrained(t
     assert evaluation.output["eval_result_metrics"]["autointerp"]["autointerp_score"] == -1
 
 
-def test_scores_of_different_judges_are_not_compared(target, monkeypatch):
+def test_scores_of_different_judges_are_not_compared(target, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAE_VARIANTS_CACHE", str(tmp_path / "made"))
     monkeypatch.setattr(judges, "require_reachable", lambda url: None)
+    monkeypatch.setattr(judges, "ask", lambda *_, **__: "yes")
     evaluator = load_evaluator("autointerp")
     named = {"url": "http://localhost:1/v1", "model_name": "m"}
     versions = [evaluator.prepare(target, evaluator.settings_class(**given))[1] for given in ({}, named)]

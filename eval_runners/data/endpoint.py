@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from requests import PreparedRequest, Response
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-TRIES, TIMEOUT = 3, 120
+TRIES, TIMEOUT = 6, 120
 """Requests for one question, and seconds that each may take."""
+LONGEST_WAIT = 60.0
+"""Seconds between two requests, at most."""
+FEWEST_REFUSED = 3
+"""Refused questions after which an endpoint that answers none is given up."""
 TRANSIENT = (429, 500, 502, 503, 504)
 """HTTP status codes after which a later request may succeed."""
 
@@ -54,10 +58,10 @@ def require_reachable(url: str) -> None:
 
     from requests.utils import get_environ_proxies
 
-    if get_environ_proxies(url):
-        return
-    parts = urlsplit(url)
     try:
+        if get_environ_proxies(url):
+            return
+        parts = urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
         socket.create_connection((str(parts.hostname), port), timeout=10).close()
     except (OSError, ValueError) as error:
@@ -97,6 +101,8 @@ def ask(url: str, model: str, messages: Sequence[Mapping[str, str]], **options: 
         else:
             if response.status_code not in TRANSIENT or attempt + 1 == TRIES:
                 return _read_reply(address, response)
+            _wait(attempt, response.headers.get("Retry-After", ""))
+            continue
         _wait(attempt)
     raise AssertionError("unreachable")
 
@@ -107,18 +113,24 @@ def _read_reply(address: str, response: Response) -> str:
         raise UsageError(f"{address} refuses (HTTP {status}): set {KEY_VARIABLE} to a valid key")
     if status in (400, 413, 422):
         raise Refused(f"{address} answers HTTP {status}: {' '.join(response.text.split())[:200]}")
+    if status == 429:
+        raise UsageError(f"{address} asks for patience (HTTP 429), {TRIES} times: try again later; replies are kept")
+    if status >= 500:
+        raise UsageError(f"{address} fails (HTTP {status}), {TRIES} times: try again later; replies are kept")
     if status != 200:
         raise UsageError(f"{address} answers HTTP {status}: check --url and the name of the model")
     try:
         content = response.json()["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise UsageError(f"{address} does not answer with a chat completion: check --url") from error
-    if not isinstance(content, str):
+    if not isinstance(content, str) or not content.strip():
         raise Refused(f"{address} answers without text")
     return content
 
 
-def _wait(attempt: int) -> None:
+def _wait(attempt: int, asked_for: str = "") -> None:
+    """Wait as long as the endpoint asks for, or twice as long as the time before."""
     import time
 
-    time.sleep(2**attempt)
+    seconds = float(asked_for) if re.fullmatch(r"\d+(\.\d+)?", asked_for) else float(2**attempt)
+    time.sleep(min(seconds, LONGEST_WAIT))

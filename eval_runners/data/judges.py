@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from eval_runners.data.endpoint import Refused, ask, check_endpoint, require_reachable
+from eval_runners.data.endpoint import FEWEST_REFUSED, Refused, ask, check_endpoint, require_reachable
 from eval_runners.store.cache import cache_root
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import write_atomically
@@ -28,7 +28,7 @@ MOST_WORDS = 8
 """Words of an explanation."""
 QUOTED = re.compile(r"«(.*?)»")
 MARKED, NUMBERED = re.compile(r"<<(.*?)>>"), re.compile(r"^(\d+)\. (.*)$", re.MULTILINE)
-REFUSED = "(refused)"
+REFUSED = "\N{EMPTY SET}refused"
 """Stands for a reply that there is not; SAEBench leaves its latent out."""
 CHARACTERS = 4
 """Of a token, about."""
@@ -45,14 +45,21 @@ def check_judge(url: str, model_name: str, budget: int | None, n_latents: int, t
     if not url:
         return
     check_endpoint(url)
-    require_reachable(url)
     needed = tokens_of_latent * n_latents
     if budget is not None and needed > budget:
         raise UsageError(
             f"{n_latents} latents take about {needed} tokens, more than --budget {budget}: lower --n-latents or raise "
             "the budget"
         )
+    require_reachable(url)
+    judge = EndpointJudge(url, model_name)
+    if judge.answer(TRIAL, 8) == REFUSED:  # a wrong key, name or address is found before anything is trained
+        raise UsageError(f"{judge.refused[0]}: check --model-name and --url")
     print(f"{model_name} is asked about {needed} tokens for each SAE, less those of replies that are kept")
+
+
+TRIAL = ({"role": "user", "content": "Reply with the word yes."},)
+"""Question that is asked first, to see whether the endpoint answers at all."""
 
 
 class Judge(Protocol):
@@ -106,14 +113,14 @@ class EndpointJudge:
         if REFUSED in messages[-1]["content"]:  # its explanation was refused
             return REFUSED
         kept = self._folder / f"{hash_value([self.model, list(messages), max_tokens], size=12)}.json"
-        if kept.is_file():
+        if (reply := _read_kept(kept)) is not None:
             self.reused += 1
-            return str(json.loads(kept.read_text())["reply"])
+            return reply
         try:
             reply = ask(self.url, self.model, messages, max_tokens=max_tokens)
         except Refused as error:
             self.refused.append(str(error))
-            if len(self.refused) > self.asked + self.reused:
+            if len(self.refused) >= max(FEWEST_REFUSED, self.asked + self.reused + 1):
                 raise UsageError(f"{error}: check --model-name") from error
             return REFUSED
         self.asked += 1
@@ -124,7 +131,17 @@ class EndpointJudge:
 
     @property
     def _folder(self) -> Path:
-        return cache_root().with_name("answers") / hash_value(self.url, size=8)
+        root = cache_root()
+        return root.with_name(f"{root.name}-answers") / hash_value(self.url.rstrip("/"), size=8)
+
+
+def _read_kept(path: Path) -> str | None:
+    """A reply that is kept; None where there is none, or the file is damaged."""
+    try:
+        reply = json.loads(path.read_text())["reply"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return reply if isinstance(reply, str) else None
 
 
 def _holds(line: str, word: str) -> bool:

@@ -107,12 +107,37 @@ def check_context(context_size: int, target: Target, model: HookedTransformer) -
         raise UsageError(f"the held-out text of {target.title} is shorter than one context of {context_size} tokens")
 
 
+CONTEXTS = ("context_size", "context_length", "llm_context_size", "seq_len")
+"""Names of settings with the length of a context."""
+
+
+def check_positions(target: Target, settings: Any) -> None:
+    """Check that the model has a position for every token of a context, as far as its config says.
+
+    Args:
+        target: the language model.
+        settings: of an evaluator.
+
+    Raises:
+        UsageError: names the option and the limit.
+    """
+    from sae_variants.cli.fields import to_option
+    from sae_variants.language_model.limits import model_limits
+
+    sizes = {name: size for name in CONTEXTS if (size := getattr(settings, name, None)) is not None}
+    if target.synthetic or not sizes or (limit := model_limits(target.model_name).n_ctx) is None:
+        return
+    for name, size in sizes.items():
+        if size > limit:
+            raise UsageError(f"{to_option(name)} {size} exceeds the model's {limit} positions")
+
+
 def check_context_early(target: Target, settings: Any) -> None:
-    """Check what the model's config, its tokenizer and the text alone can tell, before anything is trained.
+    """Check that the held-out text holds a context, by the tokenizer alone, before anything is trained.
 
     Args:
         target: the language model and the held-out text.
-        settings: of an evaluator. With `context_size` it reads held-out text, with `context_length` labelled documents.
+        settings: of an evaluator. With `context_size` it reads held-out text.
 
     Raises:
         UsageError: names the option and the limit.
@@ -122,14 +147,7 @@ def check_context_early(target: Target, settings: Any) -> None:
 
     if target.synthetic:
         return
-    limits = model_limits(target.model_name)
-    context_size = getattr(settings, "context_size", None)
-    for option, size in (
-        ("--context-size", context_size),
-        ("--context-length", getattr(settings, "context_length", None)),
-    ):
-        if size is not None and limits.n_ctx is not None and size > limits.n_ctx:
-            raise UsageError(f"{option} {size} exceeds the model's {limits.n_ctx} positions")
+    limits, context_size = model_limits(target.model_name), getattr(settings, "context_size", None)
     if context_size is None or limits.tokenizer is None or not target.is_local or context_size < 3:
         return
     d_vocab = limits.d_vocab or len(limits.tokenizer)

@@ -179,6 +179,7 @@ def run_evals(
         )
     if llm_dtype not in ("", target.dtype):
         raise UsageError(f"llm_dtype is {llm_dtype!r}, but the target {target.name} has {target.dtype!r}")
+    eval_types = [eval_types] if isinstance(eval_types, str) else eval_types
     names = [_our_name(name) for name in eval_types]
     given = {
         name: settings_of(load_evaluator(name), target, config)
@@ -226,7 +227,12 @@ def _inference_sae(release: str, sae_or_id: SAE[Any] | str, located: LocatedSAE 
     if located:
         return located.load(device)
     if isinstance(sae_or_id, str):
-        sae = SAE.from_pretrained(release, sae_or_id, device=device)
+        try:
+            sae = SAE.from_pretrained(release, sae_or_id, device=device)
+        except (ValueError, KeyError) as error:
+            raise UsageError(
+                f"SAELens knows no SAE {sae_or_id!r} of the release {release!r}, and it is no folder"
+            ) from error
     else:
         sae = copy.deepcopy(sae_or_id).to(device)
     with contextlib.suppress(NotImplementedError):

@@ -13,7 +13,7 @@ from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, Ev
 from eval_runners.contract.located import LocatedSAE
 from eval_runners.contract.registry import evaluator_names, load_evaluator
 from eval_runners.harness.find_sae import SAERequest
-from eval_runners.harness.fit import check_context_early, load_for_target
+from eval_runners.harness.fit import check_context_early, check_positions, load_for_target
 from eval_runners.harness.target_model import LoadedModel, require_source
 from eval_runners.store.envelope import make_output, output_class
 from eval_runners.store.read import load_result
@@ -100,8 +100,10 @@ def check_supported(scorings: Sequence[Scoring], requests: Sequence[SAERequest])
     """
     unsupported: dict[str, str] = {}
     is_missing = any(request.plan and not request.plan.is_trained for request in requests)
-    for scoring in scorings if is_missing else ():
-        check_context_early(scoring.target, scoring.settings)
+    for scoring in scorings:
+        check_positions(scoring.target, scoring.settings)
+        if is_missing:
+            check_context_early(scoring.target, scoring.settings)
     for scoring in scorings:
         for request in requests:
             if request.plan and (reason := scoring.evaluator.why_unsupported(request.plan, scoring.settings)):

@@ -92,18 +92,29 @@ def score_absorption(
         return run_eval(main, config, sae, context, folder), fires
 
 
-def _f1_of_probes(common: ModuleType, context: Context, options: Mapping[str, Any]) -> list[float]:
-    """Make SAEBench's probes, and return the F1 of each letter's on words that it did not see."""
-    import torch
-    from sklearn.metrics import f1_score
+def check_words(tokenizer: Any) -> None:
+    """Check that SAEBench finds words for every letter.
 
-    firsts = [word.strip()[0].lower() for word in common.get_alpha_tokens(context.model.tokenizer)]
+    Raises:
+        CannotDo: a letter has too few.
+    """
+    from sae_bench.evals.absorption import common
+
+    firsts = [word.strip()[0].lower() for word in common.get_alpha_tokens(tokenizer)]
     rarest = min(ascii_lowercase, key=firsts.count)
     if firsts.count(rarest) < LEAST_WORDS:
         raise CannotDo(
             f"absorption needs {LEAST_WORDS} words of the tokenizer for each first letter, and {firsts.count(rarest)} "
             f"begin with {rarest!r}"
         )
+
+
+def _f1_of_probes(common: ModuleType, context: Context, options: Mapping[str, Any]) -> list[float]:
+    """Make SAEBench's probes, and return the F1 of each letter's on words that it did not see."""
+    import torch
+    from sklearn.metrics import f1_score
+
+    check_words(context.model.tokenizer)
     torch.set_grad_enabled(True)  # as SAEBench's `run_eval` does
     probe = common.load_or_train_probe(context.model, **options, device=context.device)
     acts_ND, words = common.load_probe_data_split_or_train(context.model, **options, split="test", device="cpu")

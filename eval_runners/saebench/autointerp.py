@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from eval_runners.contract.contract import Context, Result
-from eval_runners.data.judges import Judge
+from eval_runners.data.judges import REFUSED, Judge
 from eval_runners.saebench.run import in_own_folder, run_eval
 from eval_runners.saebench.shared import hide_output
 from sae_variants.common.errors import UsageError
@@ -34,15 +34,15 @@ def answered_by(judge: Judge, questions: int) -> Iterator[list[BaseException]]:
     prompts = main.AutoInterp.get_scoring_prompts
 
     def respond(_: Any, messages: Any, max_tokens: int, n_completions: int = 1) -> tuple[list[str], str]:
+        if errors:  # the others would only add to the bill
+            return [REFUSED], ""
         try:
-            if errors:  # the others would only add to the bill
-                raise errors[0]
             reply = judge.answer(messages, max_tokens)
-            bar.update()
-            return [reply], ""
-        except BaseException as error:
+        except Exception as error:  # raised when all threads have ended, or each would print a traceback of its own
             errors.append(error)
-            raise
+            return [REFUSED], ""
+        bar.update()
+        return [reply], ""
 
     def scoring_prompts(self: Any, explanation: str, scoring_examples: Any) -> Any:
         state = random.getstate()
@@ -91,7 +91,7 @@ def score_autointerp(
         stack.enter_context(mock.patch.object(dataset_utils, "get_dataset_list_of_strs", texts))
         errors = stack.enter_context(answered_by(judge, 2 * settings["n_latents"]))
         try:
-            return run_eval(main, config, sae, context, folder, api_key="", artifacts_path=str(folder / "artifacts"))
+            output = run_eval(main, config, sae, context, folder, api_key="", artifacts_path=str(folder / "artifacts"))
         except AssertionError as error:
             if str(error):  # another than that of the text's length
                 raise
@@ -99,6 +99,9 @@ def score_autointerp(
                 f"the held-out text of {target.title} has fewer than {config.total_tokens} tokens: lower --total-tokens"
             ) from error
         except Exception:
-            if usage := next((error for error in errors if isinstance(error, UsageError)), None):
-                raise usage from None
+            if errors:
+                raise errors[0] from None
             raise
+        if errors:
+            raise errors[0]
+        return output

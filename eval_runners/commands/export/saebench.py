@@ -69,6 +69,12 @@ def main(argv: list[str]) -> int:
     folder = check_folder_writable(Path(args.folder), "FOLDER")
     for name, result in files.items():
         write_atomically(folder / name, json.dumps(result, indent=2, allow_nan=False) + "\n", "FOLDER")
+    others = {path.relative_to(folder).as_posix() for path in folder.glob(f"*/*{ENDING}")} - set(files)
+    if others:
+        print(
+            f"warning: {folder} also holds {len(others)} results that are not of this export: {min(others)}",
+            file=sys.stderr,
+        )
     print(f"{folder}: {len(files)} results, of {', '.join(sorted({name.partition('/')[0] for name in files}))}")
     if missing := {Path(name).name for name in files} - {Path(name).name for name in files if name.startswith("core/")}:
         print(

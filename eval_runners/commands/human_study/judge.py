@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_runners.commands.human_study.files import read_answers, read_key
-from eval_runners.data.endpoint import TRIES, Refused, ask, check_endpoint
+from eval_runners.data.endpoint import FEWEST_REFUSED, Refused, ask, check_endpoint
 from eval_runners.measures.intrusion import CHOICES
 from sae_variants.cli.options import Parser
 from sae_variants.common.errors import UsageError
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
             choice = parse_choice(ask(args.url, args.model, [prompt]))
         except Refused as error:
             refused.append(str(error))
-            if len(refused) == TRIES and not answers:
+            if len(refused) == FEWEST_REFUSED and not answers:
                 raise UsageError(f"{refused[0]}: check --model") from error
             continue
         if choice is None:
