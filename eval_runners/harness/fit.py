@@ -133,7 +133,7 @@ def check_positions(target: Target, settings: Any) -> None:
 
 
 def check_context_early(target: Target, settings: Any) -> None:
-    """Check that the held-out text holds a context, by the tokenizer alone, before anything is trained.
+    """Check what the model's config, its tokenizer and the text alone can tell, before anything is trained.
 
     Args:
         target: the language model and the held-out text.
@@ -145,6 +145,7 @@ def check_context_early(target: Target, settings: Any) -> None:
     from sae_variants.language_model.contexts import cut_contexts
     from sae_variants.language_model.limits import model_limits
 
+    check_positions(target, settings)
     if target.synthetic:
         return
     limits, context_size = model_limits(target.model_name), getattr(settings, "context_size", None)

@@ -101,9 +101,8 @@ def check_supported(scorings: Sequence[Scoring], requests: Sequence[SAERequest])
     unsupported: dict[str, str] = {}
     is_missing = any(request.plan and not request.plan.is_trained for request in requests)
     for scoring in scorings:
-        check_positions(scoring.target, scoring.settings)
-        if is_missing:
-            check_context_early(scoring.target, scoring.settings)
+        check = check_context_early if is_missing else check_positions  # the former reads text, too
+        check(scoring.target, scoring.settings)
     for scoring in scorings:
         for request in requests:
             if request.plan and (reason := scoring.evaluator.why_unsupported(request.plan, scoring.settings)):
