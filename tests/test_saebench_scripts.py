@@ -295,3 +295,16 @@ def test_settings_and_the_batch_reach_the_evaluation(target, tmp_path, monkeypat
     assert seen[0].context_size == 32
     assert seen[1].ks == SMALL["sae_probes"]["ks"]
     assert seen[2].llm_batch_size == 7
+
+
+@pytest.mark.parametrize("selected", ["an sae", ("name", None), (1, "folder")])
+def test_what_is_no_pair_of_a_name_and_an_sae_is_refused_before_the_model_is_loaded(target, tmp_path, selected):
+    run = make_run_eval("n2g", target)
+    with pytest.raises(UsageError, match=r"selected_saes holds pairs \(name, SAE or folder\), not"):
+        run({}, [selected], "cpu", str(tmp_path))
+
+
+def test_a_context_that_is_too_long_is_refused_before_the_model_is_loaded(target, tmp_path):
+    run = make_run_eval("autointerp", target)
+    with pytest.raises(UsageError, match="--llm-context-size 9999 exceeds the model's 128 positions"):
+        run({"llm_context_size": 9999}, [], "cpu", str(tmp_path))

@@ -25,7 +25,7 @@ from eval_runners.contract.contract import CannotDo, Context, Result
 from eval_runners.contract.located import LocatedSAE
 from eval_runners.contract.registry import GROUPS, evaluator_names, load_evaluator
 from eval_runners.harness.evaluations import prepare_scorings, print_left_out
-from eval_runners.harness.fit import check_context, check_fits
+from eval_runners.harness.fit import check_context, check_fits, check_positions
 from eval_runners.harness.host_settings import settings_of
 from eval_runners.harness.saved_sae import locate_name
 from eval_runners.harness.score import evaluate_sae, prepare_scoring
@@ -110,6 +110,12 @@ def make_run_eval(name: str, target: str | Target) -> RunEval:
             check_name("argument of run_eval", option, NO_EFFECT)
         given = settings_of(load_evaluator(evaluation), resolved, config)
         scoring = prepare_scoring(evaluation, resolved, given, Path(output_path), device, ["python", *sys.argv])
+        check_positions(resolved, scoring.settings)
+        for pair in selected_saes:
+            if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str) or pair[1] is None:
+                raise UsageError(
+                    f"selected_saes holds pairs (name, SAE or folder), not {type(pair).__name__}: {pair!r}"
+                )
         load_model = model_loader(resolved, device)
         results: dict[str, Result] = {}
         for release, sae_or_id in selected_saes:
