@@ -109,6 +109,15 @@ def make_model(
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _gradients():
+    """SAEBench's own code, where a test lets it fail, leaves gradients switched off for the tests that follow."""
+    import torch
+
+    yield
+    torch.set_grad_enabled(True)
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "tiny")
