@@ -17,6 +17,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, Evaluator, Metric, Result
+from eval_runners.data.judges import PEOPLE
 from sae_variants.common.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from sae_variants.language_model.target import Target
 
-PEOPLE = "people reach an accuracy of 0.65 and agree with each other on 0.87 of such questions (arXiv 2507.08473)"
 TOKENS_OF_LATENT = 1_400
 """Tokens, about, of the two questions on a latent."""
 

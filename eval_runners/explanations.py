@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, Evaluator, Metric, Result
+from eval_runners.data.judges import PEOPLE
 from sae_variants.common.errors import UsageError, check_name
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from eval_runners.measures.explanation_tests import Judge
     from sae_variants.language_model.target import Target
 
-PEOPLE = "people reach an accuracy of 0.65 and agree with each other on 0.87 of such questions (arXiv 2507.08473)"
 CONTROLS = ("shuffled", "random")
 TITLES = {"latents": "", "shuffled": ", another latent's explanation", "random": ", random directions"}
 NAMES = {"f1": "F1", "auprc": "area under precision-recall", "balanced_accuracy": "balanced accuracy"}

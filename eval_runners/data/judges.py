@@ -22,6 +22,8 @@ from sae_variants.common.files import write_atomically
 from sae_variants.common.hashing import hash_value
 
 Messages = Sequence[Mapping[str, str]]
+PEOPLE = "people reach an accuracy of 0.65 and agree with each other on 0.87 of such questions (arXiv 2507.08473)"
+"""Published anchors of a judge's score."""
 WORDS = "words"
 """Name of the judge that needs no network."""
 MOST_WORDS = 8
