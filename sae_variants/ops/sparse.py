@@ -30,7 +30,7 @@ ROWS_ELSEWHERE = 4096
 """Tokens at a time on other devices, so many that the whole device is used."""
 GROUP = 64
 """Latents in a group, of which `top_k` first finds the maximum."""
-COUNTERS, COPIES, BUFFERS = 64, 15, 45_000_000
+COUNTERS, COPIES, BUFFERS = 64, 15, 70_000_000
 """Bytes of a latent's counters, numbers kept for each number of the batch, and bytes of libraries, as measured."""
 NO_TOKENS = slice(0, 0)
 MANY = 8

@@ -30,6 +30,7 @@ def resident() -> float:
 
 
 def measure(d_in: int, k: int, d_sae: int, batch: int, steps: int, dtype: str) -> dict[str, float]:
+    from sae_variants.common.memory import reuse_freed_memory
     from sae_variants.language_model.target import load_target
     from sae_variants.training.job import Job
     from sae_variants.training.plan import make_plan
@@ -38,6 +39,7 @@ def measure(d_in: int, k: int, d_sae: int, batch: int, steps: int, dtype: str) -
     from sae_variants.training.windows import Batch
 
     warnings.simplefilter("ignore")
+    reuse_freed_memory()  # as every training does
     with tempfile.TemporaryDirectory() as folder:
         fields = {"d_sae": d_sae, "k": k, "batch_tokens": batch, "training_tokens": batch * (steps + 2), "dtype": dtype}
         plan = make_plan("topk", load_target("sandbox"), fields, folder)
