@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import subprocess
 from dataclasses import asdict
 
@@ -10,7 +11,10 @@ import pytest
 import torch
 from conftest import evaluate, identity, tiny, zero
 
+from eval_runners.contract.contract import Context
+from eval_runners.contract.registry import load_evaluator
 from eval_runners.core import Settings
+from eval_runners.harness.fit import load_for_target
 from eval_runners.saebench.shared import serving_text
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.contexts import heldout_text_name, read_contexts
@@ -148,6 +152,44 @@ def test_what_does_not_depend_on_the_sae_is_computed_once_and_changes_no_number(
     assert (all_runs.count("activations"), runs.count("activations")) == (9, 3)
     assert all_runs.count("forward") == 3 * (2 * 4 + 3)
     assert runs.count("forward") == 2 * 4 + 3 + 2 * 2
+
+
+def test_the_next_saes_are_compared_with_the_same_predictions_and_no_number_changes(
+    target, model, trained, tmp_path, monkeypatch
+):
+    from weakref import WeakKeyDictionary
+
+    from eval_runners.contract.located import LocatedSAE
+    from eval_runners.saebench import memo
+
+    names = ("temporal", "stock:batchtopk")
+    located = [LocatedSAE(name, make_plan(name, target, tiny(name), trained).folder) for name in names]
+    identity(target).save_model(tmp_path / "identity")
+    located.append(LocatedSAE("identity", tmp_path / "identity"))
+    broken = LocatedSAE("broken", shutil.copytree(located[0].folder, tmp_path / "broken"))
+    (broken.folder / "cfg.json").write_text("{}")
+
+    def scored(following: bool) -> tuple[list, int]:
+        # too little for the predictions of the clean model
+        monkeypatch.setattr(memo, "LARGEST", 4 * 4 * 32 * model.cfg.d_vocab / 1e7)
+        monkeypatch.setattr(memo, "free_memory", lambda device: 1e7 / memo.SHARE)
+        monkeypatch.setattr(memo, "_memories", WeakKeyDictionary())
+        runs, found, forward = [], [], model.forward
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "forward", lambda *a, **k: (runs.append(k.get("start_at_layer")), forward(*a, **k))[1])
+            for number, sae in enumerate(located):
+                context = Context(model, "cpu", sae, following=[*located[number + 1 :], broken] if following else [])
+                loaded = load_for_target(sae, target, model, "cpu")
+                found.append(load_evaluator("core").evaluate(loaded, target, SMALL, context))
+        return [evaluation.host_output["eval_result_metrics"] for evaluation in found], sum(
+            run is not None for run in runs
+        )
+
+    apart, runs_apart = scored(False)
+    together, runs_together = scored(True)
+    assert together == apart
+    # two batches: each SAE's own run, the ablated run, and the clean run for every SAE, or for all of them
+    assert (runs_apart, runs_together) == (2 * (3 + 1 + 3), 2 * (3 + 1 + 1))
 
 
 def test_a_failing_sae_stops_the_run_with_its_error(target, model):

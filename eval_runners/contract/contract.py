@@ -132,6 +132,8 @@ class Context:
     """Where the SAE lies and how it was trained; None for an SAE that exists in memory only."""
     truth: SyntheticData | None = None
     """The synthetic model of a synthetic target, which has no language model."""
+    following: Sequence[LocatedSAE] = ()
+    """SAEs that this process evaluates next with the same settings."""
 
 
 class Evaluator(Generic[SettingsT]):

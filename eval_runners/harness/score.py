@@ -125,6 +125,7 @@ def score_sae(
     load_model: Callable[[], LoadedModel],
     force: bool = False,
     timeout: float = -1.0,
+    following: Sequence[LocatedSAE] = (),
 ) -> Result:
     """Score one SAE by one evaluator and write the result, or reuse a finished result.
 
@@ -135,6 +136,7 @@ def score_sae(
         load_model: loads the target's language model; called only if the result is missing.
         force: evaluate again although there is a result.
         timeout: seconds to wait for another process that makes the result; without limit if negative.
+        following: SAEs that come next with the same evaluator; those that have a result are left out.
 
     Raises:
         UsageError: the SAE does not fit the target or the settings.
@@ -151,7 +153,8 @@ def score_sae(
             return result
         target, device, model = scoring.target, scoring.location.device, load_model()
         truth = model if target.synthetic else None
-        context = Context(model, device, located, truth)
+        missing = [other for other in following if force or not scoring.location.path(other).exists()]
+        context = Context(model, device, located, truth, missing)
         sae = load_for_target(located, target, model, device, getattr(scoring.settings, "context_size", None))
         print(f"{title}: evaluating {scoring.evaluator.name} on {target.name}")
         result, files = evaluate_sae(scoring, sae, context)

@@ -69,8 +69,11 @@ def score_all(
                 if reason := failure_of(path):
                     failures[number] = f"{name}: {reason}"
                     continue
+                # what other processes share is not computed ahead: it may be theirs
+                later = [] if is_worker() else [cells[other] for other in left if other > number]
+                following = [other for its, _, other in later if its is scoring]
                 try:
-                    scored[number] = sae, score_sae(scoring, sae, title, load_model, force, timeout)
+                    scored[number] = sae, score_sae(scoring, sae, title, load_model, force, timeout, following)
                 except Timeout:
                     busy.append(number)
                     continue

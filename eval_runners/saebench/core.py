@@ -7,20 +7,22 @@ import io
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from eval_runners.contract.contract import Context, Result
-from eval_runners.saebench.memo import reusing_model_runs
+from eval_runners.contract.located import LocatedSAE
+from eval_runners.saebench.memo import reusing_model_runs, room_for_saes
 from eval_runners.saebench.shared import Preloaded, mute_loggers, serving_text
 from eval_runners.store.envelope import sae_bench_release
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.contexts import heldout_text_name
 from sae_variants.language_model.target import Target
 from sae_variants.ops.explained_variance import ExplainedVariance
+from sae_variants.registry.saved_config import WEIGHTS
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -90,6 +92,21 @@ def catching_errors() -> Iterator[list[BaseException]]:
         yield caught
 
 
+def _others(target: Target, context: Context) -> dict[str, Callable[[], SAE[Any]]]:
+    """Return what loads the SAEs that come next, as SAEBench has them, by the hash of their weights."""
+    from sae_lens.util import str_to_dtype
+
+    def load(located: LocatedSAE) -> SAE[Any]:
+        return located.load(context.device).to(dtype=str_to_dtype(target.dtype))
+
+    room, others = room_for_saes(context.device), {}
+    for located in context.following:
+        room -= (located.folder / WEIGHTS).stat().st_size
+        if room > 0:
+            others[located.weight_hash] = cache(partial(load, located))
+    return others
+
+
 def score_core(
     sae: SAE[Any], target: Target, settings: Mapping[str, Any], context: Context
 ) -> tuple[Result, float, list[str]]:
@@ -113,7 +130,8 @@ def score_core(
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         stack.enter_context(serving_text(target, heldout_text_name(target), context.model.tokenizer))
         stack.enter_context(mock.patch.object(core, "HookedTransformer", Preloaded(context.model)))
-        stack.enter_context(reusing_model_runs(context.model, target.hook_name))
+        own = context.located.weight_hash if context.located else ""
+        stack.enter_context(reusing_model_runs(context.model, target.hook_name, own, _others(target, context)))
         variance = stack.enter_context(observing_variance())
         caught = stack.enter_context(catching_errors())
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

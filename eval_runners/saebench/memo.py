@@ -2,15 +2,17 @@
 
 For every SAE, SAEBench's core evaluation runs the clean model, the model with the SAE and the model without the hooked
 activation, each from the first layer on, and compares their predictions; then the layers up to the hook again, on more
-tokens. Here the layers before that of the hook run once for all three and for all SAEs, and of the model without the
-activation the losses are kept. The operations and their order are SAEBench's, so no number changes.
+tokens. Here the layers before that of the hook run once for all three and for all SAEs. The predictions of the clean
+model are too large to be kept, so all SAEs are compared with them at once, and the losses of the next ones are kept.
+The operations and their order are SAEBench's, so no number changes.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 from weakref import WeakKeyDictionary
@@ -26,6 +28,8 @@ SHARE = 0.25
 """Share of the memory that is free at first which stored outputs may take; what exceeds it is computed each time."""
 LARGEST = 1 / 32
 """Share of the room left that one output may take, so that few large ones leave room for many small ones."""
+Others = Mapping[str, Callable[[], Any]]
+"""Functions that load SAEs, by names of these."""
 PER_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z")
 """Hooks with a vector per head, which SAEBench reshapes."""
 
@@ -66,9 +70,21 @@ def memory_of(model: HookedTransformer) -> Memory:
     return _memories[model]
 
 
+def room_for_saes(device: str) -> float:
+    """Bytes that the weights of the next SAEs may take."""
+    return SHARE * free_memory(device)
+
+
 @contextlib.contextmanager
-def reusing_model_runs(model: HookedTransformer, hook_name: str) -> Iterator[None]:
-    """Let SAEBench's core evaluation answer repeated runs of the model on the same tokens from memory."""
+def reusing_model_runs(model: HookedTransformer, hook_name: str, own: str, others: Others) -> Iterator[None]:
+    """Let SAEBench's core evaluation answer repeated runs of the model on the same tokens from memory.
+
+    Args:
+        model: The language model.
+        hook_name: Hook of the SAEs.
+        own: Name of the SAE that is evaluated; empty if it has none.
+        others: Functions that load the next SAEs, by their names; they are called only if losses of theirs are missing.
+    """
     from sae_bench.evals.core import main as core
 
     memory, with_cache, by_saebench = memory_of(model), model.run_with_cache, core.get_recons_loss
@@ -92,7 +108,7 @@ def reusing_model_runs(model: HookedTransformer, hook_name: str) -> Iterator[Non
 
         if not _resumes(sae, model, hook_name):
             return by_saebench(sae, model, tokens, store, **settings)
-        return _recons_loss(sae, model, hook_name, tokens, reuse, **settings)
+        return _recons_loss(sae, own, model, hook_name, tokens, reuse, others, **settings)
 
     with mock.patch.object(model, "run_with_cache", cached), mock.patch.object(core, "get_recons_loss", recons_loss):
         yield
@@ -116,10 +132,12 @@ def _resumes(sae: Any, model: HookedTransformer, hook_name: str) -> bool:
 
 def _recons_loss(
     sae: Any,
+    own: str,
     model: HookedTransformer,
     hook_name: str,
     tokens: Tensor,
     reuse: Callable[[str, Callable[[], Any]], Any],
+    others: Others,
     compute_kl: bool,
     compute_ce_loss: bool,
     ignore_tokens: set[int | None],
@@ -129,10 +147,12 @@ def _recons_loss(
 
     Args:
         sae: In inference form.
+        own: Its name; empty if it has none.
         model: The language model.
         hook_name: Hook of the SAE.
         tokens: Token ids of a batch of contexts.
         reuse: Returns what a name stands for, from memory or computed.
+        others: The next SAEs, whose losses are computed, too.
         compute_kl: As in SAEBench, like those that follow.
         compute_ce_loss: Whether the losses are returned.
         ignore_tokens: Tokens whose activations stay as they are.
@@ -153,23 +173,34 @@ def _recons_loss(
         options: Any = {"start_at_layer": layer, "tokens": tokens, "return_type": "both", "loss_per_token": True}
         return model.run_with_hooks(before, fwd_hooks=hooks, **options)
 
-    def with_sae(acts: Tensor, hook: Any) -> Tensor:
-        x = acts.to(sae.device)
-        return torch.where(keep[..., None], sae.decode(sae.encode(x)).to(x.dtype), x).to(acts.device)
+    def by(sae: Any) -> Callable[..., Tensor]:
+        def replace(acts: Tensor, hook: Any) -> Tensor:
+            x = acts.to(sae.device)
+            return torch.where(keep[..., None], sae.decode(sae.encode(x)).to(x.dtype), x).to(acts.device)
 
-    logits, ce = reuse("clean", run)
-    probs = logits.softmax(-1) if compute_kl else logits
-    log_probs = probs.log()
+        return replace
+
+    @cache
+    def clean() -> tuple[Tensor, Tensor, Tensor]:
+        logits, ce = reuse("clean", run)
+        probs = logits.softmax(-1) if compute_kl else logits
+        return ce, probs, probs.log()
 
     def losses(replace: Callable[..., Tensor]) -> tuple[Tensor, ...]:
         new_logits, new_ce = run(replace)
         if not compute_kl:
             return (new_ce,)
+        _, probs, log_probs = clean()
         log_new = new_logits.softmax(-1).log_()
         return new_ce, torch.sub(log_probs, log_new, out=log_new).mul_(probs).sum(-1)
 
-    without = reuse(f"ablated {compute_kl}", lambda: losses(lambda acts, hook: torch.zeros_like(acts)))
-    reconstructed = losses(with_sae)
+    kind = f"{compute_kl} {sorted(map(str, ignored))}"
+    ce = reuse("clean losses", lambda: clean()[0])
+    without = reuse(f"ablated {kind}", lambda: losses(lambda acts, hook: torch.zeros_like(acts)))
+    reconstructed = reuse(f"{own} {kind}", lambda: losses(by(sae))) if own else losses(by(sae))
+    for name, load in others.items():
+        with contextlib.suppress(Exception):  # its own evaluation will say why
+            reuse(f"{name} {kind}", lambda load=load: losses(by(load())))
     found = {}
     if compute_kl:
         found |= {"kl_div_with_sae": reconstructed[1], "kl_div_with_ablation": without[1]}

@@ -19,6 +19,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -38,6 +39,7 @@ def main() -> None:
 
     import sae_variants
     from eval_runners.contract.contract import Context
+    from eval_runners.contract.located import LocatedSAE
     from eval_runners.core import Settings
     from eval_runners.saebench import memo
     from eval_runners.saebench.core import score_core
@@ -56,12 +58,14 @@ def main() -> None:
         n_eval_reconstruction_batches=args.reconstruction, n_eval_sparsity_variance_batches=args.variance
     )
 
-    def build(number: int):
-        sae = sae_variants.build("stock:topk", d_in=512, d_sae=D_SAE, k=K, seed=number)
+    def build(number: int, folder: str) -> tuple[LocatedSAE, Any]:
+        located = LocatedSAE(f"sae{number}", Path(folder, str(number)))
+        sae_variants.build("stock:topk", d_in=512, d_sae=D_SAE, k=K, seed=number).save_inference_model(located.folder)
+        sae = located.load("cpu")
         sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = target.model_name, HOOK
         sae.cfg.metadata.context_size, sae.cfg.metadata.prepend_bos = settings.context_size, True
         sae.cfg.metadata.model_from_pretrained_kwargs = {}
-        return sae
+        return located, sae
 
     def theirs(saes: list) -> float:
         with (
@@ -90,25 +94,27 @@ def main() -> None:
             assert len(results) == len(saes)  # it logs errors and goes on
             return time.perf_counter() - started
 
-    def ours(saes: list) -> float:
+    def ours(saes: list, located: list) -> float:
         memo._memories.clear()
         started = time.perf_counter()
-        for sae in saes:
-            score_core(sae, target, vars(settings), Context(model, "cpu"))
+        for number, sae in enumerate(saes):
+            context = Context(model, "cpu", located[number], following=located[number + 1 :])
+            score_core(sae, target, vars(settings), context)
         return time.perf_counter() - started
 
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next(line for line in lines if line.startswith("model name")).partition(": ")[2]
     print(f"{cpu}, {os.cpu_count()} cores")
-    for count in map(int, args.saes.split(",")):
-        saes = [build(number) for number in range(count)]
-        pairs = [(theirs(saes), ours(saes)) for _ in range(args.repeats)]
-        ratios = sorted(a / b for a, b in pairs)
-        seconds = " and ".join(f"{statistics.median(side):.1f} s" for side in zip(*pairs, strict=True))
-        print(
-            f"{count} SAEs: {statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f}), {seconds}",
-            flush=True,
-        )
+    counts = [int(count) for count in args.saes.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        located, saes = zip(*(build(number, folder) for number in range(max(counts))), strict=True)
+        for count in counts:
+            first = list(saes[:count])
+            pairs = [(theirs(first), ours(first, list(located[:count]))) for _ in range(args.repeats)]
+            ratios = sorted(a / b for a, b in pairs)
+            seconds = " and ".join(f"{statistics.median(side):.1f} s" for side in zip(*pairs, strict=True))
+            span = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+            print(f"{count} SAEs: {statistics.median(ratios):.2f} times as fast ({span}), {seconds}", flush=True)
 
 
 if __name__ == "__main__":
