@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -298,6 +299,49 @@ def opened(driver, page):
             return driver
         time.sleep(0.05)
     raise AssertionError(driver.get_log("browser"))
+
+
+AXE = Path(os.environ.get("AXE_CORE", ""))
+AS_SEEN = """
+const style = document.createElement("style");
+style.textContent = ".draglayer { display: none } .bars li { background: var(--bold) }";
+document.head.append(style);
+"""
+"""Script that lets axe-core judge text which it would leave aside: below what catches the pointer, and on bars."""
+needs_axe = pytest.mark.skipif(
+    not AXE.is_file(), reason="AXE_CORE names no file: axe.min.js of the npm package axe-core"
+)
+
+
+def check_accessible(driver):
+    """Let axe-core check everything that it knows of the page that is open: light and dark, on a desk and on a phone."""
+    script = (
+        "axe.run({ resultTypes: ['violations'] }).then(r => arguments[0](r.violations), e => arguments[0](String(e)))"
+    )
+    found = []
+    driver.execute_script(AS_SEEN)
+    driver.execute_script(AXE.read_text())
+    try:
+        for scheme, (width, height) in itertools.product(("light", "dark"), ((1300, 1000), (390, 844))):
+            media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+            metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            driver.execute_async_script("setTimeout(arguments[0], 150)")  # a page may draw anew
+            violations = driver.execute_async_script(script)
+            assert isinstance(violations, list), violations
+            found += [
+                (scheme, width, each["id"], node["html"][:200], node["failureSummary"])
+                for each in violations
+                for node in each["nodes"]
+            ]
+    finally:
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        driver.get("about:blank")
+        fetched(driver)
+        driver.get_log("browser")
+    assert not found, "\n".join(map(str, found))
 
 
 def fetched(driver) -> list[str]:

@@ -7,7 +7,16 @@ import json
 
 import pytest
 import torch
-from conftest import TINY, fetched, identity, linear_sae, needs_chromium, opened
+from conftest import (
+    TINY,
+    check_accessible,
+    fetched,
+    identity,
+    linear_sae,
+    needs_axe,
+    needs_chromium,
+    opened,
+)
 from test_hierarchy import tree
 
 from eval_runners.__main__ import main
@@ -309,6 +318,22 @@ def test_a_folder_holds_one_case_study_only(plain, tmp_path):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UsageError, match="other files, such as case"):
         check_case_folder(tmp_path, "--folder")
+
+
+@needs_chromium
+@needs_axe
+@pytest.mark.parametrize("kind", ["plain", "matched", "two_levels"])
+def test_axe_finds_nothing(driver, kind, tmp_path, request):
+    data = request.getfixturevalue(kind)
+    if kind == "plain":
+        write_case_folder(data, check_case_folder(tmp_path / "case", "--folder"), "--folder")
+        opened(driver, tmp_path / "case" / "index.html")
+        wait_for(driver, "document.querySelectorAll('#latent article').length > 0", True)
+    else:
+        shown_page(driver, data, tmp_path)
+    driver.execute_script("document.querySelectorAll('details').forEach(e => { e.open = true })")
+    driver.execute_script("openLine(document.querySelector('.context')); showTip(document.querySelector('.token'))")
+    check_accessible(driver)
 
 
 def all_hostile(value):

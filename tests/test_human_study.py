@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from conftest import TINY, fetched, needs_chromium, opened
+from conftest import TINY, check_accessible, fetched, needs_axe, needs_chromium, opened
 from scipy.stats import binomtest
 
 from eval_runners.__main__ import main
@@ -505,6 +505,15 @@ def test_a_whole_study_is_answered_saved_and_scored(driver, study, key, tmp_path
     opened(driver, study / "study.html")
     assert driver.execute_script("return document.getElementById('rater').value") == "5"
     driver.execute_script("localStorage.clear()")
+
+
+@needs_chromium
+@needs_axe
+def test_axe_finds_nothing(driver, study):
+    opened(driver, study / "study.html")
+    driver.execute_script("localStorage.clear()")
+    driver.execute_script("document.querySelector('.choice').click(); document.getElementById('intro').open = true")
+    check_accessible(driver)
 
 
 @needs_chromium

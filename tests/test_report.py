@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import fetched, needs_chromium
+from conftest import check_accessible, fetched, needs_axe, needs_chromium
 from scipy.special import stdtr
 from test_leaderboard import made, over_seeds
 
@@ -416,6 +416,19 @@ def test_light_and_dark_and_a_phone(driver, page):
         assert max(widths) <= 360
     finally:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@needs_chromium
+@needs_axe
+def test_axe_finds_nothing(driver, page):
+    at(driver, page, "".join(f"&open={question}" for question in (*QUESTIONS, "training curves")).replace("&", "#", 1))
+    click(driver, "#filters")
+    click(driver, "#table td:first-child button")
+    looks = "const s = getComputedStyle(document.documentElement); return ['--text', '--soft'].map(n => s.getPropertyValue(n).trim())"
+    inks = [f"rgb({int(c[1:3], 16)}, {int(c[3:5], 16)}, {int(c[5:], 16)})" for c in driver.execute_script(looks)]
+    fills = "return [...new Set([...document.querySelectorAll('.plot text')].map(e => getComputedStyle(e).fill))]"
+    assert set(driver.execute_script(fills)) == set(inks), "axe-core leaves text of plots aside"
+    check_accessible(driver)
 
 
 def test_the_command(tmp_path, capsys):

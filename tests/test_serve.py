@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from argparse import Namespace
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from conftest import check_accessible, needs_axe, needs_chromium
 from test_leaderboard import made
 from yarl import URL
 
@@ -56,11 +58,17 @@ def ask(folder, paths, token="", given="", cookies=None):
 
 
 def test_it_shows_the_report_and_the_pages(folder):
-    (report, listing, case) = ask(folder, ["/", "/pages", "/pages/case.html"])
+    (folder / "pages" / "more").mkdir()
+    (folder / "pages" / "more" / "<b>&#.html").write_text("<p>another</p>")
+    more = "/pages/more/%3Cb%3E%26%23.html"
+    (report, listing, case, other) = ask(folder, ["/", "/pages", "/pages/case.html", more])
     assert report[0] == 200
     assert version_of(arguments(folder)) in report[1]
     assert "location.reload()" in report[1]
-    assert "case.html" in listing[1]
+    assert '<a href="/pages/case.html">case.html</a>' in listing[1]
+    assert f'<a href="{more}">more/&lt;b&gt;&amp;#.html</a>' in listing[1]
+    assert other == (200, "<p>another</p>")
+    assert "link.txt" not in listing[1]
     assert case == (200, "<p>a case study</p>")
 
 
@@ -136,6 +144,23 @@ def test_the_command_prints_its_address_and_ends_with_ctrl_c(folder):
         assert server.stdout.readline().startswith("http://127.0.0.1:")
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=30) == 0
+
+
+@needs_chromium
+@needs_axe
+@pytest.mark.parametrize("path", ["", "pages"])
+def test_axe_finds_nothing(folder, driver, path):
+    words = ["serve", "--results", str(folder / "results"), "--pages", str(folder / "pages"), "--port", "0"]
+    with subprocess.Popen([sys.executable, "-m", "eval_runners", *words], stdout=subprocess.PIPE, text=True) as server:
+        address = server.stdout.readline().partition("  ")[0]
+
+        try:
+            driver.get(address + path)
+            while not path and driver.execute_script("return document.body.dataset.drawn") != "yes":
+                time.sleep(0.05)
+            check_accessible(driver)
+        finally:
+            server.terminate()
 
 
 def test_the_leaderboard_writes_the_page_of_the_report(folder, tmp_path):

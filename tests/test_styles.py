@@ -7,7 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from eval_runners.views.styles import COLOURS, GREY, KNOWN, MARKERS, styles_of
+from eval_runners.views.figures import shades
+from eval_runners.views.page import TEMPLATES
+from eval_runners.views.styles import COLOURS, GREY, INK, KNOWN, MARKERS, PAGES, styles_of
 from sae_variants import names
 
 PRINT = ("stock:batchtopk", "temporal", "refined", "topk", "stock:topk", "stock:matryoshka_batchtopk", "tree")
@@ -34,20 +36,36 @@ def lab(rgb):
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
+@pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("kind", BLINDNESS)
-def test_colours_are_distinct_for_colour_blind_readers(kind):
-    seen = [lab(np.clip(np.array(BLINDNESS[kind]) @ linear_rgb(colour), 0, 1)) for colour in (*COLOURS, GREY)]
+def test_colours_are_distinct_for_colour_blind_readers(kind, page):
+    drawn = [linear_rgb(colour.on(page)) for colour in (*COLOURS, GREY)]
+    seen = [lab(np.clip(np.array(BLINDNESS[kind]) @ rgb, 0, 1)) for rgb in drawn]
     distances = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
     assert min(distances) > 20, "CIE 1976; 2.3 is just noticeable"
 
 
-@pytest.mark.parametrize("colour", [*COLOURS, GREY])
-def test_colours_stand_out_from_light_and_dark_backgrounds(colour):
-    def luminance(value):
-        return float(np.array([0.2126, 0.7152, 0.0722]) @ linear_rgb(value)) + 0.05
+def contrast(one, other):
+    """Contrast ratio of two colours, WCAG 2.2."""
+    dark, light = sorted(float(np.array([0.2126, 0.7152, 0.0722]) @ linear_rgb(each)) + 0.05 for each in (one, other))
+    return light / dark
 
-    assert luminance("#ffffff") / luminance(colour) > 2.25
-    assert luminance(colour) / luminance("#1c1f24") > 2.25
+
+def backgrounds(page):
+    """What our pages are drawn on, by their style sheet, and GitHub's pages, on which the pictures stand."""
+    style = (TEMPLATES / "page.css").read_text().splitlines()[page == "dark"]
+    return [*re.findall(r"--(?:back|panel): (#[0-9a-f]{6})", style), {"light": "#ffffff", "dark": "#0d1117"}[page]]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_colours_stand_out_from_their_backgrounds(page):
+    ordered = ["#" + "".join(f"{round(255 * part):02x}" for part in colour[:3]) for colour in shades(6, page)]
+    grounds = backgrounds(page)
+    assert len(grounds) == 3
+    for ground in grounds:
+        for colour in (*(each.on(page) for each in (*COLOURS, GREY)), *ordered):
+            assert contrast(colour, ground) >= 3, (colour, ground)
+        assert contrast(INK.on(page), ground) >= 4.5
 
 
 def test_no_two_of_a_page_share_colour_and_marker():
@@ -77,9 +95,8 @@ def test_an_unknown_name_has_the_same_style_on_pages_that_do_not_clash():
 
 
 def test_there_is_no_second_palette():
-    from eval_runners.views.page import TEMPLATES
-
+    own = {shade for colour in (*COLOURS, GREY) for shade in colour}
     for path in [*TEMPLATES.glob("*"), *TEMPLATES.parent.glob("*.py")]:
         if path.name != "styles.py" and path.is_file():
-            assert not [one for one in re.findall(r"#[0-9a-f]{6}", path.read_text()) if one in (*COLOURS, GREY)], path
+            assert not [one for one in re.findall(r"#[0-9a-f]{6}", path.read_text()) if one in own], path
             assert "tab10" not in path.read_text(), path

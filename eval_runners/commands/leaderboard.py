@@ -95,7 +95,11 @@ def _parser() -> Parser:
     )
     parser.add_argument("--json", metavar="FILE", help="Write every metric, rank, command and commit.")
     parser.add_argument("--html", metavar="FILE", help="Write the page of `report`.")
-    parser.add_argument("--picture", metavar="FILE", help="Draw the first column over L0, a line for each SAE.")
+    parser.add_argument(
+        "--picture",
+        metavar="FILE",
+        help="Draw the first column over L0, a line for each SAE; for dark pages, too, as FILE with -dark in its name.",
+    )
     parser.add_argument(
         "--readme", metavar="FILE", action="append", default=[], help="Fill the blocks of a document; may be repeated."
     )
@@ -119,6 +123,7 @@ def _fill(file: Path, results: Sequence[Result], check: bool) -> int:
 
 
 def _draw(file: Path, boards: Sequence[Board]) -> None:
+    from eval_runners.views.figures import write_pictures
     from eval_runners.views.l0_picture import draw_over_l0
 
     if len(boards) > 1:
@@ -127,7 +132,7 @@ def _draw(file: Path, boards: Sequence[Board]) -> None:
     columns = boards[0].shown
     if not columns:
         raise UsageError("--picture has nothing to draw: no column is shown; choose one with --columns")
-    write_atomically(file, draw_over_l0(file, boards[0], columns[0]), "--picture")
+    write_pictures(file, lambda page: draw_over_l0(file, boards[0], columns[0], page), "--picture")
 
 
 def _print_differences(boards: Sequence[Board], baseline: Result, name: str) -> None:

@@ -1,7 +1,7 @@
 """python -m eval_runners serve: the report and other pages on this machine, reloaded when results arrive.
 
 /              the report of the results, as `python -m eval_runners report` writes it
-/pages/        case studies, human studies and other files of --pages
+/pages         case studies, human studies and other HTML pages of --pages
 
 The server listens on loopback, so that only this machine sees it. With another --host it asks for a token, which it
 prints with the address.
@@ -18,10 +18,12 @@ from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from eval_runners.commands.report import render_report
 from eval_runners.leaderboard.select import add_filters, add_result_folders, find_boards, folders_of
 from eval_runners.store.logs import read_logs
+from eval_runners.views.page import render_page
 from sae_variants.cli.options import Parser, parse_whole
 from sae_variants.common.errors import UsageError, describe_error
 from sae_variants.common.hashing import hash_value
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 PAGES = Path("results/examples")
 COOKIE = "sae_variants_token"
 RELOAD = """
-<nav style="padding:0 16px 16px"><a href="pages/">Pages</a></nav>
+<nav style="padding:0 16px 16px"><a href="pages" style="color:var(--mark)">Case studies and other pages</a></nav>
 <script>
 setInterval(async () => {
   const answer = await fetch("version").catch(() => null);
@@ -91,6 +93,9 @@ def make_app(args: Namespace, pages: Path, token: str) -> web.Application:
     async def version(_: web.Request) -> web.Response:
         return web.Response(text=version_of(args), headers={"Cache-Control": "no-store"})
 
+    async def listing(_: web.Request) -> web.Response:
+        return web.Response(text=_list_pages(pages), content_type="text/html")
+
     @web.middleware
     async def ask_for_token(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -107,8 +112,17 @@ def make_app(args: Namespace, pages: Path, token: str) -> web.Application:
     app.router.add_get("/", report)
     app.router.add_get("/version", version)
     if pages.is_dir():
-        app.router.add_static("/pages", pages, show_index=True)
+        app.router.add_get("/pages", listing)
+        app.router.add_get("/pages/", listing)
+        app.router.add_static("/pages", pages)
     return app
+
+
+def _list_pages(folder: Path) -> str:
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.html"))
+    return render_page(
+        "pages.html", None, pages=[{"name": f, "address": f"/pages/{quote(f)}"} for f in found], folder=folder
+    )
 
 
 def version_of(args: Namespace) -> str:

@@ -1,12 +1,21 @@
-"""Matplotlib figures as the bytes of image files."""
+"""Matplotlib figures as the bytes of image files, and the look of those that stand on pages of others."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from eval_runners.views.styles import INK, PAGES, Page
+from sae_variants.common.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+SHADES = {"light": (0.0, 0.6), "dark": (0.45, 1.0)}
+"""Part of the colour map `plasma` that stands out from a page's background by a contrast of 3."""
 
 
 def to_png(figure: Figure) -> bytes:
@@ -28,3 +37,39 @@ def to_image(figure: Figure, image_format: str, crop: bool = True, transparent: 
     box = "tight" if crop else None
     figure.savefig(buffer, dpi=110, bbox_inches=box, transparent=transparent, format=image_format, metadata=metadata)
     return buffer.getvalue()
+
+
+@contextmanager
+def style_for(page: Page) -> Iterator[None]:
+    """Draw text, axes and grid in a colour that is readable on a page; the background is left to the page."""
+    import matplotlib
+
+    ink = INK.on(page)
+    names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+    look = {"axes.spines.top": False, "axes.spines.right": False, "grid.alpha": 0.25, "legend.frameon": False}
+    with matplotlib.rc_context({**dict.fromkeys(names, ink), **look}):
+        yield
+
+
+def shades(count: int, page: Page) -> list[tuple[float, float, float, float]]:
+    """Colours of ordered lines, that stand out from a page."""
+    import matplotlib
+    import numpy as np
+
+    return [tuple(colour) for colour in matplotlib.colormaps["plasma"](np.linspace(*SHADES[page], count))]
+
+
+def dark_file(file: Path) -> Path:
+    """Where the picture for dark pages lies: `headline-dark.png` beside `headline.png`."""
+    return file.with_stem(f"{file.stem}-dark")
+
+
+def write_pictures(file: Path, draw: Callable[[Page], bytes], option: str) -> None:
+    """Write a picture for light pages, and beside it one for dark pages.
+
+    Raises:
+        UsageError: a file cannot be written; `option` sets it.
+    """
+    pictures = [(file if page == "light" else dark_file(file), draw(page)) for page in PAGES]
+    for path, content in pictures:
+        write_atomically(path, content, option)

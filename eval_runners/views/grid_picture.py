@@ -126,7 +126,7 @@ def _line_styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
         style, number = styles[name], names[:position].count(name)
         fill = "none" if number // len(DASHES) % 2 else "full"
         drawn[label] = {
-            "color": style.colour,
+            "color": style.colour.light,
             "marker": style.matplotlib_marker,
             "fillstyle": fill,
             "linestyle": DASHES[number % len(DASHES)],

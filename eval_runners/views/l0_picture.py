@@ -9,24 +9,23 @@ from statistics import median
 from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.render import ARROWS
 from eval_runners.leaderboard.rows import Column, Row
-from eval_runners.views.figures import to_image
-from eval_runners.views.styles import GREY, architecture_of, styles_of
+from eval_runners.views.figures import style_for, to_image
+from eval_runners.views.styles import Page, architecture_of, styles_of
 from sae_variants.common.errors import UsageError
 
 FORMATS = (".png", ".svg", ".pdf")
-INK = GREY
-"""Colour of text and axes: readable on white and on dark backgrounds, between which the picture is transparent."""
 ONE_TICK = 1.1
 """L0 up to this factor above the smallest share a tick."""
 
 
-def draw_over_l0(path: Path, board: Board, column: Column) -> bytes:
+def draw_over_l0(path: Path, board: Board, column: Column, page: Page) -> bytes:
     """Draw a metric of the trained SAEs of a board over L0; rows of one name are one line.
 
     Args:
         path: file that the picture is for; its ending chooses the format.
         board: rows to draw.
         column: metric of the vertical axis.
+        page: background that the picture, which is transparent, is for.
 
     Returns:
         Content of the file.
@@ -42,36 +41,24 @@ def draw_over_l0(path: Path, board: Board, column: Column) -> bytes:
     lines = _lines(board, column)
     if not lines:
         raise UsageError(f"--picture has nothing to draw: no trained SAE with an L0 has {column.key}")
-    figure = Figure(figsize=(8.2, 3.8), layout="constrained")
-    axes = figure.subplots()
     styles = styles_of(map(architecture_of, lines))
-    for name, points in lines.items():
-        style = styles[architecture_of(name)]
-        axes.errorbar(
-            [l0 for l0, _, _ in points],
-            [mean for _, mean, _ in points],
-            [half for _, _, half in points],
-            label=name,
-            color=style.colour,
-            marker=style.matplotlib_marker,
-            markersize=6,
-            linewidth=1.8,
-            capsize=3,
-        )
-    axes.set_xscale("log")
-    ticks = _ticks([l0 for points in lines.values() for l0, _, _ in points])
-    axes.set_xticks(ticks, labels=[str(tick) for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("L0: latents per token")
-    axes.set_ylabel(f"{column.head} {ARROWS[column.metric.better]}")
-    axes.grid(color=INK, alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
-    axes.tick_params(which="both", colors=INK)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_color(INK)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, labelcolor=INK)
-    return to_image(figure, kind.lstrip("."), crop=False, transparent=True)
+    with style_for(page):
+        figure = Figure(figsize=(8.2, 3.8), layout="constrained")
+        axes = figure.subplots()
+        for name, points in lines.items():
+            style = styles[architecture_of(name)]
+            levels, means, halves = zip(*points, strict=True)
+            look = {"color": style.colour.on(page), "marker": style.matplotlib_marker, "markersize": 6}
+            axes.errorbar(levels, means, halves, label=name, linewidth=1.8, capsize=3, **look)
+        axes.set_xscale("log")
+        ticks = _ticks([l0 for points in lines.values() for l0, _, _ in points])
+        axes.set_xticks(ticks, labels=[str(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("L0: latents per token")
+        axes.set_ylabel(f"{column.head} {ARROWS[column.metric.better]}")
+        axes.grid()
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return to_image(figure, kind.lstrip("."), crop=False, transparent=True)
 
 
 def _ticks(levels: Sequence[float]) -> list[int]:

@@ -11,13 +11,13 @@ from sae_variants.common.values import finite_or_none
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render_page(template: str, data: Any, **texts: str) -> str:
+def render_page(template: str, data: Any, **texts: Any) -> str:
     """Render a page. Text in the data is never read as markup; `file("name")` in a template is that file, unchanged.
 
     Args:
         template: file in `templates/`.
         data: JSON values; NaN and infinity become null.
-        texts: further variables of the template.
+        texts: further variables of the template; what they hold is never read as markup.
     """
     from jinja2 import Environment
     from markupsafe import Markup

@@ -69,7 +69,7 @@ def describe_board(board: Board, logs: Mapping[str, Sequence[Line]]) -> dict[str
         "columns": [_describe_column(column) for column in board.shown],
         "curves": list(curves.values()),
         "groups": [_group_title(group) for group in board.levels],
-        "styles": {name: [style.colour, style.marker] for name, style in styles.items()},
+        "styles": {name: [*style.colour, style.marker] for name, style in styles.items()},
         "rows": [
             _describe_row(board, row, group_of.get(id(row)), in_curves) | {"logs": _describe_logs(row, logs)}
             for row in board.rows

@@ -1,21 +1,45 @@
 """One colour and one marker for every architecture, the same in the report and in all pictures.
 
-The colours are separated in simulations of protanopia, deuteranopia and tritanopia, on white and on dark backgrounds;
-architectures that are often drawn together differ in their markers, too, so that they can be told apart in grey print.
+A colour has a shade for light pages and one for dark pages. In each the colours are separated in simulations of
+protanopia, deuteranopia and tritanopia; architectures that are often drawn together differ in their markers, too, so
+that they can be told apart in grey print.
 Source: simulation by Machado, Oliveira and Fernandes, IEEE TVCG 15(6), 2009. Pure: imports no torch, no matplotlib.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 from zlib import crc32
 
-BLUE, GOLD, GREEN, RUST = "#035e9c", "#d99e0a", "#00af59", "#ae4711"
-SKY, LILAC, VIOLET, BROWN = "#4d8cfd", "#bc96dc", "#632fdd", "#814844"
+
+Page = Literal["light", "dark"]
+"""Background that something is drawn for."""
+PAGES: tuple[Page, ...] = get_args(Page)
+
+
+class Colour(NamedTuple):
+    """A colour in two shades, #rrggbb: both stand out from their background by a contrast of 3 (WCAG 2.2, 1.4.11)."""
+
+    light: str
+    """On a light page."""
+    dark: str
+    """On a dark page."""
+
+    def on(self, page: Page) -> str:
+        """The shade for a page."""
+        return self.dark if page == "dark" else self.light
+
+
+BLUE, GOLD = Colour("#0f5996", "#4b6aa4"), Colour("#c08800", "#d99e08")
+GREEN, RUST = Colour("#0da853", "#14b15a"), Colour("#ae4712", "#b24a15")
+SKY, LILAC = Colour("#4f8cfd", "#4e8fff"), Colour("#ab82c7", "#bc97dd")
+VIOLET, BROWN = Colour("#6430de", "#7743f3"), Colour("#814743", "#955a55")
 COLOURS = (BLUE, GOLD, GREEN, RUST, SKY, LILAC, VIOLET, BROWN)
-GREY = "#7d8590"
-"""Colour of controls, and of text and axes of transparent pictures."""
+GREY = Colour("#7c8691", "#7d8590")
+"""Colour of controls."""
+INK = Colour("#59636e", "#9198a1")
+"""Colour of text and axes of transparent pictures."""
 MARKERS = {
     "circle": "o",
     "square": "s",
@@ -38,8 +62,7 @@ MARKERS = {
 class Style(NamedTuple):
     """How an architecture is drawn."""
 
-    colour: str
-    """#rrggbb."""
+    colour: Colour
     marker: str
     """A key of `MARKERS`."""
 

@@ -1,16 +1,18 @@
 const TICKS = [1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000, 10000];
-const GREY = "#8a8f98";
 const config = { displayModeBar: false, responsive: true };
 const escaped = text => String(text).replace(/[&<>]/g, c => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
 const short = text => escaped(text.length > 34 ? `${text.slice(0, 18)}…${text.slice(-14)}` : text);
-const styleOf = (board, row) => board.styles[row.architecture] || [GREY, "circle"];
-const faded = (colour, alpha) => `rgba(${[1, 3, 5].map(i => parseInt(colour.slice(i, i + 2), 16)).join(",")},${alpha})`;
+const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+function styleOf(board, row) {
+  const [light, dark, marker] = board.styles[row.architecture] || [css("--soft"), css("--soft"), "circle"];
+  return [isDark() ? dark : light, marker];
+}
+const faded = (colour, alpha) => colour + Math.round(255 * alpha).toString(16).padStart(2, "0");
 
 function layout(x, y, more = {}) {
-  const style = getComputedStyle(document.documentElement), of = name => style.getPropertyValue(name).trim();
-  const axis = { gridcolor: of("--line"), linecolor: of("--line"), zeroline: false, automargin: more.automargin ?? true };
+  const axis = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: more.automargin ?? true };
   return { margin: { l: 64, r: 14, t: 8, b: 44 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { color: of("--text"), size: 12 }, showlegend: false, hovermode: "closest", ...more, automargin: undefined,
+    font: { color: css("--text"), size: 12 }, showlegend: false, hovermode: "closest", ...more, automargin: undefined,
     xaxis: { ...axis, title: { text: x }, ...more.xaxis }, yaxis: { ...axis, title: { text: y }, ...more.yaxis } };
 }
 
@@ -49,13 +51,16 @@ function csvOf(records) {
   return [heads, ...records.map(r => heads.map(h => r[h]))].map(line => line.map(cell).join(",")).join("\n") + "\n";
 }
 
-// Downloads are on white with a legend, whatever the page looks like.
+// Downloads are on white, in the colours of the light page, with a legend, whatever the page looks like.
 function picture(plot, format) {
-  const ink = "#1d1f23", axis = a => a && { ...a, gridcolor: "#dcdee2", linecolor: "#dcdee2" };
-  const axes = Object.fromEntries(Object.keys(plot.layout).filter(k => /^[xy]axis/.test(k)).map(k => [k, axis(plot.layout[k])]));
-  const look = { ...plot.layout, ...axes, paper_bgcolor: "#fff", plot_bgcolor: "#fff", font: { ...plot.layout.font, color: ink }, showlegend: plot.data.some(t => t.showlegend !== false && t.name), title: { text: escaped(plot.title_of_file), font: { size: 14 } }, margin: { ...plot.layout.margin, t: 40 } };
-  const data = plot.data.map(t => t.name === FRONT ? { ...t, marker: { ...t.marker, color: ink } } : t);
-  return Plotly.downloadImage({ data, layout: look, config }, { format, width: 900, height: 480, scale: format === "png" ? 2 : 1, filename: fileName(plot) });
+  const root = document.documentElement, { theme } = root.dataset, names = ["--text", "--soft", "--line"], here = names.map(css);
+  const light = isDark() ? new Map(Object.values(boards[state.board].styles).map(([to, from]) => [from, to])) : new Map();
+  root.dataset.theme = "light";
+  names.forEach((name, i) => light.set(here[i], css(name)));
+  if (theme) root.dataset.theme = theme; else delete root.dataset.theme;
+  const lit = value => JSON.parse(JSON.stringify(value).replace(/#[0-9a-f]{6}/g, colour => light.get(colour) ?? colour));
+  const look = { ...lit(plot.layout), paper_bgcolor: "#fff", plot_bgcolor: "#fff", showlegend: plot.data.some(t => t.showlegend !== false && t.name), title: { text: escaped(plot.title_of_file), font: { size: 14 } }, margin: { ...plot.layout.margin, t: 40 } };
+  return Plotly.downloadImage({ data: lit(plot.data), layout: look, config }, { format, width: 900, height: 480, scale: format === "png" ? 2 : 1, filename: fileName(plot) });
 }
 
 const places = value => Math.abs(value) >= 10 ? 1 : Math.abs(value) >= 0.05 ? 3 : 5;
@@ -122,9 +127,9 @@ function drawOverL0(plot, board, column, rows, headline) {
   if (outside.length) traces.push(atTheEdge(board, outside, key, fitted, [low, high], spread(saes), plot.clientWidth < 560));
   const ringed = saes.filter(r => front.has(r) && inside(r));
   if (ringed.length) traces.push({ type: "scatter", mode: "markers", name: FRONT, x: ringed.map(r => r.l0), y: ringed.map(r => r.values[key].at), hoverinfo: "skip",
-    marker: { symbol: "circle-open", size: ringed.length > 6 ? 14 : 18, color: getComputedStyle(document.documentElement).getPropertyValue("--text").trim(), line: { width: 1.4 } } });
-  const references = found.filter(r => !r.is_sae), small = { showarrow: false, xref: "paper", xanchor: "left", yanchor: "bottom", font: { size: 10, color: GREY } };
-  const shapes = references.filter(inside).map(r => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: r.values[key].at, y1: r.values[key].at, line: { dash: "dash", width: 1, color: GREY } }));
+    marker: { symbol: "circle-open", size: ringed.length > 6 ? 14 : 18, color: css("--text"), line: { width: 1.4 } } });
+  const references = found.filter(r => !r.is_sae), small = { showarrow: false, xref: "paper", xanchor: "left", yanchor: "bottom", font: { size: 10, color: css("--soft") } };
+  const shapes = references.filter(inside).map(r => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: r.values[key].at, y1: r.values[key].at, line: { dash: "dash", width: 1, color: css("--soft") } }));
   const annotations = references.filter(inside).map(r => ({ ...small, x: 0.01, y: r.values[key].at, text: short(r.label) }));
   const beyond = references.filter(r => !inside(r)).map(r => `${r.values[key].at > fitted[1] ? "↑" : "↓"} ${short(r.label)} ${number(r.values[key].at)}`);
   if (beyond.length) annotations.push({ ...small, x: 0, yref: "paper", y: 1, text: beyond.join("  ") });
@@ -151,7 +156,7 @@ function atTheEdge(board, rows, key, fitted, [low, high], [from, to], isNarrow) 
     places.push(down(r) ? low + (0.55 + near % 6) * step : high - (0.55 + near % 6) * step);
   }
   const isRight = r => (Math.log10(r.l0) - from) / (to - from) > 0.6;
-  return { type: "scatter", mode: rows.length > 40 ? "markers" : "markers+text", name: "beyond the axis", showlegend: false, x: rows.map(r => r.l0), y: places, textposition: rows.map(r => `middle ${isRight(r) ? "left" : "right"}`), textfont: { size: 10, color: GREY },
+  return { type: "scatter", mode: rows.length > 40 ? "markers" : "markers+text", name: "beyond the axis", showlegend: false, x: rows.map(r => r.l0), y: places, textposition: rows.map(r => `middle ${isRight(r) ? "left" : "right"}`), textfont: { size: 10, color: css("--soft") },
     text: rows.map(r => ` ${isNarrow ? "" : `${short(r.architecture)} `}${number(r.values[key].at)} `), customdata: rows.map(r => hover(r, r.values[key])), hovertemplate: "%{customdata}<extra></extra>",
     marker: { size: 9, color: rows.map(r => styleOf(board, r)[0]), symbol: rows.map(r => down(r) ? "arrow-down" : "arrow-up") } };
 }
@@ -159,7 +164,7 @@ function atTheEdge(board, rows, key, fitted, [low, high], [from, to], isNarrow) 
 // Differences to the baseline at matched L0, a column of dots for each metric: solid where they are told apart.
 function drawAgainst(plot, board, comparison) {
   const { base, facets } = comparison, order = [...new Set(facets.flatMap(f => f.dots.map(d => d.row.kind)))], traces = [], axes = {}, gap = 0.05;
-  const width = (1 - gap * (facets.length - 1)) / facets.length, style = getComputedStyle(document.documentElement), line = style.getPropertyValue("--line").trim();
+  const width = (1 - gap * (facets.length - 1)) / facets.length, line = css("--line"), soft = css("--soft");
   plot.style.height = `${Math.min(1400, Math.max(372, 60 + 17 * order.length))}px`;
   const annotations = [], shapes = [], position = new Map([...order].reverse().map((kind, i) => [kind, i]));
   facets.forEach((facet, f) => {
@@ -167,7 +172,7 @@ function drawAgainst(plot, board, comparison) {
     const trained = facet.dots.filter(d => !d.row.control), fitted = state.full || trained.length < 2 ? facet.dots : trained;
     const ends = [0, ...fitted.flatMap(d => [d.mean - (d.half || 0), d.mean + (d.half || 0)])], rim = 0.08 * (Math.max(...ends) - Math.min(...ends) || 1);
     const low = Math.min(...ends) - rim, high = Math.max(...ends) + rim;
-    const inside = facet.dots.filter(d => d.mean >= low && d.mean <= high), looks = inside.map(d => styleOf(board, d.row)), soft = style.getPropertyValue("--soft").trim();
+    const inside = facet.dots.filter(d => d.mean >= low && d.mean <= high), looks = inside.map(d => styleOf(board, d.row));
     for (const d of facet.dots) plot.records.push(record(d.row, { metric: facet.column.key, baseline: base.label, difference: d.mean, "half interval": d.half, p: d.p, "told apart": d.apart ? "yes" : "no" }));
     for (const d of facet.dots.filter(d => !inside.includes(d))) annotations.push({ xref: `x${suffix}`, x: d.mean < low ? low : high, y: position.get(d.row.kind), text: d.mean < low ? `◂ ${number(d.mean)}` : `${number(d.mean)} ▸`, showarrow: false, xanchor: d.mean < low ? "left" : "right", font: { size: 11, color: soft } });
     traces.push({ type: "scatter", mode: "markers", showlegend: false, x: inside.map(d => d.mean), y: inside.map(d => position.get(d.row.kind)), xaxis: `x${suffix}`,
@@ -175,7 +180,7 @@ function drawAgainst(plot, board, comparison) {
       marker: { opacity: 1, color: looks.map(l => l[0]), symbol: inside.map((d, i) => looks[i][1] + (d.apart ? "" : "-open")), size: looks.map(l => l[1] === "star" ? 12 : 10), line: { color: looks.map(l => l[0]), width: inside.map(d => d.apart ? 0 : 1.8) } },
       text: inside.map(d => `${hover(d.row, d.row.values[facet.column.key])}<br>difference ${shown({ at: d.mean, half: d.half })}${d.p === null ? "<br>fewer than three common seeds: not tested" : `<br>p ${d.p.toPrecision(2)}, ${d.apart ? "told apart" : "not told apart"}`}`), hovertemplate: "%{text}<extra></extra>" });
     axes[`xaxis${suffix}`] = { domain, anchor: "y", range: [low, high], gridcolor: line, linecolor: line, zeroline: false, title: { text: `${facet.column.head} ${data.arrows[facet.column.better]}`, font: { size: 12 } }, tickangle: 0, nticks: plot.clientWidth * width > 400 ? 7 : 5 };
-    shapes.push({ type: "line", xref: `x${suffix}`, x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line: { color: style.getPropertyValue("--soft").trim(), width: 1.2 } });
+    shapes.push({ type: "line", xref: `x${suffix}`, x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line: { color: soft, width: 1.2 } });
   });
   const kinds = [...position], yaxis = { tickvals: kinds.map(([, i]) => i), ticktext: kinds.map(([kind]) => kind === base.kind ? `<b>${short(kind)}</b>` : short(kind)), range: [-0.6, kinds.length - 0.4] };
   const full = layout("", "", { shapes, annotations, yaxis, margin: { l: 16 + 6.3 * Math.max(...kinds.map(([kind]) => Math.min(kind.length, 34))), r: 14, t: 8, b: 44 } });
@@ -190,7 +195,7 @@ function drawCurve(plot, board, curve, rows) {
     const [colour, symbol] = styleOf(board, r);
     return { type: "scatter", mode: "lines+markers", name: short(r.label), x: own.map(p => p[0]), y: own.map(([, key]) => r.values[key].at),
       error_y: { type: "data", array: own.map(([, key]) => r.values[key].half || 0), thickness: 1, width: 2 },
-      line: { color: r.is_sae ? colour : GREY, width: 1.5, dash: r.is_sae ? (r.untrained.length ? "dot" : "solid") : "dash" },
+      line: { color: r.is_sae ? colour : css("--soft"), width: 1.5, dash: r.is_sae ? (r.untrained.length ? "dot" : "solid") : "dash" },
       marker: { size: 6, symbol: r.is_sae ? symbol : "circle" },
       text: own.map(([, key]) => hover(r, r.values[key])), hovertemplate: "%{text}<extra></extra>" };
   });
@@ -229,10 +234,11 @@ function outline(marker) {
   return shapes[marker] || shapes.circle;
 }
 
-function glyph([colour, marker]) {
+// In the colour of the page's theme, now and when it changes.
+function glyph([light, dark, marker]) {
   const of = name => document.createElementNS("http://www.w3.org/2000/svg", name), svg = of("svg"), shape = of("polygon");
   svg.setAttribute("viewBox", "-1.1 -1.1 2.2 2.2"); svg.setAttribute("aria-hidden", "true");
-  shape.setAttribute("points", outline(marker).map(p => p.map(v => v.toFixed(2)).join(",")).join(" ")); shape.setAttribute("fill", colour);
+  shape.setAttribute("points", outline(marker).map(p => p.map(v => v.toFixed(2)).join(",")).join(" ")); shape.style.fill = `light-dark(${light}, ${dark})`;
   svg.append(shape);
   return svg;
 }

@@ -68,7 +68,7 @@ function details(board, r, all) {
 
 function named(board, r) {
   const button = document.createElement("button");
-  button.type = "button"; button.append(glyph(styleOf(board, r)), r.label + (r.untrained.length ? " (untrained)" : ""));
+  button.type = "button"; button.append(glyph(board.styles[r.architecture]), r.label + (r.untrained.length ? " (untrained)" : ""));
   button.setAttribute("aria-expanded", state.open.has(r));
   button.onclick = () => {
     state.open.has(r) ? state.open.delete(r) : state.open.add(r);
