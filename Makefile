@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo check test test-slow leaderboard report
+.PHONY: demo check test test-slow leaderboard pictures report
 
 demo: $(VENV)/installed
 	$(RUN) -m eval_runners.core --sae temporal
@@ -20,9 +20,14 @@ test-slow: $(VENV)/installed
 
 leaderboard: $(VENV)/installed
 	$(RUN) -m eval_runners leaderboard $(patsubst %,--readme %,README.md $(filter-out results/README.md,$(wildcard results/*.md)))
+
+pictures: $(VENV)/installed
 	$(RUN) -m eval_runners leaderboard --results results/published --model sandbox --evals core --recipe --d-sae 1024 \
 		--sae refined,topk,temporal,stock:batchtopk,stock:topk,stock:matryoshka_batchtopk,stock:standard \
 		--columns explained_variance_corrected --picture results/headline.png
+	$(RUN) -m eval_runners leaderboard --results results/published --model sandbox --evals scaling --recipe --sae topk \
+		--picture results/law-n-k.png
+	$(RUN) -m eval_runners case-study --page results/examples/case_study.html --latents 111 --picture results/latent.png
 
 report: $(VENV)/installed
 	$(RUN) -m eval_runners report

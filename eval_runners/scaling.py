@@ -12,7 +12,8 @@ second exponential where the data do not show it. 95 % intervals come from the c
 
 The summary also gives the error of extrapolating the law to the largest n, and the best SAE for each number of encoder
 products, 2 D n t floating-point operations. Files beside the results are named after what differs: `law-n-k.csv`,
-`law-n-k.png` and `residuals-n-k.png`.
+`law-n-k.png`, for dark pages `law-n-k-dark.png`, and `residuals-n-k.png`. `python -m eval_runners leaderboard --evals
+scaling --sae topk --recipe --picture FILE` draws the law of results that are stored.
 
     python -m eval_runners.scaling --sae topk --grid d_sae=512,1024,2048 --grid k=8,16,32 --seeds 0,1,2
 
@@ -114,7 +115,8 @@ class Scaling(Evaluator[Settings]):
         within = np.any([differing_axes(fitted.points_P3) for fitted in laws.values()], axis=0)
         return lines, {
             f"law-{axes}.csv": law_table(laws),
-            f"law-{axes}.png": draw_law(laws, np.flatnonzero(within).tolist()),
+            f"law-{axes}.png": draw_law(laws, np.flatnonzero(within).tolist(), "light"),
+            f"law-{axes}-dark.png": draw_law(laws, np.flatnonzero(within).tolist(), "dark"),
             f"residuals-{axes}.png": draw_residuals(laws),
         }
 

@@ -11,6 +11,10 @@ those that fire in ten contexts. `random:20` samples from the same latents. `3,1
 
 `--sae A --sae B` shows latents of A, each beside the latent of B that matches it by decoder direction. `--folder DIR`
 keeps a page of many latents small: each latent has a file of its own there, which is read when it is chosen.
+
+`--picture FILE` draws the first latent in the size of a README, for light pages as FILE and for dark ones beside it:
+latent-dark.png beside latent.png. With `--page PAGE` it is a latent of a page that was written before, and nothing is
+measured: `case-study --page PAGE --latents 111 --picture FILE`.
 """
 
 from __future__ import annotations
@@ -48,7 +52,14 @@ def main(argv: list[str]) -> int:
     Raises:
         UsageError: anything that cannot work, before any SAE is trained where it can be known.
     """
-    args, overrides = parse_with_overrides(_parser(), argv)
+    parser = _parser()
+    args, overrides = parse_with_overrides(parser, argv)
+    if args.picture and Path(args.picture).suffix != ".png":
+        raise UsageError(f"--picture ends with .png, not {Path(args.picture).name!r}")
+    if args.page:
+        return _draw_from_page(args)
+    if not args.sae:
+        raise UsageError("--sae is missing: name the SAE whose latents are shown, or a page of them with --page")
     if len(args.sae) > 2:
         raise UsageError("--sae is given once, or twice to show matched latents of two SAEs side by side")
     if len(set(args.sae)) < len(args.sae):
@@ -86,8 +97,36 @@ def _name(located: LocatedSAE) -> str:
     return located.label if located.seed is None else f"{located.label}, seed {located.seed}"
 
 
+def _draw_from_page(args: Namespace) -> int:
+    """Draw a latent of a page that was written before."""
+    from eval_runners.views.latent_picture import read_page
+
+    if args.sae or not args.picture:
+        raise UsageError("--page goes with --picture, and without --sae: it draws a latent of that page")
+    data = read_page(Path(args.page))
+    if args.latents.how == "numbers":
+        known = {row["latent"]: row for row in data["latents"]}
+        if args.latents.numbers[0] not in known:
+            raise UsageError(
+                f"--latents {args.latents.numbers[0]} is not on {args.page}: it has {', '.join(map(str, known))}"
+            )
+        data["latents"] = [known[args.latents.numbers[0]]]
+    _draw(args, data)
+    return 0
+
+
+def _draw(args: Namespace, data: dict[str, Any]) -> None:
+    from eval_runners.views.figures import write_pictures
+    from eval_runners.views.latent_picture import draw_latent
+
+    row, sae = data["latents"][0], data["about"]["sae"]
+    write_pictures(Path(args.picture), lambda page: draw_latent(row, sae, page), "--picture")
+
+
 def _write(args: Namespace, data: dict[str, Any]) -> None:
-    """Write the page or the folder, and print its size."""
+    """Write the page or the folder, print its size, and draw the picture."""
+    if args.picture:
+        _draw(args, data)
     count = len(data["latents"])
     if args.folder is not None:
         folder = Path(args.folder)
@@ -103,8 +142,8 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m eval_runners case-study", description=__doc__)
     parser.add_argument(
         "--sae",
-        required=True,
         action="append",
+        default=[],
         metavar="NAME",
         help="A variant, stock:ARCHITECTURE, a folder, or user/repo:sae_id on the Hub. Twice for matched latents.",
     )
@@ -117,6 +156,8 @@ def _parser() -> Parser:
     )
     parser.add_argument("--output", default="case-study.html", metavar="FILE", help="The page (default: %(default)s).")
     parser.add_argument("--folder", metavar="DIR", help="Folder to write in place of one page, for many latents.")
+    parser.add_argument("--picture", metavar="FILE", help="Draw the first latent, too.")
+    parser.add_argument("--page", metavar="PAGE", help="Page written before, from which --picture draws a latent.")
     parser.add_argument(
         "--n-contexts", type=parse_positive, default=256, help="Held-out contexts that are read (default: %(default)s)."
     )

@@ -98,7 +98,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--picture",
         metavar="FILE",
-        help="Draw the first column over L0, a line for each SAE; for dark pages, too, as FILE with -dark in its name.",
+        help="Draw the first column over L0, a line for each SAE; of scaling, the law. For dark pages there is a "
+        "second picture: headline-dark.png beside headline.png.",
     )
     parser.add_argument(
         "--readme", metavar="FILE", action="append", default=[], help="Fill the blocks of a document; may be repeated."
@@ -123,7 +124,8 @@ def _fill(file: Path, results: Sequence[Result], check: bool) -> int:
 
 
 def _draw(file: Path, boards: Sequence[Board]) -> None:
-    from eval_runners.views.figures import write_pictures
+    """Draw the only board: the law of `scaling`, or the first column over L0."""
+    from eval_runners.views.figures import dark_file, write_pictures
     from eval_runners.views.l0_picture import draw_over_l0
 
     if len(boards) > 1:
@@ -132,6 +134,14 @@ def _draw(file: Path, boards: Sequence[Board]) -> None:
     columns = boards[0].shown
     if not columns:
         raise UsageError("--picture has nothing to draw: no column is shown; choose one with --columns")
+    evaluation = columns[0].evaluation
+    evaluator = evaluator_of_type(evaluation)
+    assert evaluator is not None, "boards hold results of known evaluators only"
+    results = [result for row in boards[0].rows for result in row.results.get(evaluation, [])]
+    _, files = evaluator.summarize_all(results)
+    if name := next((name for name in files if name.endswith(file.suffix)), None):
+        pictures = {"light": files[name], "dark": files[dark_file(Path(name)).name]}
+        return write_pictures(file, lambda page: pictures[page], "--picture")
     write_pictures(file, lambda page: draw_over_l0(file, boards[0], columns[0], page), "--picture")
 
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eval_runners.views.styles import INK, PAGES, Page
 from sae_variants.common.files import write_atomically
@@ -14,6 +14,7 @@ from sae_variants.common.files import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+DPI = 110
 SHADES = {"light": (0.0, 0.6), "dark": (0.45, 1.0)}
 """Part of the colour map `plasma` that stands out from a page's background by a contrast of 3."""
 
@@ -35,7 +36,7 @@ def to_image(figure: Figure, image_format: str, crop: bool = True, transparent: 
     buffer = io.BytesIO()
     metadata = {"Software": None} if image_format == "png" else None  # else pictures would differ between versions
     box = "tight" if crop else None
-    figure.savefig(buffer, dpi=110, bbox_inches=box, transparent=transparent, format=image_format, metadata=metadata)
+    figure.savefig(buffer, dpi=DPI, bbox_inches=box, transparent=transparent, format=image_format, metadata=metadata)
     return buffer.getvalue()
 
 
@@ -46,7 +47,12 @@ def style_for(page: Page) -> Iterator[None]:
 
     ink = INK.on(page)
     names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
-    look = {"axes.spines.top": False, "axes.spines.right": False, "grid.alpha": 0.25, "legend.frameon": False}
+    look: dict[Any, Any] = {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.alpha": 0.25,
+        "legend.frameon": False,
+    }
     with matplotlib.rc_context({**dict.fromkeys(names, ink), **look}):
         yield
 

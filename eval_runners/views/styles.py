@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, get_args
 from zlib import crc32
 
-
 Page = Literal["light", "dark"]
 """Background that something is drawn for."""
 PAGES: tuple[Page, ...] = get_args(Page)
