@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -135,7 +136,7 @@ def test_tokens_are_weighted_by_activation():
 def test_relations_are_those_of_the_activations(sae, firing):
     kept = ~firing.special_CT
     acts = torch.stack([firing.acts_CT(latent)[kept] for latent in range(33)]).double()
-    found = LatentRelations(sae.W_dec, firing, Numbers()).describe(4)
+    found = LatentRelations(sae.W_dec, firing, partial(label_by_tokens, firing, tokenizer=Numbers())).describe(4)
     correlation = torch.corrcoef(acts[:32])[4]
     correlation[4] = -2
     assert [row[0] for row in found["correlated"]] == correlation.topk(5).indices.tolist()
@@ -145,7 +146,12 @@ def test_relations_are_those_of_the_activations(sae, firing):
     share[4] = -2
     assert [row[1] for row in found["together"]] == pytest.approx(share.topk(5).values.tolist())
     assert all(row[2].startswith("'") for row in found["together"])
-    assert LatentRelations(sae.W_dec, firing, Numbers()).describe(32)["together"] == []
+    assert (
+        LatentRelations(sae.W_dec, firing, partial(label_by_tokens, firing, tokenizer=Numbers())).describe(32)[
+            "together"
+        ]
+        == []
+    )
 
 
 def test_a_histogram_counts_every_firing(firing):

@@ -12,6 +12,9 @@ those that fire in ten contexts. `random:20` samples from the same latents. `3,1
 `--sae A --sae B` shows latents of A, each beside the latent of B that matches it by decoder direction. `--folder DIR`
 keeps a page of many latents small: each latent has a file of its own there, which is read when it is chosen.
 
+With `--target synthetic` there is no text. Each latent is shown beside the true feature that is nearest to it: cosine,
+precision and recall of its firing, and the features that are there where it fires; children with the true tree.
+
 `--picture FILE` draws the first latent in the size of a README, for light pages as FILE and for dark ones beside it:
 latent-dark.png beside latent.png. With `--page PAGE` it is a latent of a page that was written before, and nothing is
 measured: `case-study --page PAGE --latents 111 --picture FILE`.
@@ -70,7 +73,13 @@ def main(argv: list[str]) -> int:
         check_case_folder(Path(args.folder), "--folder")
     hide_host_warnings()
     target, device = target_from(args), device_from(args)
-    require_source("case-study", target)
+    require_source("case-study", target, needs_truth=None)
+    if target.synthetic and args.picture:
+        raise UsageError(f"--picture draws a latent on text, and {target.name} is synthetic: leave it out")
+    if target.synthetic and len(args.sae) > 1:
+        raise UsageError(
+            f"--sae twice shows SAEs on text, and {target.name} is synthetic: give one, and a page for each"
+        )
     requests = resolve_requests(args.sae, target, overrides, seeds=[args.seed], trained=args.trained)
     _write(args, _describe(args, target, device, locate_all(requests, device)))
     return 0
@@ -80,11 +89,16 @@ def _describe(args: Namespace, target: Target, device: str, located: list[Locate
     """Measure the latents of one SAE, or matched latents of two."""
     from eval_runners.measures.latent_sheet import describe_latents
     from eval_runners.measures.matched_latents import describe_matched_latents
+    from eval_runners.measures.true_features import Sample
+    from eval_runners.measures.true_sheet import describe_true_latents
 
     model = model_loader(target, device)()
     saes = [load_for_target(each, target, model, device, args.context_size) for each in located]
     text = args.latents, args.n_contexts, args.context_size, args.seed
-    if len(saes) == 1:
+    if target.synthetic:
+        sample = Sample(args.n_contexts, args.context_size, args.seed)
+        data = describe_true_latents(saes[0], target, model, args.latents, sample)
+    elif len(saes) == 1:
         data = describe_latents(saes[0], target, model, *text)
     else:
         data = describe_matched_latents((saes[0], saes[1]), target, model, *text)

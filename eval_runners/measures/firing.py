@@ -5,7 +5,7 @@ Shapes: C contexts, T tokens of a context without BOS, N = C T, D = d_in, S = d_
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -135,11 +135,23 @@ def collect_firing(
         context_size: tokens in a context, BOS included.
     """
     ids_CT = heldout_tokens(target, model, n_contexts, context_size)
+    return gather_firing(sae, activations_of(ids_CT, target, model), ids_CT[:, 1:])
+
+
+@torch.no_grad()
+def gather_firing(sae: SAE[Any], batches: Iterable[tuple[Tensor, Tensor]], ids_CT: Tensor) -> Firing:
+    """Encode activations, and keep all firings.
+
+    Args:
+        sae: in inference form.
+        batches: activations [C, T, D] of some contexts, and the mask [C, T] of special tokens.
+        ids_CT: token ids of all contexts.
+    """
     latents, tokens, acts, specials = [], [], [], []
     gain_S = torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
     variance, offset = ExplainedVariance(), 0
     squared_norms_S = sae.W_dec.pow(2).sum(1)
-    for x_CTD, special_CT in activations_of(ids_CT, target, model):
+    for x_CTD, special_CT in batches:
         x_ND, kept_N = x_CTD.flatten(0, 1), ~special_CT.flatten()
         acts_NS = sae.encode(x_ND) * kept_N[:, None]
         error_ND = (x_ND - sae.decode(acts_NS)) * kept_N[:, None]
@@ -155,7 +167,7 @@ def collect_firing(
     latent_E = torch.cat(latents)
     order = latent_E.argsort(stable=True)
     return Firing(
-        ids_CT=ids_CT[:, 1:],
+        ids_CT=ids_CT,
         special_CT=torch.cat(specials),
         tokens_E=torch.cat(tokens)[order],
         acts_E=torch.cat(acts)[order],

@@ -5,17 +5,13 @@ Shapes: D = d_in, S = d_sae, N tokens, E firings (a latent on a token).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from eval_runners.measures.firing import Firing
-from eval_runners.measures.firing_tokens import label_by_tokens
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 SHOWN_RELATED = 5
 """Latents that are listed of each relation."""
@@ -27,15 +23,15 @@ RelatedLatents = list[tuple[int, float, str]]
 class LatentRelations:
     """The latents of an SAE on held-out text, ready to list those that are related to one of them."""
 
-    def __init__(self, W_dec_SD: Tensor, firing: Firing, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, W_dec_SD: Tensor, firing: Firing, label_of: Callable[[int], str]) -> None:
         """Sum what all relations share.
 
         Args:
             W_dec_SD: decoder.
             firing: firings of the SAE.
-            tokenizer: gives the labels.
+            label_of: gives the label of a latent.
         """
-        self.firing, self.tokenizer = firing, tokenizer
+        self.firing, self.label_of = firing, label_of
         self.unit_SD = normalize(W_dec_SD.detach().float(), dim=1)
         self.counts_S = firing.counts_S()
         self.latent_E = torch.repeat_interleave(self.counts_S)
@@ -68,7 +64,7 @@ class LatentRelations:
         """Number, cosine and label of the latent whose decoder row is nearest to a row of another SAE."""
         cosine_S = self.unit_SD @ normalize(row_D.detach().to(self.unit_SD), dim=0)
         nearest = int(cosine_S.argmax())
-        return nearest, float(cosine_S[nearest]), label_by_tokens(self.firing, nearest, self.tokenizer)
+        return nearest, float(cosine_S[nearest]), self.label_of(nearest)
 
     def _correlation_S(self, latent: int, own_E: Tensor) -> Tensor:
         """Pearson correlation [S] with a latent, whose activations on the token of each firing are `own_E`."""
@@ -85,7 +81,7 @@ class LatentRelations:
         values_S[latent] = -torch.inf
         largest = values_S.topk(min(SHOWN_RELATED, len(values_S) - 1))
         return [
-            (int(other), float(value), label_by_tokens(self.firing, int(other), self.tokenizer))
+            (int(other), float(value), self.label_of(int(other)))
             for other, value in zip(largest.indices, largest.values, strict=True)
             if value > above
         ]

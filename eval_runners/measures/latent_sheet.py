@@ -7,6 +7,7 @@ firings.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -123,7 +124,8 @@ class Sheet:
 
     def __post_init__(self) -> None:
         """Rank the latents, and draw what all descriptions share."""
-        self.relations = LatentRelations(self.sae.W_dec, self.firing, tokenizer_of(self.model))
+        label_of = partial(label_by_tokens, self.firing, tokenizer=tokenizer_of(self.model))
+        self.relations = LatentRelations(self.sae.W_dec, self.firing, label_of)
         self.rank_S = self.firing.gain_S.argsort(descending=True).argsort()
         self.replacements = sample_replacements(self.firing.ids_CT, self.model, REPLACEMENTS, self.seed)
         self.generator = torch.Generator().manual_seed(self.seed)

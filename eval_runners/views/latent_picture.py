@@ -59,12 +59,13 @@ def draw_latent(row: dict[str, Any], sae: str, page: Page) -> bytes:
         A PNG file.
 
     Raises:
-        UsageError: the latent does not fire.
+        UsageError: the latent does not fire, or there is no text.
     """
     from matplotlib.figure import Figure
 
     if not row.get("top"):
-        raise UsageError(f"--picture has nothing to draw: latent {row['latent']} does not fire on this text")
+        why = "is of a synthetic model, without text" if "truth" in row else "does not fire on this text"
+        raise UsageError(f"--picture has nothing to draw: latent {row['latent']} {why}")
     with style_for(page):
         figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI))
         score = "" if row["score"] is None else f", predicted by token patterns with F1 {row['score']:.2f}"

@@ -1,5 +1,5 @@
 const isPair = Boolean(data.about.other);
-const ORDERS = [["as requested", null], ["largest share of variance first", r => r.rank], ["number", r => r.latent], ["most frequent first", r => -r.density], ["rarest first", r => r.density], ["largest activation first", r => -r.max], ["best predicted by patterns first", r => -(r.score ?? -1)]];
+const ORDERS = [["as requested", null], ["largest share of variance first", r => r.rank], ["number", r => r.latent], ["most frequent first", r => -r.density], ["rarest first", r => r.density], ["largest activation first", r => -r.max], [data.about.features ? "best detectors first" : "best predicted by patterns first", r => -(r.score ?? -1)]];
 if (isPair) ORDERS.push(["best match first", r => -(r.cosine ?? -2)], ["worst match first", r => r.cosine ?? -2]);
 const rows = new Map(data.latents.map(r => [r.latent, r]));
 const SHOWN_PATTERNS = 4;
@@ -139,19 +139,46 @@ function tree(r, twoLevels, canLink) {
   return titled(`Children: ${c.count}, of which ${c.alive} fire${most}`, make("ul", null, { class: "tree" }, ...c.rows.map(row => child(row, twoLevels, canLink))));
 }
 
+/* Latents of an SAE of a synthetic model: the true features are known, and there is no text. */
+
+const named = (f, cosine) => `feature ${f}${cosine === undefined ? "" : `, cosine ${cosine.toFixed(2)}`}`;
+
+function truth(r) {
+  const t = r.truth, parts = [`Feature ${t.feature}, cosine ${t.cosine.toFixed(2)}. It fires on ${percent(t.rate)} of tokens, with a mean strength of ${number(t.strength)}`];
+  if (t.half_life !== null) parts.push(`a half-life of ${number(t.half_life)} tokens`);
+  if (t.parent !== null) parts.push(`feature ${t.parent} as its parent`);
+  const detects = t.f1 === null ? [] : [make("p", `As a detector of it the latent has F1 ${number(t.f1)}: the feature is there on ${percent(t.precision)} of the tokens on which the latent fires (precision), and the latent fires on ${percent(t.recall ?? 0)} of the feature's (recall).`)];
+  const lists = make("div", null, { class: "panels" },
+    ...(t.there.length ? [titled("Features there where it fires (share of its tokens; of all tokens)", make("ul", null, { class: "bars" }, ...t.there.map(([f, share, rate]) => bar(named(f), `${percent(share)}; ${percent(rate)}`, share))))] : []),
+    titled("Features next to it (cosine)", make("ul", null, { class: "bars" }, ...t.nearest.map(([f, cosine]) => bar(named(f), cosine.toFixed(2), Math.abs(cosine))))),
+    ...(r.histogram ? [titled("How strongly it fires", histogram(r.histogram))] : []));
+  return [titled("Nearest true feature", make("p", `${parts.join(", ")}.`), ...detects), lists];
+}
+
+function trueTree(c, twoLevels, canLink) {
+  if (!c.count) return titled("Children", make("p", "It has none.", { class: "soft" }));
+  const verdict = { true: "✓ true child of this latent's feature: ", false: "✗ no child of this latent's feature: ", same: "= this latent's feature itself: ", null: "" };
+  const found = c.right === null ? "" : `; ${c.right} as in the true tree`;
+  const rows = c.rows.map(row => make("li", null, {}, make("span", verdict[row.edge]), make("code", named(row.feature, row.cosine)),
+    make("span", ` (${twoLevels ? "lower " : ""}latent `, { class: "soft" }, ...(twoLevels ? [String(row.latent)] : [reference(row.latent, " ", canLink)]), `${row.edge === "false" && row.parent !== null ? `; the feature's true parent is feature ${row.parent}` : ""}; F1 ${number(row.f1)}; fires on ${percent(row.density)} of tokens, on ${percent(row.within)} of those with its parent)`)));
+  return titled(`Children: ${c.count}, of which ${c.alive} fire${found}${c.rows.length < c.alive ? `; the ${c.rows.length} most frequent` : ""}`, make("ul", null, { class: "tree" }, ...rows));
+}
+
 function article(r, about, canLink = true) {
   const name = isPair ? `Latent ${r.latent} of ${about.sae}` : `Latent ${r.latent}`;
   const found = make("article", null, { id: canLink ? "article" : "match", "aria-label": name });
   if (isPair) found.append(make("p", about.sae, { class: "sae" }));
   found.append(make("h2", `Latent ${r.latent}`, {}, ...(r.label ? [make("code", shown(r.label))] : [])));
-  found.append(make("p", r.top ? `Fires on ${percent(r.density)} of tokens, with an activation of at most ${number(r.max)}. Ablating it lowers the explained variance by ${percent(Math.max(r.gain, 0))}: rank ${r.rank} of ${about.d_sae.toLocaleString("en")} latents.` : "It does not fire on this text.", { class: "soft" }));
+  found.append(make("p", r.density ? `Fires on ${percent(r.density)} of tokens, with an activation of at most ${number(r.max)}. Ablating it lowers the explained variance by ${percent(Math.max(r.gain, 0))}: rank ${r.rank} of ${about.d_sae.toLocaleString("en")} latents.` : `It does not fire on ${r.truth ? "these tokens" : "this text"}.`, { class: "soft" }));
   if (r.parent) found.append(make("p", "Child of latent ", {}, reference(...r.parent, canLink)));
+  if (r.truth) found.append(...truth(r));
+  if (r.true_children) found.append(trueTree(r.true_children, about.two_levels, canLink));
   if (r.top) found.append(patterns(r.patterns));
   const upper = [], lower = make("div", null, { class: "panels" });
   const strongest = r.top ? [titled("Contexts with its largest activations", contexts(r.top, r.max))] : [];
   if (r.top) upper.push(titled("Tokens, by share of its activation", make("div", null, { class: "three" }, column("before", shares(r.tokens.before, "start")), column("it fires on", shares(r.tokens.on, "")), column("after", shares(r.tokens.after, "end")))));
   if (isPair) found.append(...upper.splice(0), ...strongest.splice(0));
-  if (r.raised.length) upper.push(titled("Logits of its decoder row", make("div", null, { class: "two" }, column("raises", effects(r.raised, "up")), column("lowers", effects(r.lowered, "down")))));
+  if (r.raised?.length) upper.push(titled("Logits of its decoder row", make("div", null, { class: "two" }, column("raises", effects(r.raised, "up")), column("lowers", effects(r.lowered, "down")))));
   if (r.top) upper.push(titled("Where and how strongly", histogram(r.histogram), positions(r.positions)));
   found.append(make("div", null, { class: isPair ? "panels" : "panels top" }, ...upper), ...strongest);
   if (r.top) {
@@ -159,7 +186,7 @@ function article(r, about, canLink = true) {
     if (r.children) found.append(tree(r, about.two_levels, canLink));
   }
   lower.append(related("Nearest decoder rows (cosine)", r.nearest, canLink));
-  if (r.top) lower.append(related("Correlated activations (Pearson)", r.correlated, canLink), related("Fire together (share of the tokens of either)", r.together, canLink));
+  if (r.density) lower.append(related("Correlated activations (Pearson)", r.correlated, canLink), related("Fire together (share of the tokens of either)", r.together, canLink));
   found.append(lower, ...(r.effect ? [effect(r.effect)] : []));
   return found;
 }
@@ -201,7 +228,7 @@ const query = () => byId("search").value.trim().toLowerCase();
 const joined = excerpts => excerpts.map(e => e.tokens.join("")).join("\n");
 
 function searched(r) {
-  const parts = { "": [r.latent, r.label, ...(r.patterns?.patterns || []), ...(r.raised || []).map(w => w[0]), ...(r.lowered || []).map(w => w[0]), joined(r.top || [])].join("\n"), "in a weaker context": joined((r.lower || []).flatMap(part => part.excerpts)), "in a child": (r.children?.rows || []).map(row => `${row.latent}\n${row.label}\n${joined(row.top)}`).join("\n") };
+  const parts = { "": [r.latent, r.label, ...(r.patterns?.patterns || []), ...(r.raised || []).map(w => w[0]), ...(r.lowered || []).map(w => w[0]), joined(r.top || []), ...(r.truth?.there || []).map(([f]) => named(f))].join("\n"), "in a weaker context": joined((r.lower || []).flatMap(part => part.excerpts)), "in a child": [...(r.children?.rows || []).map(row => `${row.latent}\n${row.label}\n${joined(row.top)}`), ...(r.true_children?.rows || []).map(row => `${row.latent}\n${named(row.feature)}`)].join("\n") };
   const places = Object.entries(parts).map(([where, text]) => [where, text.toLowerCase()]);
   return r.match ? [...places, [`in ${data.about.other.sae}`, searched(r.match.row).map(([, text]) => text).join("\n")]] : places;
 }
@@ -306,8 +333,10 @@ function start() {
   const title = isPair ? `Latents of ${a.sae} beside those of ${a.other.sae}` : `Latents of ${a.sae}`;
   byId("title").textContent = document.title = title;
   const sizes = isPair ? `${a.sae}: ${count(a)}; ${a.other.sae}: ${count(a.other)}` : count(a);
-  byId("about").textContent = `${sizes} on ${a.tokens.toLocaleString("en")} held-out tokens in ${a.contexts} contexts. ${a.model}, ${a.hook}.` + (a.latents.startsWith("best") ? " Listed are those that explain the most variance per token on which they fire." : a.latents.startsWith("random") ? " Listed is a random sample." : "");
-  byId("heads").append(...["latent", "patterns or tokens", "fires on", isPair ? "cosine" : "F1"].map(head => make("span", head)));
+  byId("about").textContent = `${sizes} on ${a.tokens.toLocaleString("en")} ${a.features ? "sampled" : "held-out"} tokens in ${a.contexts} contexts. ${a.model}, ${a.hook}.` + (a.features ? ` Its ${a.features.toLocaleString("en")} features are known, and there is no text.` : "") + (a.latents.startsWith("best") ? " Listed are those that explain the most variance per token on which they fire." : a.latents.startsWith("random") ? " Listed is a random sample." : "");
+  if (a.features) byId("help").querySelector("p").textContent = "There is no text: the synthetic model adds up true features, and which ones are there on a token is known. A latent is compared with the feature whose direction is nearest to its decoder row; precision, recall and F1 are those of the latent as a detector of that feature.";
+  if (a.features) byId("help").querySelectorAll("p")[1].remove();
+  byId("heads").append(...["latent", a.features ? "nearest feature" : "patterns or tokens", "fires on", isPair ? "cosine" : "F1"].map(head => make("span", head)));
   byId("order").replaceChildren(...ORDERS.map(([name], i) => new Option(name, i)));
   byId("search").oninput = search;
   byId("order").onchange = list;
