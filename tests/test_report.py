@@ -252,6 +252,23 @@ def test_lines_are_connected_the_front_is_marked_and_controls_are_clipped(driver
 
 
 @needs_chromium
+def test_published_curves_stand_behind_ours_in_grey(driver, tmp_path):
+    others = [made("other", ce=0.85), made("other[k=60]", ce=0.9, l0=60.0)]
+    for result in others:
+        result["source"] = "a paper"
+    ours = [*over_seeds("a", [0.9, 0.91]), *over_seeds("a[k=60]", [0.95, 0.96], l0=60.0)]
+    (tmp_path / "page.html").write_text(render_report(make_boards([*ours, *others]), []))
+    at(driver, tmp_path / "page.html", "#metric=core.ce_loss_score&width=")
+    script = "return document.querySelector('#over .plot').data.filter(t => t.mode?.includes('markers') && t.name !== 'Pareto front').map(t => [t.name, t.line.color, t.line.width, t.x.length])"
+    soft = driver.execute_script("return css('--soft')")
+    first, second = driver.execute_script(script)
+    assert first == ["other", soft, 1, 2], "it is drawn first, so below"
+    assert second[0] == "a"
+    assert second[1] != soft
+    assert "grey: published by others" in texts(driver, "#over figcaption")[0]
+
+
+@needs_chromium
 def test_differences_told_apart_are_solid(driver, page):
     at(driver, page, "#metric=core.ce_loss_score")
     script = "const p = document.querySelector('#against .plot'); return p.records.map(r => [r.SAE, r.metric, r['told apart'], r.p])"

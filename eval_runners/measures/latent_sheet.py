@@ -146,11 +146,7 @@ class Sheet:
         """All that the page shows of a latent. What needs text on which it fires is left out where it does not."""
         tokenizer, (tokens_E, acts_E) = tokenizer_of(self.model), self.firing.firings_of(latent)
         row: dict[str, Any] = {
-            "latent": latent,
-            "density": len(tokens_E) / self.firing.n_tokens,
-            "rank": int(self.rank_S[latent]) + 1,
-            "gain": float(self.firing.gain_S[latent]),
-            "max": float(acts_E.max()) if len(acts_E) else 0.0,
+            **firing_row(self.firing, self.rank_S, latent),
             **logit_effects(self.model, self.sae.W_dec.detach()[latent]),
             "label": label_by_tokens(self.firing, latent, tokenizer),
             "score": None,
@@ -203,6 +199,18 @@ class Sheet:
             RANDOM_DIRECTIONS,
             self.generator,
         )
+
+
+def firing_row(firing: Firing, rank_S: Tensor, latent: int) -> dict[str, Any]:
+    """A latent's number, how often and how strongly it fires, and its rank among all, from 0 in `rank_S`."""
+    tokens_E, acts_E = firing.firings_of(latent)
+    return {
+        "latent": latent,
+        "density": len(tokens_E) / firing.n_tokens,
+        "rank": int(rank_S[latent]) + 1,
+        "gain": float(firing.gain_S[latent]),
+        "max": float(acts_E.max()) if len(acts_E) else 0.0,
+    }
 
 
 def histogram_row(acts_E: Tensor) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eval_runners.measures.firing import Firing, gather_firing
 from eval_runners.measures.latent_relations import LatentRelations
-from eval_runners.measures.latent_sheet import histogram_row
+from eval_runners.measures.latent_sheet import firing_row, histogram_row
 from eval_runners.measures.nearest import nearest, unit
 from eval_runners.measures.true_features import Sample
 from eval_runners.measures.true_tree import NONE, true_tree
@@ -123,11 +123,7 @@ class TrueSheet:
         """All that the page shows of a latent."""
         tokens_E, acts_E = self.firing.firings_of(latent)
         row: dict[str, Any] = {
-            "latent": latent,
-            "density": len(tokens_E) / self.firing.n_tokens,
-            "rank": int(self.rank_S[latent]) + 1,
-            "gain": float(self.firing.gain_S[latent]),
-            "max": float(acts_E.max()) if len(acts_E) else 0.0,
+            **firing_row(self.firing, self.rank_S, latent),
             "label": self.relations.label_of(latent),
             "truth": self.compare(self.W_dec_SD[latent], tokens_E),
             **self.relations.describe(latent),

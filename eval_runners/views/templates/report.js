@@ -268,7 +268,7 @@ function draw() {
 function headlineNote(board, column) {
   const sizes = mainSizes(board, column), parts = [column.trust === "trusted" ? "Trusted metric" : column.trust ? `Read ${column.trust}` : ""];
   if (state.width === "auto" && sizes && sizes[0]) parts.push(`${sizes[0].toLocaleString("en")} latents, ${count(sizes[1])} tokens`);
-  parts.push("bands: 95 %", column.against_l0 ? "rings: Pareto front" : "");
+  parts.push("bands: 95 %", column.against_l0 ? "rings: Pareto front" : "", known(board, column.key).some(r => r.source) && known(board, column.key).some(r => !r.source) ? "grey: published by others" : "");
   return parts.filter(Boolean).join(". ").replace(/\. ([a-z0-9])/g, "; $1") + ".";
 }
 

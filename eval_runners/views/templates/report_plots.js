@@ -100,7 +100,8 @@ function spread(rows) {
 const FRONT = "Pareto front";
 const lineOf = row => JSON.stringify([row.kind, row.d_sae, row.untrained.length ? "untrained" : row.tokens]);
 
-// A metric over L0: one connected line for each recipe, width and number of training tokens.
+// A metric over L0: one connected line for each recipe, width and number of training tokens. In the headline those of others
+// stand in grey behind ours.
 function drawOverL0(plot, board, column, rows, headline) {
   const key = column.key, found = rows.filter(r => r.values[key]?.at !== undefined), saes = found.filter(r => r.is_sae && r.l0);
   const fitted = limits(saes, key), inside = r => r.values[key].at >= fitted[0] && r.values[key].at <= fitted[1];
@@ -109,18 +110,19 @@ function drawOverL0(plot, board, column, rows, headline) {
   for (const r of [...saes].sort((a, b) => a.l0 - b.l0)) lines.set(lineOf(r), [...(lines.get(lineOf(r)) || []), r]);
   const front = headline ? headlineFront(board, column) : new Set();
   const narrow = mainSizes(board, column), named = new Set();
-  for (const all of lines.values()) {
-    const own = all.filter(inside), [colour, symbol] = styleOf(board, all[0]), untrained = all[0].untrained.length > 0;
+  const isBehind = r => headline && r.source && saes.some(other => !other.source && !other.untrained.length);
+  for (const all of [...lines.values()].sort((a, b) => Boolean(isBehind(b[0])) - Boolean(isBehind(a[0])))) {
+    const own = all.filter(inside), [ownColour, symbol] = styleOf(board, all[0]), behind = isBehind(all[0]), colour = behind ? css("--soft") : ownColour, untrained = all[0].untrained.length > 0;
     if (!own.length) continue;
     const x = own.map(r => r.l0), y = own.map(r => r.values[key].at), half = own.map(r => r.values[key].half || 0);
     const side = !untrained && narrow && (all[0].d_sae !== narrow[0] || all[0].kind !== all[0].architecture);
-    const banded = headline && own.length > 1 && half.some(h => h);
+    const banded = headline && !behind && own.length > 1 && half.some(h => h);
     if (banded) traces.push({ type: "scatter", mode: "lines", hoverinfo: "skip", showlegend: false, fill: "toself", fillcolor: faded(colour, lines.size > 12 ? 0.1 : 0.16), line: { width: 0 },
       x: [...x, ...[...x].reverse()], y: [...y.map((v, i) => v + half[i]), ...y.map((v, i) => v - half[i]).reverse()] });
     traces.push({ type: "scatter", mode: own.length > 1 ? "lines+markers" : "markers", name: short(all[0].kind), showlegend: !named.has(all[0].kind), x, y,
-      ...(!banded && half.some(h => h) ? { error_y: { type: "data", array: half, thickness: 1.2, width: 3, color: colour } } : {}),
-      line: { color: colour, width: headline ? 2 : 1.5, dash: untrained ? "dot" : side ? "dash" : "solid" },
-      marker: { color: colour, symbol: symbol + (untrained ? "-open" : ""), size: symbol === "star" ? 11 : headline ? 9 : 8, line: { color: colour, width: untrained ? 1.5 : 0 } },
+      ...(!banded && !behind && half.some(h => h) ? { error_y: { type: "data", array: half, thickness: 1.2, width: 3, color: colour } } : {}),
+      opacity: behind ? 0.55 : 1, line: { color: colour, width: behind ? 1 : headline ? 2 : 1.5, dash: untrained ? "dot" : side ? "dash" : "solid" },
+      marker: { color: colour, symbol: symbol + (untrained ? "-open" : ""), size: behind ? 6 : symbol === "star" ? 11 : headline ? 9 : 8, line: { color: colour, width: untrained ? 1.5 : 0 } },
       text: own.map(r => hover(r, r.values[key])), hovertemplate: "%{text}<extra></extra>" });
     named.add(all[0].kind);
   }
