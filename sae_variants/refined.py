@@ -64,6 +64,8 @@ class RefinedTrainingSAEConfig(RefinementConfig, BatchTopKTrainingSAEConfig):
 class RefinedTrainingSAE(RefinedBatchTopK):
     """BatchTopK in training, with a refined encoder."""
 
+    in_shards: ClassVar[dict[str, Any] | None] = {"matryoshka_widths": []}
+
     @override
     def calculate_aux_loss(
         self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor

@@ -135,6 +135,12 @@ CONSISTENCY = {"contrastive": contrastive_loss, "variance": variance_loss, "simi
 class TemporalTrainingSAE(RefinedBatchTopK):
     """BatchTopK or ReLU in training, with the consistency term."""
 
+    in_shards: ClassVar[dict[str, Any] | None] = {
+        "base": "batchtopk",
+        "nested_coefficient": 0.0,
+        "consistency": "contrastive",
+    }
+    in_groups = False  # the contrastive term compares all windows of a batch
     cfg: TemporalTrainingSAEConfig  # type: ignore[assignment]
     moments_3S: Tensor
 
@@ -177,9 +183,11 @@ class TemporalTrainingSAE(RefinedBatchTopK):
     @property
     def slow_L(self) -> Tensor | slice:
         """Indices of the slow latents."""
-        if self.cfg.slow == "first":
-            return slice(0, self.cfg.n_slow)
-        return self.correlation_S.topk(self.cfg.n_slow).indices
+        shards, d_sae = self.shards, self.cfg.d_sae  # of this shard
+        n_slow = round(self.cfg.slow_fraction * (d_sae * shards.count))
+        if self.cfg.slow == "measured":
+            return shards.top_k_ids(self.correlation_S, n_slow)
+        return slice(0, max(0, min(n_slow - shards.index * d_sae, d_sae)))
 
     @property
     def correlation_S(self) -> Tensor:
@@ -199,23 +207,21 @@ class TemporalTrainingSAE(RefinedBatchTopK):
         rate = running_rate(MEASURED_RATE, step // MEASURED_EVERY)
         self.moments_3S.lerp_(torch.stack([sum_nS.mean(0) / W, square_S, product_S]), rate)
 
-    @property
     @override
-    def saved_order(self) -> Tensor | None:
+    def in_saved_order(self, values: Tensor, axis: int = 0) -> Tensor:
         if self.cfg.slow == "first":
-            return None
+            return values
         is_slow_S = torch.zeros(self.cfg.d_sae, dtype=torch.bool, device=self.moments_3S.device)
         is_slow_S[self.slow_L] = True
-        return is_slow_S.int().argsort(descending=True, stable=True)
+        return self.shards.put_first(values, axis, is_slow_S)
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
         state_dict.pop("moments_3S", None)
-        if (order_S := self.saved_order) is not None:
-            for name, values in state_dict.items():
-                axis = {"W_dec": 0, "b_dec": None}.get(name, values.ndim - 1)
-                state_dict[name] = values if axis is None else values.index_select(axis, order_S).contiguous()
+        for name, values in state_dict.items():
+            axis = {"W_dec": 0, "b_dec": None}.get(name, values.ndim - 1)
+            state_dict[name] = values if axis is None else self.in_saved_order(values, axis)
 
     def consistency(self, slow_NL: Tensor) -> Tensor:
         """Return the consistency term over the windows without special tokens; 0 if there are fewer than two."""
@@ -235,7 +241,7 @@ class TemporalTrainingSAE(RefinedBatchTopK):
             return slow_NL.sum() * 0.0
         options: dict[str, Any] = {} if self.cfg.consistency == "variance" else {"pairs": self.cfg.pairs}
         if self.cfg.consistency == "contrastive":
-            options |= {"contrast": self.cfg.contrast, "temperature": self.cfg.temperature}
+            options |= {"contrast": self.cfg.contrast, "temperature": self.cfg.temperature, "shards": self.shards}
             if self.context_N is not None:
                 context_n = split_windows(self.context_N, self.cfg.window)[clean_n, 0]
                 options["context_n"] = move(context_n, slow_NL.device)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
@@ -87,8 +87,7 @@ class SparseTopKTrainingSAEConfig(RefinementConfig, TopKTrainingSAEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive = ("learning_rate_width", "adam_epsilon", "dead_after_tokens")
-        allowed = ("none", "expected_average_only_in")
-        rescales = self.rescale_acts_by_decoder_norm
+        allowed, rescales = ("none", "expected_average_only_in"), self.rescale_acts_by_decoder_norm
         refusals = {
             "rescale_acts_by_decoder_norm must be false: decoder rows have unit norm": rescales,
             "use_sparse_activations must be false: activations are sparse already": self.use_sparse_activations,
@@ -134,6 +133,7 @@ class SparseTopKTrainingSAEConfig(RefinementConfig, TopKTrainingSAEConfig):
 class SparseTopKTrainingSAE(SavedTopK):
     """TopK in training."""
 
+    in_shards: ClassVar[dict[str, Any] | None] = {"refine": 0, "multi_k": 0, "ema": 0.0}
     cfg: Any
     tokens_since_fired: Tensor
     shards: Shards = HERE

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from sharded_worker import BATCH, D_IN, FIELDS, RANDOM, STEPS, run
+from sharded_worker import BATCH, D_IN, FIELDS, OF_VARIANT, STEPS, make_batches, run
 
 from sae_variants.__main__ import main
 from sae_variants.common.console import run_command
@@ -26,14 +26,17 @@ from sae_variants.training.plan import make_plan
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 TRAINED = 400 * BATCH
-AUX_TOKENS = BATCH // RANDOM["aux_every"]
+AUX_TOKENS = BATCH // OF_VARIANT["topk"]["aux_every"]
+FAST, NAMES, IN_GROUPS = ("topk", "temporal"), ("topk", "temporal", "refined"), ("topk", "refined")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def in_processes(folder: Path, ranks: int, shards: int, last: int = STEPS, **fields) -> list[dict]:
-    """Results of all processes."""
+def in_processes(
+    folder: Path, ranks: int, shards: int, names: tuple[str, ...] = NAMES, last: int = STEPS, **fields
+) -> dict[str, list[dict]]:
+    """Results of all processes by the name of the variant."""
     worker = str(Path(__file__).with_name("sharded_worker.py"))
-    words = [worker, str(folder), str(shards), str(last), json.dumps(fields)]
+    words = [worker, str(folder), str(shards), str(last), json.dumps(dict.fromkeys(names, fields))]
     folder.mkdir(exist_ok=True)
     command = [*TORCHRUN, "--nproc-per-node", str(ranks), *words]
     subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True, timeout=300)
@@ -45,8 +48,9 @@ def weights_of(result: dict) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> dict:
-    return run(tmp_path_factory.mktemp("alone"), None, STEPS, {})
+def alone(tmp_path_factory) -> dict[str, dict]:
+    folder = tmp_path_factory.mktemp("alone")
+    return {name: run(name, folder, None, STEPS, {}) for name in NAMES}
 
 
 def check_equal(results: list[dict], alone: dict, shards: int) -> None:
@@ -66,47 +70,115 @@ def check_equal(results: list[dict], alone: dict, shards: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def in_two(tmp_path_factory) -> list[dict]:
-    return in_processes(tmp_path_factory.mktemp("in_two"), 2, 2)
+def in_two(tmp_path_factory) -> dict[str, list]:
+    return in_processes(tmp_path_factory.mktemp("in_two"), 2, 2, FAST)
 
 
-def test_two_processes_have_the_numbers_of_one(alone, in_two):
-    check_equal(in_two, alone, 2)
-    folder = Path(in_two[0]["folder"])
+@pytest.mark.parametrize("name", FAST)
+def test_two_processes_have_the_numbers_of_one(alone, in_two, name):
+    check_equal(in_two[name], alone[name], 2)
+    folder, folder_alone = Path(in_two[name][0]["folder"]), Path(alone[name]["folder"])
     assert {path.name for path in folder.iterdir()} == {
         "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "training.json"}  # fmt: skip
     sae = load(folder)
-    assert type(sae) is type(load(alone["folder"]))
-    config, expected = (json.loads((Path(made) / "cfg.json").read_text()) for made in (folder, alone["folder"]))
+    assert type(sae) is type(load(folder_alone))
+    assert weights_of(in_two[name][0]).keys() == weights_of(alone[name]).keys()
+    sparsity, expected = (load_file(made / "sparsity.safetensors")["sparsity"] for made in (folder, folder_alone))
+    torch.testing.assert_close(sparsity, expected)
+    config, expected = (json.loads((made / "cfg.json").read_text()) for made in (folder, folder_alone))
     assert config["metadata"].pop("l0") == pytest.approx(expected["metadata"].pop("l0"))
     assert config == expected
     assert not [path for path in folder.parent.iterdir() if path.suffix in (".partial", ".checkpoint")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "shards"), [(2, 1), (4, 2), (4, 4)])
+@pytest.mark.parametrize(("ranks", "shards"), [(2, 1), (2, 2), (4, 2), (4, 4)])
 def test_shards_and_groups_have_the_numbers_of_one_process(alone, tmp_path, ranks, shards):
-    check_equal(in_processes(tmp_path, ranks, shards), alone, shards)
+    names = NAMES if ranks == shards else IN_GROUPS
+    results = in_processes(tmp_path, ranks, shards, names)
+    for name in names:
+        check_equal(results[name], alone[name], shards)
+        if ranks == shards and name != "topk":
+            check_bytes_of_batch_topk(results[name][0], name)
 
 
 @pytest.mark.slow
 def test_one_aux_token_in_three_and_plain_losses_are_those_of_one_process(tmp_path):
     fields = {"aux_every": 3, "normalized_losses": False, "aux_loss_coefficient": 0.1, "k_aux": 1}
-    alone = run(tmp_path / "alone", None, STEPS, fields)
-    check_equal(in_processes(tmp_path, 4, 2, **fields), alone, 2)
+    alone = run("topk", tmp_path / "alone", None, STEPS, fields)
+    check_equal(in_processes(tmp_path, 4, 2, ("topk",), **fields)["topk"], alone, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"d_sae": 192},
+        {
+            "slow": "first",
+            "slow_fraction": 0.6,
+            "contrast": "dot",
+            "pairs": "adjacent",
+            "consistency_coefficient": 0.01,
+        },
+        {"refine": 0, "rescale_acts_by_decoder_norm": False, "apply_b_dec_to_input": False},
+        {"normalize_activations": "expected_average_only_in", "refine": 2},
+    ],
+)
+def test_temporal_of_other_fields_has_the_numbers_of_one_process(tmp_path, fields):
+    alone = run("temporal", tmp_path / "alone", None, STEPS, fields)
+    results = in_processes(tmp_path, 2, 2, ("temporal",), **fields)["temporal"]
+    check_equal(results, alone, 2)
+    if "d_sae" in fields:
+        check_bytes_of_batch_topk(results[0], "temporal", **fields)
 
 
 @pytest.mark.slow
 def test_another_number_of_processes_continues(alone, tmp_path):
     in_processes(tmp_path, 2, 2, last=20)
     in_processes(tmp_path, 4, 4, last=35)
-    check_equal(in_processes(tmp_path, 3, 1), alone, 1)
+    results = in_processes(tmp_path, 3, 1, IN_GROUPS)
+    for name in IN_GROUPS:
+        check_equal(results[name], alone[name], 1)
+    check_equal(in_processes(tmp_path, 3, 3, ("temporal",))["temporal"], alone["temporal"], 3)
+
+
+def test_of_equal_values_the_first_process_keeps_as_many_as_there_is_room_for(in_two):
+    """Each has 1, 2, 0, 2, 2, 3; of the six largest, both 3 and four of the 2."""
+    assert in_two["ties"][0] == [0, 1, 0, 1, 1, 1]
+    *twos, three = in_two["ties"][1]
+    assert (twos[0], sum(twos), three) == (0, 1, 1)
+
+
+def check_bytes_of_batch_topk(result: dict, name: str, **changed) -> None:
+    """No number of it is d_sae: the dead latents, too, count up to k_aux."""
+    fields = {"window": 1, "refine": 1, **FIELDS, **OF_VARIANT[name], **changed}
+    T, k_aux, n_dead = fields["refine"], D_IN // 2, [round(dead * fields["d_sae"]) for dead in [0, *result["dead"]]]
+    with_aux = sum(n > 0 for n in n_dead[:STEPS])
+    selections = T + 1 + (name == "temporal")
+    expected = {
+        "counts": STEPS * selections * (4 * 256 + 2) * 8,
+        "reconstructions": ((1 + 2 * T) * STEPS + with_aux) * BATCH * D_IN * 4,
+        "candidates": BATCH * sum(min(n, k_aux) for n in n_dead[:STEPS]) * 4,
+        "gradients": STEPS * D_IN * 4,
+    }
+    if name == "temporal":
+        W = fields["window"]
+        windows = [int((~batch.special_N.view(-1, W).any(1)).sum()) for batch in make_batches()]
+        expected["contrasts"] = sum(n * n * W * (W - 1) // 2 + 2 * n * W for n in windows) * 4
+    assert result["sent"].pop("numbers") < STEPS * 100
+    assert result["sent"] == expected
+
+
+def test_the_bytes_of_a_step_of_batch_topk_are_those_of_the_formula(in_two):
+    check_bytes_of_batch_topk(in_two["temporal"][0], "temporal")
 
 
 def test_the_bytes_of_a_step_are_those_of_the_formula(in_two):
     """k candidates and a reconstruction a token, and those of AuxK where a latent is dead; the rest has no token in it."""
-    sent = in_two[0]["sent"]
-    with_aux, rest = divmod(sent["candidates"] - STEPS * BATCH * FIELDS["k"] * 4, AUX_TOKENS * FIELDS["k_aux"] * 4)
+    sent = in_two["topk"][0]["sent"]
+    k_aux = OF_VARIANT["topk"]["k_aux"]
+    with_aux, rest = divmod(sent["candidates"] - STEPS * BATCH * FIELDS["k"] * 4, AUX_TOKENS * k_aux * 4)
     assert (0 < with_aux < STEPS, rest) == (True, 0)
     assert sent["reconstructions"] == (STEPS * BATCH + with_aux * AUX_TOKENS) * D_IN * 4
     assert sent["gradients"] == STEPS * D_IN * 4
@@ -115,7 +187,7 @@ def test_the_bytes_of_a_step_are_those_of_the_formula(in_two):
 
 
 def train_words(folder: Path) -> list[str]:
-    options = {**FIELDS, "training_tokens": TRAINED, "context_size": 32, "buffer_contexts": 64}
+    options = {**FIELDS, "k_aux": 8, "training_tokens": TRAINED, "context_size": 32, "buffer_contexts": 64}
     words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     return ["train", "topk", *words, "--output", str(folder)]
 
@@ -159,7 +231,10 @@ def test_shards_that_do_not_divide_the_processes_are_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "fields", "shards", "message"),
     [
-        ("temporal", {}, 2, "temporal cannot be trained in shards, only topk can"),
+        ("stock:topk", {}, 2, "stock:topk cannot be trained in shards, only refined and temporal and topk can"),
+        ("temporal", {"consistency": "variance"}, 2, "consistency of temporal must be contrastive with --shards, not"),
+        ("temporal", {}, 1, "the tokens of temporal cannot lie in 5 groups of processes, .*: give --shards 5"),
+        ("refined", {"matryoshka_widths": [8]}, 2, "matryoshka_widths of refined must be .. with --shards, not .8."),
         ("topk", {"d_sae": 96}, 5, "--shards 5 must divide d_sae = 96"),
         ("topk", {"d_sae": 96, "k": 50}, 2, "into shards of at least k = 50 latents"),
         ("topk", {"refine": 1}, 2, "refine of topk must be 0 with --shards, not 1"),

@@ -159,7 +159,7 @@ def test_slow_latents_are_saved_as_the_first_ones(tmp_path):
         sae.training_forward_pass(TrainStepInput(torch.randn(32, 6), {}, None, number, False))
     sae.calibrate([torch.randn(512, 6)])
     sae.save_inference_model(tmp_path)
-    saved, order = sae_variants.load(tmp_path), sae.saved_order
+    saved, order = sae_variants.load(tmp_path), sae.in_saved_order(torch.arange(20))
     assert sorted(order[:2].tolist()) == sorted(sae.slow_L.tolist())
     assert sorted(order.tolist()) == list(range(20))
     rows = sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)

@@ -5,7 +5,7 @@ Source: Bussmann et al., arXiv 2412.06410.
 The saved threshold that takes the batch's place is measured at the end of the training, by `ops/threshold.py`; SAELens
 folds it into a JumpReLU, and `two_level/folding.py` does so for the levels of a two-level SAE.
 
-Shapes: N tokens, S latents, M values, D numbers in a row, n windows, W tokens in a window.
+Shapes: N tokens, S latents, D numbers in a row, n windows, W tokens in a window.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sae_variants.ops.host import reads_are_free
+from sae_variants.ops.shards import HERE, Shards
 
 
 class BatchTopK(nn.Module):
@@ -24,6 +24,9 @@ class BatchTopK(nn.Module):
     entries that can be among the largest.
     """
 
+    shards: Shards = HERE
+    """Where the batch lies."""
+
     def __init__(self, k: float) -> None:
         super().__init__()
         self.k = k
@@ -31,25 +34,9 @@ class BatchTopK(nn.Module):
     def forward(self, pre_NS: Tensor) -> Tensor:
         """Return the activations [N, S] of pre-activations [N, S]."""
         acts_NS = pre_NS.relu()
-        kept = top_k_mask(acts_NS.detach().flatten(), int(self.k * acts_NS.shape[:-1].numel())).view(acts_NS.shape)
+        n_tokens = acts_NS.shape[:-1].numel() * self.shards.groups
+        kept = self.shards.top_k_mask(acts_NS.detach().flatten(), int(self.k * n_tokens)).view(acts_NS.shape)
         return torch.where(kept, acts_NS, 0.0)
-
-
-SAMPLED = 16
-"""One in N entries is sampled to bound the largest ones."""
-
-
-def top_k_mask(values: Tensor, n: int) -> Tensor:
-    """Return the mask [M] of the n largest of the values [M]."""
-    kept = torch.zeros_like(values, dtype=torch.bool)
-    sample = values[::SAMPLED]
-    rank = int(1.2 * n / SAMPLED) + 64  # so low that the bound is almost surely below the n-th largest
-    if rank < len(sample) and reads_are_free(values):
-        bound = sample.kthvalue(len(sample) - rank).values
-        candidates = (~(values <= bound)).nonzero().squeeze(1)  # NaN among them, which counts as the largest
-        if len(candidates) >= n:
-            return kept.index_fill_(0, candidates[values[candidates].topk(n, sorted=False).indices], True)
-    return kept.index_fill_(0, values.topk(n, sorted=False).indices, True)
 
 
 def split_windows(rows_ND: Tensor, window: int) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sae_variants.ops.shards import HERE, Shards
+
 EPSILON = 1e-6
 
 
@@ -26,6 +28,7 @@ def contrastive_loss(
     temperature: float = 0.1,
     pairs: str = "adjacent",
     context_n: Tensor | None = None,
+    shards: Shards = HERE,
 ) -> Tensor:
     """Return the symmetric InfoNCE loss over pairs of tokens.
 
@@ -38,12 +41,13 @@ def contrastive_loss(
         temperature: Divisor of the cosine.
         pairs: `adjacent` or `earlier`.
         context_n: Number [n] of the context of each window; None if no two windows have the same.
+        shards: Where other slow latents of the same windows lie.
     """
     windows = len(slow_nWL)
-    codes = F.normalize(slow_nWL, dim=-1, eps=EPSILON) if contrast == "cosine" else slow_nWL
+    codes = shards.normalized(slow_nWL, EPSILON) if contrast == "cosine" else slow_nWL
     scale = 1 / temperature if contrast == "cosine" else 1.0
     later_nPL, earlier_nPL = split_pairs(codes, pairs)
-    logits_Pnn = scale * later_nPL.transpose(0, 1) @ earlier_nPL.permute(1, 2, 0)
+    logits_Pnn = shards.join(scale * later_nPL.transpose(0, 1) @ earlier_nPL.permute(1, 2, 0), "contrasts")
     if context_n is not None:
         same_nn = context_n[:, None] == context_n
         logits_Pnn = logits_Pnn.masked_fill(same_nn.fill_diagonal_(False), -torch.inf)

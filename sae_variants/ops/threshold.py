@@ -13,14 +13,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from sae_variants.ops.batch_topk import top_k_mask
+from sae_variants.ops.shards import HERE, Shards
 
 MARGIN = 4
 """A batch of which more than `MARGIN` times k latents per token lie above the threshold counts with that many."""
 
 
 @torch.no_grad()
-def calibrated_threshold(pre_activations: Iterable[Tensor], k: float) -> float:
+def calibrated_threshold(pre_activations: Iterable[Tensor], k: float, shards: Shards = HERE) -> float:
     """Return the threshold above which k latents per token lie, averaged over all tokens; 0 if there are fewer.
 
     Where that is less than one latent in all, it is the largest pre-activation, above which none lies.
@@ -28,16 +28,18 @@ def calibrated_threshold(pre_activations: Iterable[Tensor], k: float) -> float:
     Args:
         pre_activations: Batches [N, S] of pre-activations.
         k: Latents per token.
+        shards: Where other latents and tokens lie.
     """
-    kept, tokens = [], 0
+    kept, tokens, total = [], 0, 0
     for pre_NS in pre_activations:
-        values = pre_NS.relu().flatten()
-        kept.append(values[top_k_mask(values, min(max(1, int(MARGIN * k * len(pre_NS))), len(values)))])
-        tokens += len(pre_NS)
+        values, n_tokens = pre_NS.relu().flatten(), len(pre_NS) * shards.groups
+        n = min(max(1, int(MARGIN * k * n_tokens)), len(values) * shards.groups * shards.count)
+        kept.append(values[shards.top_k_mask(values, n)])
+        tokens, total = tokens + n_tokens, total + n
     largest, rank = torch.cat(kept).double(), int(k * tokens)
-    if rank >= len(largest):
+    if rank >= total:
         return 0.0
-    return largest.topk(rank + 1).values[-2:].mean().item()
+    return shards.ranked(largest, max(1, rank), rank + 1).mean().item()
 
 
 def running_rate(rate: float, step: int) -> float:
@@ -51,15 +53,16 @@ def running_rate(rate: float, step: int) -> float:
 
 
 @torch.no_grad()
-def follow_smallest(threshold: Tensor, acts_NS: Tensor, rate: float) -> None:
+def follow_smallest(threshold: Tensor, acts_NS: Tensor, rate: float, shards: Shards = HERE) -> None:
     """Move a threshold, in place, towards the smallest activation that fires; where none fires it stays.
 
     Args:
         threshold: One number [].
         acts_NS: Activations [N, S] of a training step.
         rate: Share of the way.
+        shards: Where other activations of the step lie.
     """
     if not acts_NS.numel():
         return
-    smallest = torch.where(acts_NS > 0, acts_NS, torch.inf).amin().to(threshold.dtype)
+    smallest = shards.smallest(torch.where(acts_NS > 0, acts_NS, torch.inf).amin()).to(threshold.dtype)
     threshold.lerp_(torch.where(smallest.isinf(), threshold, smallest), rate)

@@ -17,6 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_variants.ops.mostly_zero import decode_sparse, sparse_gradient_product
+from sae_variants.ops.shards import HERE, Shards
 from sae_variants.ops.threshold import calibrated_threshold
 from sae_variants.refinement.steps import refined_input
 from sae_variants.registry.batch_topk import BatchTopKVariant
@@ -31,6 +32,7 @@ def refined_pre_activations(
     encoder: tuple[Tensor, Tensor],
     decoder: tuple[Tensor, Tensor],
     activate: Activate,
+    shards: Shards = HERE,
 ) -> Tensor:
     """Return the pre-activations [N, S] of the last encoding, with gradients of the firing latents only.
 
@@ -40,13 +42,14 @@ def refined_pre_activations(
         encoder: Weights [D, S] and bias [S].
         decoder: Rows [S, D] and bias [D].
         activate: Gives the activations of the steps before the last encoding.
+        shards: Where other latents lie.
     """
     (W_enc_DS, b_enc_S), (rows_SD, bias_D) = encoder, decoder
     shifted_ND = refined_input(
         x_ND,
         step_sizes,
         lambda shifted_ND, step: activate(sparse_gradient_product(shifted_ND, W_enc_DS, b_enc_S), step),
-        lambda acts_NS: decode_sparse(acts_NS, rows_SD) + bias_D,
+        lambda acts_NS: shards.join_within(decode_sparse(acts_NS, rows_SD)) + bias_D,
     )
     return sparse_gradient_product(shifted_ND, W_enc_DS, b_enc_S)
 
@@ -57,7 +60,11 @@ def jump_at(thresholds: Sequence[float]) -> Activate:
 
 
 def calibrated_thresholds(
-    pre: Callable[[Activate, int], Iterable[Tensor]], steps: int, k: float, known: Sequence[float] = ()
+    pre: Callable[[Activate, int], Iterable[Tensor]],
+    steps: int,
+    k: float,
+    known: Sequence[float] = (),
+    shards: Shards = HERE,
 ) -> list[float]:
     """Return the threshold of each step of an encoder, the last encoding's at the end.
 
@@ -67,10 +74,11 @@ def calibrated_thresholds(
         steps: Refinement steps T.
         k: Latents per token in every step.
         known: Thresholds of the first steps, if they are known.
+        shards: Where other latents and tokens lie.
     """
     thresholds = list(known)
     for step in range(len(known), steps + 1):
-        thresholds.append(calibrated_threshold(pre(jump_at(thresholds), step), k))
+        thresholds.append(calibrated_threshold(pre(jump_at(thresholds), step), k, shards))
     return thresholds
 
 
@@ -96,7 +104,8 @@ class RefinedBatchTopK(BatchTopKVariant):
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
         acts_NS = feature_acts.reshape(-1, feature_acts.shape[-1])
-        out = decode_sparse(acts_NS, self._rows()).view(*feature_acts.shape[:-1], self.cfg.d_in) + self.b_dec
+        out_ND = self.shards.join(decode_sparse(acts_NS, self._rows()) + self.shards.once(self.b_dec))
+        out = out_ND.view(*feature_acts.shape[:-1], self.cfg.d_in)
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(self.hook_sae_recons(out)), self.d_head)
 
     @override
@@ -106,9 +115,10 @@ class RefinedBatchTopK(BatchTopKVariant):
             return
 
         def pre(activate: Activate, step: int) -> Iterator[Tensor]:
-            return (self._pre_activations(self.process_sae_in(x_ND), activate, step) for x_ND in batches)
+            own = (self.process_sae_in(self.shards.rows(x_ND)) for x_ND in batches)
+            return (self._pre_activations(x_ND, activate, step) for x_ND in own)
 
-        *inner, last = calibrated_thresholds(pre, self.cfg.refine, self.cfg.k)
+        *inner, last = calibrated_thresholds(pre, self.cfg.refine, self.cfg.k, shards=self.shards)
         self.topk_threshold.fill_(last)
         if inner:
             self.inner_thresholds_T[:] = self.inner_thresholds_T.new_tensor(inner)
@@ -130,7 +140,8 @@ class RefinedBatchTopK(BatchTopKVariant):
     def _pre_activations(self, x_ND: Tensor, activate: Activate, step: int) -> Tensor:
         """Return the pre-activations [N, S] of a step from inputs without their bias."""
         step_sizes = [self.cfg.step_size] * step
-        return refined_pre_activations(x_ND, step_sizes, self._encoder(), (self._rows(), self._bias()), activate)
+        weights = self._encoder(), (self._rows(), self._bias())
+        return refined_pre_activations(x_ND, step_sizes, *weights, activate, self.shards)
 
     def _encoder(self) -> tuple[Tensor, Tensor]:
         """Return the weights [D, S] and the bias [S] that give pre-activations in the units of the output."""

@@ -129,10 +129,15 @@ class TrainingHooks:
         """Return the factor of the scheduled learning rate at a training step."""
         return 1.0
 
-    @property
-    def saved_order(self) -> Tensor | None:
-        """Order [S] in which the latents are saved; None leaves it as it is."""
-        return None
+    in_shards: ClassVar[dict[str, Any] | None] = None
+    """Fields that need all latents in one process, with the values at which they do not; None if the variant does. A
+    variant that does not has an attribute `shards` and asks it for what depends on other latents or tokens."""
+    in_groups: ClassVar[bool] = True
+    """Whether the tokens of a batch, too, may lie in several processes."""
+
+    def in_saved_order(self, values: Tensor, axis: int = 0) -> Tensor:
+        """Return values of the latents, along an axis, in the order in which the latents are saved."""
+        return values
 
     @property
     def calibrates(self) -> bool:

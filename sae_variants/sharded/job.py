@@ -18,20 +18,31 @@ from typing_extensions import override
 
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import partial_of, remove_folder, replace_folder
+from sae_variants.registry.contract import hooks_of
 from sae_variants.registry.saved_config import CONFIG, WEIGHTS
-from sae_variants.sharded.latents import ENCODER, REPLICATED, LatentShards
+from sae_variants.sharded.latents import ENCODER, LatentShards
 from sae_variants.sharded.ranks import Ranks
 from sae_variants.training.job import SHARDED_STATE, Job
 from sae_variants.training.plan import RECORD, Plan
 from sae_variants.training.trainer import make_trainer, weight_seed
 
 if TYPE_CHECKING:
+    from sae_lens.saes.sae import TrainStepOutput
     from sae_lens.training.sae_trainer import SAETrainer
     from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ROWS_OF_ENCODER = f"{ENCODER}.T"
-"""Name of the transposed encoder in a checkpoint, as the optimiser has it."""
+"""Name of the encoder in a checkpoint if it is kept transposed, as the optimiser then has it."""
+WHOLE = ("b_dec", "topk_threshold", "inner_thresholds_T")
+"""Weights and buffers that every process has whole."""
+
+
+def axis_of_latents(name: str, ndim: int) -> int | None:
+    """Return the axis of a weight, a buffer or its moments that belongs to the latents; None if it has none."""
+    if name.partition(".")[0] in WHOLE:
+        return None
+    return 0 if name.startswith(("W_dec", ROWS_OF_ENCODER)) else ndim - 1
 
 
 def make_sharded_trainer(plan: Plan, d_in: int, ranks: Ranks) -> SAETrainer[Any, Any]:
@@ -48,7 +59,9 @@ def make_sharded_trainer(plan: Plan, d_in: int, ranks: Ranks) -> SAETrainer[Any,
     part = replace(plan, settings=replace(plan.settings, d_sae=plan.settings.d_sae // ranks.shards))
     trainer = make_trainer(part, d_in, ranks.device)
     sae: Any = trainer.sae
-    sae.shards = shards
+    for module in sae.modules():  # the SAE, and an activation function that looks at the whole batch
+        if hasattr(module, "shards"):
+            module.shards = shards
     kept = dict(sae.named_parameters())  # which the optimiser knows
     torch.manual_seed(weight_seed(plan))
     for _ in range(shards.index + 1):  # the rows of a shard follow those of the shard before it
@@ -70,19 +83,19 @@ class ShardedJob(Job):
         return self.trainer.sae.shards  # type: ignore[return-value]
 
     def _state(self) -> dict[str, Tensor]:
-        """Return the tensors of the training by name; the first dimension is that of the latents, except of `b_dec`."""
+        """Return the tensors of the training by name."""
         import torch
 
         trainer, sae = self.trainer, self.trainer.sae
         state: dict[str, Tensor] = {
-            "tokens_since_fired": sae.get_buffer("tokens_since_fired"),
+            **{name: buffer.view(buffer.shape or 1) for name, buffer in sae.named_buffers()},
             "act_freq_scores": trainer.act_freq_scores,
             "n_forward_passes_since_fired": trainer.n_forward_passes_since_fired,
         }
         optimised = trainer.optimizer.param_groups[0]["params"]
         for (name, parameter), own in zip(sae.named_parameters(), optimised, strict=True):
-            name = ROWS_OF_ENCODER if name == ENCODER else name
-            state[name] = parameter.data.mT if name == ROWS_OF_ENCODER else parameter.data
+            name = ROWS_OF_ENCODER if name == ENCODER and not parameter.is_contiguous() else name
+            state[name] = own.data
             moments = trainer.optimizer.state[own]
             if not moments:
                 moments["step"] = torch.zeros((), device=own.device)
@@ -98,6 +111,8 @@ class ShardedJob(Job):
         self._prepare(folder)
         state = self._state()
         state["act_freq_scores"] = self.shards.over_tokens(state["act_freq_scores"])
+        since = "n_forward_passes_since_fired"
+        state[since] = self.shards.least(state[since])
         self._save(state, folder / SHARDED_STATE, consolidated=False)
         if self.shards.ranks.is_first:
             numbers = {
@@ -148,6 +163,7 @@ class ShardedJob(Job):
     def finish(self) -> None:
         trainer, plan, shards = self.trainer, self.plan, self.shards
         sae: Any = trainer.sae
+        self._calibrate(sae)
         if trainer.activation_scaler.scaling_factor is not None:
             sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
         trainer.act_freq_scores = shards.over_tokens(trainer.act_freq_scores)
@@ -162,7 +178,8 @@ class ShardedJob(Job):
         self._prepare(folder)
         weights[ENCODER] = weights[ENCODER].contiguous()
         self._save(weights, folder / "weights", consolidated=True)
-        self._save({"sparsity": trainer.log_feature_sparsity}, folder / "sparsity", consolidated=True)
+        sparsity = hooks_of(sae).in_saved_order(trainer.log_feature_sparsity)
+        self._save({"sparsity": sparsity}, folder / "sparsity", consolidated=True)
         if shards.ranks.is_first:
             for made, name in (("weights", WEIGHTS), ("sparsity", "sparsity.safetensors")):
                 (file,) = (folder / made).glob("*.safetensors")
@@ -175,6 +192,16 @@ class ShardedJob(Job):
             replace_folder(plan.folder, folder)
             remove_folder(plan.checkpoint)
         shards.ranks.wait()
+
+    @override
+    def _report(self, output: TrainStepOutput) -> dict[str, Any]:
+        shards, fires = self.shards, output.feature_acts.bool()
+        output.metrics = {
+            "l0": lambda: shards.over_latents(fires.sum(-1).float().mean()).item(),
+            "dead": lambda: (shards.over_latents(self.trainer.dead_neurons.float().mean()) / shards.count).item(),
+            **output.metrics,
+        }
+        return super()._report(output)
 
     def _prepare(self, folder: Path) -> None:
         """Make an empty folder, once, before any process writes to it."""
@@ -197,5 +224,6 @@ class ShardedJob(Job):
         """Return this process's part of a tensor as a part of the whole."""
         from torch.distributed.tensor import DTensor, Replicate, Shard
 
-        where = Replicate() if name.partition(".")[0] in REPLICATED else Shard(int(name == ENCODER))
+        axis = axis_of_latents(name, values.ndim)
+        where = Replicate() if axis is None else Shard(axis)
         return DTensor.from_local(values, self.shards.ranks.mesh, (Replicate(), where), run_check=False)

@@ -1,11 +1,18 @@
 """Collectives of an SAE whose latents lie in several processes.
 
-    local k largest -> gather k candidates of each shard -> exact k largest -> each decodes its own -> sum
+    topk         local k largest -> gather k candidates of each shard -> exact k largest -> each decodes its own -> sum
+    batch top-k  local k N largest -> the k N-th of all by sums of histograms -> each decodes its own -> sum
 
-Gradients of encoder and decoder rows stay with their shard; those of the biases that every process has are summed. The
-bytes of a step do not depend on d_sae: N (S k + 2 D) numbers and AuxK's candidates, for N tokens and S shards.
+Gradients of encoder and decoder rows stay with their shard; those of the biases that every process has are summed. With
+one group of tokens, the bytes that a process gives do not depend on d_sae. For N tokens, in numbers of 4 bytes:
 
-Shapes: N tokens of this process's group, D = d_in, k candidates of a token, S shards, s latents of a shard.
+    topk         N k candidates, N D of the reconstruction, and D of the bias's gradient
+    batch top-k  N D (1 + 2 T) of the reconstructions, T of them in the encoder and back, D, and 2 048 a histogram
+    AuxK         N k_aux candidates and N D more, where a latent is dead
+    contrastive  P n² logits of n windows and their P pairs of tokens, and 2 N of the norms
+
+Shapes: N tokens of this process's group, D = d_in, k candidates of a token, C of all shards, S latents of this shard, M
+values, m of which are candidates, R processes.
 """
 
 from __future__ import annotations
@@ -20,8 +27,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from typing_extensions import override
 
+from sae_variants.ops.largest import keys_of, nth_largest_key, top_k_ids, values_of
 from sae_variants.ops.shards import Shards
-from sae_variants.sharded.ranks import LATENTS, TOKENS, Ranks
+from sae_variants.sharded.ranks import ALL, LATENTS, TOKENS, Ranks
 
 MOST_NORM = 1.0
 """Norm at which SAELens' trainer clips gradients."""
@@ -43,6 +51,19 @@ class _WithValue(torch.autograd.Function):
         return gradient, None, None
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over the shards, forward and, of the gradients, backward."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, add: Callable[[Tensor], Tensor]) -> Any:
+        ctx.add = add
+        return add(own)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        return ctx.add(gradient), None
+
+
 class LatentShards(Shards):
     """A shard of the latents, and a group of the tokens."""
 
@@ -50,7 +71,7 @@ class LatentShards(Shards):
         """Remember the groups of processes."""
         self.ranks, self.count, self.groups = ranks, ranks.shards, ranks.groups
         self.group, self.index = ranks.mesh.get_coordinate() or (0, 0)
-        self._processes = {name: ranks.mesh.get_group(name) for name in (LATENTS, TOKENS)}
+        self._processes = {ALL: dist.group.WORLD, **{name: ranks.mesh.get_group(name) for name in (LATENTS, TOKENS)}}
         self.sent: Counter[str] = Counter()
         """Bytes that this process gave to collectives, by what they were for."""
         self.after_backward: Callable[[], None] = lambda: None
@@ -89,19 +110,58 @@ class LatentShards(Shards):
 
     @override
     def keep_largest(self, values_Nk: Tensor, k: int) -> Tensor:
-        N, own = values_Nk.shape
-        candidates_Nk = pad(values_Nk.detach(), (0, k - own), value=-1.0).contiguous()
-        gathered = candidates_Nk.new_empty(self.count * N, k)
-        self.sent["candidates"] += candidates_Nk.nbytes
-        dist.all_gather_into_tensor(gathered, candidates_Nk, self._processes[LATENTS])
-        all_NC = gathered.view(self.count, N, k).transpose(0, 1).flatten(1)  # C = S k, shard by shard
+        own = values_Nk.shape[1]
+        candidates_Nk = pad(values_Nk.detach(), (0, k - own), value=-torch.inf)
+        all_NC = self._gather(candidates_Nk, LATENTS, "candidates").transpose(0, 1).flatten(1)  # shard by shard
         chosen_NC = torch.zeros_like(all_NC, dtype=torch.bool).scatter_(1, all_NC.topk(k, sorted=False).indices, True)
         return values_Nk * chosen_NC[:, self.index * k : self.index * k + own]
 
     @override
-    def join(self, out_ND: Tensor) -> Tensor:
-        joined: Any = _WithValue.apply(out_ND, self._sum(out_ND, LATENTS, "reconstructions"), self._queue)
+    def top_k_mask(self, values_M: Tensor, n: int) -> Tensor:
+        ids_m = top_k_ids(values_M, min(n, len(values_M)))  # no others can be among the n largest
+        keys_m = keys_of(values_M[ids_m])
+        bound = nth_largest_key(keys_m, n, self._add_counts)
+        is_equal_m = keys_m == bound
+        counts = torch.stack([(keys_m > bound).sum(), is_equal_m.sum()])
+        counts_R2 = self._gather(counts, ALL, "counts")
+        room = n - counts_R2[:, 0].sum() - counts_R2[: self.ranks.rank, 1].sum()
+        kept_m = (keys_m > bound) | (is_equal_m & (is_equal_m.cumsum(0) <= room))
+        return torch.zeros_like(values_M, dtype=torch.bool).index_copy_(0, ids_m, kept_m)
+
+    @override
+    def top_k_ids(self, values_M: Tensor, n: int) -> Tensor:
+        return self.top_k_mask(values_M, n).nonzero().squeeze(1)
+
+    @override
+    def ranked(self, values_M: Tensor, first: int, last: int) -> Tensor:
+        keys = [nth_largest_key(keys_of(values_M), n, self._add_counts) for n in range(first, last + 1)]
+        return values_of(torch.stack(keys), values_M.dtype)
+
+    def _add_counts(self, counts: Tensor) -> Tensor:
+        return self._sum(counts, ALL, "counts")
+
+    def _gather(self, own: Tensor, over: str, purpose: str) -> Tensor:
+        """Return the tensors [...] of the processes as one [R, ...]."""
+        processes = self._processes[over]
+        gathered = own.new_empty(dist.get_world_size(processes) * own.numel())
+        self.sent[purpose] += own.nbytes
+        dist.all_gather_into_tensor(gathered, own.flatten(), processes)
+        return gathered.view(-1, *own.shape)
+
+    @override
+    def join(self, partial: Tensor, purpose: str = "reconstructions") -> Tensor:
+        joined: Any = _WithValue.apply(partial, self._sum(partial, LATENTS, purpose), self._queue)
         return joined
+
+    @override
+    def join_within(self, partial: Tensor, purpose: str = "reconstructions") -> Tensor:
+        joined: Any = _Sum.apply(partial, lambda values: self._sum(values, LATENTS, purpose))
+        return joined
+
+    @override
+    def normalized(self, codes: Tensor, epsilon: float) -> Tensor:
+        squares = self.join_within(codes.pow(2).sum(-1, keepdim=True), "contrasts")
+        return codes / squares.clamp(min=epsilon**2).sqrt()
 
     @override
     def mean(self, x_ND: Tensor) -> Tensor:
@@ -121,12 +181,43 @@ class LatentShards(Shards):
         return value
 
     @override
+    def average(self, loss: Tensor) -> Tensor:
+        return self.shown(loss / self.groups)
+
+    @override
     def anywhere(self, flag: bool) -> bool:
         return bool(self.over_tokens(self.over_latents(torch.tensor(float(flag), device=self.ranks.device))))
 
     @override
     def least(self, values_S: Tensor) -> Tensor:
         return self._sum(values_S, TOKENS, "counts", "MIN")
+
+    @override
+    def smallest(self, value: Tensor) -> Tensor:
+        return self._sum(value, ALL, "numbers", "MIN")
+
+    @override
+    def put_first(self, values: Tensor, axis: int, first_S: Tensor) -> Tensor:
+        S, device = len(first_S), self.ranks.device
+        first_S = first_S.to(device)
+        counts_R = self._gather(first_S.sum(), LATENTS, "saving")
+        firsts, before = counts_R.sum(), counts_R[: self.index].sum()
+        others = firsts + self.index * S - before  # the places that are taken by those before this shard
+        places_S = torch.where(first_S, before + first_S.cumsum(0), others + (~first_S).cumsum(0)) - 1
+        places_S, order_S = places_S.sort()
+        rows = values.movedim(axis, 0).to(device)[order_S].contiguous()
+        received = torch.empty_like(rows)
+        received[self._exchange(places_S, places_S // S) % S] = self._exchange(rows, places_S // S)
+        return received.movedim(0, axis).contiguous()
+
+    def _exchange(self, rows: Tensor, shards_S: Tensor) -> Tensor:
+        """Return the rows that the shards send to this one, which sends its own to the shards [S], in their order."""
+        sent = torch.bincount(shards_S, minlength=self.count)
+        received = self._gather(sent, LATENTS, "saving")[:, self.index]
+        out = rows.new_empty(int(received.sum()), *rows.shape[1:])
+        self.sent["saving"] += rows.nbytes
+        dist.all_to_all_single(out, rows, received.tolist(), sent.tolist(), self._processes[LATENTS])
+        return out
 
     @torch.no_grad()
     def finish_gradients(self, sae: nn.Module) -> None:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 WORLD, RANK = "WORLD_SIZE", "RANK"
 """Environment variables with the number of processes and that of this one, which torchrun sets."""
-TOKENS, LATENTS = "tokens", "latents"
-"""Dimensions of the mesh of processes."""
+TOKENS, LATENTS, ALL = "tokens", "latents", "all"
+"""Dimensions of the mesh of processes, and both."""
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others, such as for one that writes a large SAE."""
 
@@ -96,6 +96,25 @@ class Ranks:
         values = [value]
         dist.broadcast_object_list(values, src=0, device=self.mesh.device_type)  # type: ignore[arg-type]
         return values[0]
+
+    @property
+    def on_device(self) -> int:
+        """Number of processes that share the memory of this one's device."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.device == "cpu" else 1
+
+    def refuse_together(self, check: Callable[[], None]) -> None:
+        """Run a check in every process, and raise the first UsageError of any of them in all."""
+        import torch.distributed as dist
+
+        reason = ""
+        try:
+            check()
+        except UsageError as error:
+            reason = str(error)
+        reasons = [reason] * self.mesh.size()
+        dist.all_gather_object(reasons, reason)
+        if refusal := next(filter(None, reasons), None):
+            raise UsageError(refusal)
 
     def share_passes(
         self, activations: Callable[[Tensor], Tensor], d_in: int, dtype: torch.dtype

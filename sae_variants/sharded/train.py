@@ -6,32 +6,41 @@ import contextlib
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import remove_folder
-from sae_variants.registry.variants import find_variant
+from sae_variants.registry.contract import TrainingHooks
+from sae_variants.registry.variants import find_variant, own_variant_names
 from sae_variants.sharded.job import ShardedJob, make_sharded_trainer
 from sae_variants.sharded.ranks import WORLD, Ranks, join_ranks
 from sae_variants.training.plan import Plan
-from sae_variants.training.sharing import claim_plan, is_missing
+from sae_variants.training.sharing import check_memory, claim_plan, is_missing
 from sae_variants.training.source import open_source
 from sae_variants.training.train import TrainingFailed, train_together
-
-WHOLE = {"refine": 0, "multi_k": 0, "ema": 0.0}
-"""Fields whose other values need all latents in one process."""
 
 
 def check_plans(plans: list[Plan], shards: int) -> None:
     """Raise a UsageError, before any work, if an SAE cannot be trained in shards."""
-    groups = int(os.environ.get(WORLD, shards)) // shards
+    world = int(os.environ.get(WORLD, shards))
+    groups = world // shards
     for plan in plans:
         width, values = plan.settings.d_sae, plan.values
-        if not hasattr(find_variant(plan.name).sae_class, "shards"):
-            raise UsageError(f"{plan.name} cannot be trained in shards, only topk can: leave --shards and torchrun out")
-        for field, value in WHOLE.items():
+        hooks = _hooks(plan.name)
+        if hooks.in_shards is None:
+            able = " and ".join(name for name in own_variant_names() if _hooks(name).in_shards is not None)
+            raise UsageError(
+                f"{plan.name} cannot be trained in shards, only {able} can: leave --shards and torchrun out"
+            )
+        for field, value in hooks.in_shards.items():
             if values[field] != value:
                 raise UsageError(f"{field} of {plan.name} must be {value} with --shards, not {values[field]}")
+        if groups > 1 and not hooks.in_groups:
+            raise UsageError(
+                f"the tokens of {plan.name} cannot lie in {groups} groups of processes, because its loss compares all "
+                f"windows of a batch: give --shards {world}, or start {shards} processes"
+            )
         if width % shards or width // shards < values["k"]:
             raise UsageError(
                 f"--shards {shards} must divide d_sae = {width} into shards of at least k = {values['k']} latents"
@@ -40,6 +49,11 @@ def check_plans(plans: list[Plan], shards: int) -> None:
             raise UsageError(
                 f"batch_tokens = {plan.settings.batch_tokens} must be a multiple of the {groups} groups of processes"
             )
+
+
+def _hooks(name: str) -> type[TrainingHooks]:
+    sae_class = find_variant(name).sae_class
+    return sae_class if issubclass(sae_class, TrainingHooks) else TrainingHooks
 
 
 def train_sharded(
@@ -74,6 +88,14 @@ def train_sharded(
         raise TrainingFailed(failures)
 
 
+def _make_job(plan: Plan, d_in: int, ranks: Ranks) -> ShardedJob:
+    settings = plan.settings
+    sizes = {"d_sae": settings.d_sae // ranks.shards, "batch_tokens": settings.batch_tokens // ranks.groups}
+    part = replace(plan, settings=replace(settings, **sizes))
+    ranks.refuse_together(lambda: check_memory(part, d_in, ranks.device, ranks.on_device))
+    return ShardedJob(plan, make_sharded_trainer(plan, d_in, ranks))
+
+
 def _train(plan: Plan, ranks: Ranks, checkpoint_steps: int) -> dict[Path, str]:
     from sae_lens.util import str_to_dtype
 
@@ -87,7 +109,7 @@ def _train(plan: Plan, ranks: Ranks, checkpoint_steps: int) -> dict[Path, str]:
             source,
             ranks.device,
             checkpoint_steps,
-            make_job=lambda plan: ShardedJob(plan, make_sharded_trainer(plan, source.d_in, ranks)),
+            make_job=partial(_make_job, d_in=source.d_in, ranks=ranks),
             is_shown=ranks.is_first,
         )
     except RuntimeError as error:

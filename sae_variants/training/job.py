@@ -196,8 +196,7 @@ class Job:
         record = self.record()
         with new_folder(plan.folder) as folder:
             _save(trainer.sae, folder)
-            order_S = hooks_of(trainer.sae).saved_order
-            sparsity_S = trainer.log_feature_sparsity if order_S is None else trainer.log_feature_sparsity[order_S]
+            sparsity_S = hooks_of(trainer.sae).in_saved_order(trainer.log_feature_sparsity)
             save_file({"sparsity": sparsity_S}, folder / "sparsity.safetensors")
             self._save_trace(folder)
             for part in ("", *find_variant(plan.name).config_class.parts):

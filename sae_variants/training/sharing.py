@@ -59,12 +59,20 @@ def training_bytes(plan: Plan, d_in: int, device: str) -> tuple[int, int]:
     return 4 * cfg.n_weights * BYTES[plan.settings.dtype], cfg.step_bytes(plan.settings.batch_tokens, device)
 
 
-def check_memory(plan: Plan, d_in: int, device: str) -> None:
-    """Raise a UsageError, before any step, if the training of a plan cannot fit in the free memory of a device."""
-    needed, free = sum(training_bytes(plan, d_in, device)), free_memory(device)
+def check_memory(plan: Plan, d_in: int, device: str, processes: int = 1) -> None:
+    """Raise a UsageError, before any step, if the training of a plan cannot fit in the free memory of a device.
+
+    Args:
+        plan: The plan, or the part of it that a process has.
+        d_in: Width of the activations.
+        device: The device.
+        processes: How many processes of that size share the device.
+    """
+    needed, free = sum(training_bytes(plan, d_in, device)) * processes, free_memory(device)
     if needed > free:
+        parts = f"{processes} shards " if processes > 1 else ""
         raise UsageError(
-            f"training with d_sae = {plan.settings.d_sae} and d_in = {d_in} needs {needed / 1e9:.1f} GB, and "
+            f"training {parts}with d_sae = {plan.settings.d_sae} and d_in = {d_in} needs {needed / 1e9:.1f} GB, and "
             f"{free / 1e9:.1f} GB of memory are free: give a smaller --d-sae or --batch-tokens"
         )
 
