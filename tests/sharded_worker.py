@@ -5,7 +5,8 @@
 FIELDS are overrides by the name of a variant, in JSON; the variants are trained one after another. Each continues from
 the checkpoint in the folder if there is one, writes one after the last step, and is saved if that is the last step of its
 training. The first process writes, to result.json, for every variant and every process the losses, the latents that
-fired in the last step, and the bytes that it gave in the steps; and, as `ties`, which of equal values each process keeps.
+fired in the last step, and the bytes that it gave in the steps; as `ties`, which of equal values each process keeps; and,
+as `refused`, what each one says if only the last one refuses.
 """
 
 from __future__ import annotations
@@ -90,11 +91,21 @@ if __name__ == "__main__":
     own = {name: run(name, Path(folder), int(shards), int(last), changed) for name, changed in runs}
     import torch.distributed as dist
 
+    from sae_variants.common.errors import UsageError
     from sae_variants.sharded.latents import LatentShards
     from sae_variants.sharded.ranks import join_ranks
 
-    ties = torch.tensor([1.0, 2.0, -0.0, 2.0, 2.0, 3.0])
-    own["ties"] = LatentShards(join_ranks(int(shards), "cpu")).top_k_mask(ties, TIES_KEPT).int().tolist()
+    ranks, ties = join_ranks(int(shards), "cpu"), torch.tensor([1.0, 2.0, -0.0, 2.0, 2.0, 3.0])
+    own["ties"] = LatentShards(ranks).top_k_mask(ties, TIES_KEPT).int().tolist()
+
+    def refuse() -> None:
+        if ranks.rank == ranks.mesh.size() - 1:
+            raise UsageError("too large here")
+
+    try:
+        ranks.refuse_together(refuse)
+    except UsageError as error:
+        own["refused"] = str(error)
     every: list = [None] * dist.get_world_size()
     dist.all_gather_object(every, own)
     results = {name: [of_rank[name] for of_rank in every] for name in own}

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -21,7 +23,8 @@ from sae_variants.common.console import run_command
 from sae_variants.common.errors import UsageError
 from sae_variants.registry.build import load
 from sae_variants.sharded.ranks import check_shards
-from sae_variants.sharded.train import check_plans
+from sae_variants.sharded.train import check_plans, make_job
+from sae_variants.training import sharing
 from sae_variants.training.plan import make_plan
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -150,6 +153,10 @@ def test_of_equal_values_the_first_process_keeps_as_many_as_there_is_room_for(in
     assert (twos[0], sum(twos), three) == (0, 1, 1)
 
 
+def test_what_one_process_refuses_all_refuse(in_two):
+    assert in_two["refused"] == ["too large here"] * 2
+
+
 def check_bytes_of_batch_topk(result: dict, name: str, **changed) -> None:
     """No number of it is d_sae: the dead latents, too, count up to k_aux."""
     fields = {"window": 1, "refine": 1, **FIELDS, **OF_VARIANT[name], **changed}
@@ -186,15 +193,34 @@ def test_the_bytes_of_a_step_are_those_of_the_formula(in_two):
     assert set(sent) == {"candidates", "reconstructions", "gradients", "numbers"}
 
 
-def train_words(folder: Path) -> list[str]:
-    options = {**FIELDS, "k_aux": 8, "training_tokens": TRAINED, "context_size": 32, "buffer_contexts": 64}
+def train_words(name: str, folder: Path, **fields) -> list[str]:
+    options = {**FIELDS, "training_tokens": TRAINED, "context_size": 32, "buffer_contexts": 64, **fields}
     words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
-    return ["train", "topk", *words, "--output", str(folder)]
+    return ["train", name, *words, "--output", str(folder)]
+
+
+@pytest.mark.slow
+def test_the_whole_command_ends_with_the_weights_of_one_process(tmp_path):
+    words = train_words("temporal", tmp_path / "in_two", window=4, training_tokens=60 * BATCH)
+    command = [*TORCHRUN, "--nproc-per-node", "2", "-m", "sae_variants", *words]
+    subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True, timeout=300)
+    command = [sys.executable, "-m", "sae_variants", *words[:-1], str(tmp_path / "alone")]
+    subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True, timeout=300)
+    (folder,), (expected,) = (
+        [path.parent for path in (tmp_path / made).rglob("cfg.json")] for made in ("in_two", "alone")
+    )
+    assert folder.name == expected.name
+    for name, weights in load_file(expected / "sae_weights.safetensors").items():
+        found = load_file(folder / "sae_weights.safetensors")[name]
+        torch.testing.assert_close(found, weights, atol=1e-4, rtol=1e-3)
+    records = [json.loads((made / "training.json").read_text()) for made in (folder, expected)]
+    assert records[0]["threshold"] == records[1]["threshold"]
+    assert records[0]["last_report"] == records[1]["last_report"]
 
 
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_others_and_the_next_start_resumes(tmp_path):
-    words = train_words(tmp_path)
+    words = train_words("topk", tmp_path, k_aux=8)
     command = [*TORCHRUN, "--nproc-per-node", "2", "-m", "sae_variants", *words]
     started = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while not list(tmp_path.rglob("*.checkpoint")):
@@ -216,6 +242,16 @@ def test_a_process_that_dies_ends_the_others_and_the_next_start_resumes(tmp_path
     assert json.loads(record.read_text())["trained_tokens"] == TRAINED
 
 
+def test_shards_that_do_not_fit_in_memory_together_are_refused(target, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharing, "free_memory", lambda device: 4e9)
+    plan = make_plan("refined", target, {"d_sae": 4096, "batch_tokens": 2**17}, tmp_path)
+    ranks: Any = SimpleNamespace(shards=2, groups=2, device="cpu", on_device=4, refuse_together=lambda check: check())
+    # in each of four processes twice 2^16 x 2048 pre-activations, and weights, gradients and moments of few megabytes
+    needed = 4 * 4 * (2 * 2**16 * 2048 + 4 * 2 * 24 * 2048) / 1e9
+    with pytest.raises(UsageError, match=f"4 shards with d_sae = 2048 and d_in = 24 needs {needed:.1f} GB, and 4.0 GB"):
+        make_job(plan, 24, ranks)
+
+
 def test_shards_without_torchrun_are_refused():
     with pytest.raises(UsageError, match="--shards 4 needs several processes: torchrun --nproc-per-node 4 -m"):
         check_shards(4)
@@ -231,7 +267,7 @@ def test_shards_that_do_not_divide_the_processes_are_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "fields", "shards", "message"),
     [
-        ("stock:topk", {}, 2, "stock:topk cannot be trained in shards, only refined and temporal and topk can"),
+        ("stock:topk", {}, 2, "stock:topk cannot be trained in shards, only refined, temporal, topk can"),
         ("temporal", {"consistency": "variance"}, 2, "consistency of temporal must be contrastive with --shards, not"),
         ("temporal", {}, 1, "the tokens of temporal cannot lie in 5 groups of processes, .*: give --shards 5"),
         ("refined", {"matryoshka_widths": [8]}, 2, "matryoshka_widths of refined must be .. with --shards, not .8."),

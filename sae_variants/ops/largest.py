@@ -71,7 +71,7 @@ def nth_largest_key(keys: Tensor, n: int, add: Callable[[Tensor], Tensor]) -> Te
         counts = add(torch.zeros(256, dtype=torch.long, device=keys.device).index_add_(0, digit_M, is_left_M))
         reached = counts.flip(0).cumsum(0).flip(0)  # entries that have the digit or a larger one
         digit = (reached >= left).sum() - 1
-        left = left - (reached - counts)[digit]
+        left = left - torch.take(reached - counts, digit)
         is_left_M = is_left_M * (digit_M == digit)
         found = (found << 8) | (digit ^ 128 if shift == highest else digit)
     return found.to(keys.dtype)

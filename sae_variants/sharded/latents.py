@@ -4,12 +4,15 @@
     batch top-k  local k N largest -> the k N-th of all by sums of histograms -> each decodes its own -> sum
 
 Gradients of encoder and decoder rows stay with their shard; those of the biases that every process has are summed. With
-one group of tokens, the bytes that a process gives do not depend on d_sae. For N tokens, in numbers of 4 bytes:
+one group of tokens, the bytes that a process gives do not depend on d_sae. In a step, in numbers of 4 bytes, they are
 
-    topk         N k candidates, N D of the reconstruction, and D of the bias's gradient
-    batch top-k  N D (1 + 2 T) of the reconstructions, T of them in the encoder and back, D, and 2 048 a histogram
-    AuxK         N k_aux candidates and N D more, where a latent is dead
-    contrastive  P n² logits of n windows and their P pairs of tokens, and 2 N of the norms
+    topk         N k of candidates, N D of the reconstruction, and D of the bias's gradient
+    batch top-k  N D (1 + 2 T) of the last reconstruction, and of T in the encoder and back; D; and 2052 a selection of
+                 the largest activations, T + 1 times, and of the slow latents
+    AuxK         N k_aux of candidates and N D more, if a latent is dead
+    contrastive  P n² of logits, for n windows of W tokens and P pairs of them in each, and 2 n W of norms and back
+
+and some tens of sums. With several groups, the gradients of a shard, 2 D S of weights, are summed over them.
 
 Shapes: N tokens of this process's group, D = d_in, k candidates of a token, C of all shards, S latents of this shard, M
 values, m of which are candidates, R processes.

@@ -29,7 +29,7 @@ def check_plans(plans: list[Plan], shards: int) -> None:
         width, values = plan.settings.d_sae, plan.values
         hooks = _hooks(plan.name)
         if hooks.in_shards is None:
-            able = " and ".join(name for name in own_variant_names() if _hooks(name).in_shards is not None)
+            able = ", ".join(name for name in own_variant_names() if _hooks(name).in_shards is not None)
             raise UsageError(
                 f"{plan.name} cannot be trained in shards, only {able} can: leave --shards and torchrun out"
             )
@@ -88,7 +88,8 @@ def train_sharded(
         raise TrainingFailed(failures)
 
 
-def _make_job(plan: Plan, d_in: int, ranks: Ranks) -> ShardedJob:
+def make_job(plan: Plan, d_in: int, ranks: Ranks) -> ShardedJob:
+    """Return the job of this process; raise a UsageError in all of them if one has too little memory."""
     settings = plan.settings
     sizes = {"d_sae": settings.d_sae // ranks.shards, "batch_tokens": settings.batch_tokens // ranks.groups}
     part = replace(plan, settings=replace(settings, **sizes))
@@ -109,7 +110,7 @@ def _train(plan: Plan, ranks: Ranks, checkpoint_steps: int) -> dict[Path, str]:
             source,
             ranks.device,
             checkpoint_steps,
-            make_job=partial(_make_job, d_in=source.d_in, ranks=ranks),
+            make_job=partial(make_job, d_in=source.d_in, ranks=ranks),
             is_shown=ranks.is_first,
         )
     except RuntimeError as error:
