@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 110
+COLOURS = 192
+"""Colours of a PNG file with a background, which is a third as large as one with all colours."""
 SHADES = {"light": (0.0, 0.6), "dark": (0.45, 1.0)}
 """Part of the colour map `plasma` that stands out from a page's background by a contrast of 3."""
 
@@ -37,7 +39,16 @@ def to_image(figure: Figure, image_format: str, crop: bool = True, transparent: 
     metadata = {"Software": None} if image_format == "png" else None  # else pictures would differ between versions
     box = "tight" if crop else None
     figure.savefig(buffer, dpi=DPI, bbox_inches=box, transparent=transparent, format=image_format, metadata=metadata)
-    return buffer.getvalue()
+    return _with_palette(buffer) if image_format == "png" and not transparent else buffer.getvalue()
+
+
+def _with_palette(image: io.BytesIO) -> bytes:
+    """Return a PNG file with few colours."""
+    from PIL import Image
+
+    small = io.BytesIO()
+    Image.open(image).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return small.getvalue()
 
 
 @contextmanager
