@@ -8,9 +8,7 @@ Each format's --help has its options.
 
 from __future__ import annotations
 
-from importlib import import_module
-
-from sae_variants.cli.options import Parser
+from eval_runners.commands import run_subcommand
 
 FORMATS = {
     "saebench": "Write results as files that SAEBench's own graphs read.",
@@ -25,11 +23,4 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code of that format's command.
     """
-    if argv and argv[0] in FORMATS:
-        return import_module(f"{__name__}.{argv[0]}").main(argv[1:])
-    parser = Parser(prog="python -m eval_runners export", description=__doc__)
-    formats = parser.add_subparsers(dest="format", required=True)
-    for name, text in FORMATS.items():
-        formats.add_parser(name, help=text)
-    parser.parse_args(argv)
-    return 0
+    return run_subcommand(__name__, __doc__, FORMATS, argv)

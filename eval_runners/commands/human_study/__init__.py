@@ -10,9 +10,7 @@ does. An untrained SAE, `random`, is always included, and so are controls, whose
 
 from __future__ import annotations
 
-from importlib import import_module
-
-from sae_variants.cli.options import Parser
+from eval_runners.commands import run_subcommand
 
 STEPS = {
     "make": "Write the page of questions.",
@@ -28,11 +26,4 @@ def main(argv: list[str]) -> int:
     Returns:
         The step's exit code.
     """
-    if argv and argv[0] in STEPS:
-        return import_module(f"{__name__}.{argv[0]}").main(argv[1:])
-    parser = Parser(prog="python -m eval_runners human-study", description=__doc__)
-    steps = parser.add_subparsers(dest="step", required=True)
-    for name, text in STEPS.items():
-        steps.add_parser(name, help=text)
-    parser.parse_args(argv)
-    return 0
+    return run_subcommand(__name__, __doc__, STEPS, argv)
