@@ -77,7 +77,7 @@ def test_other_models_hooks_and_data_types_have_their_own_folder(target, model, 
     assert StoredActivations(tmp_path, target, model, "bfloat16")(contexts(3)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("fault", ["cut", "changed", "no header", "foreign"])
+@pytest.mark.parametrize("fault", ["cut", "changed", "no header", "foreign", "no checksum"])
 def test_a_damaged_shard_is_named_and_computed_again(target, model, tmp_path, capsys, computed, fault):
     ids_CT = contexts(6)
     expected = StoredActivations(tmp_path, target, model)(ids_CT)
@@ -90,15 +90,35 @@ def test_a_damaged_shard_is_named_and_computed_again(target, model, tmp_path, ca
     elif fault == "no header":
         content = bytearray(b"nothing")
     else:
+        from safetensors import safe_open
         from safetensors.torch import save
 
-        content = bytearray(save({"acts": expected}))
+        with safe_open(path, "pt") as shard:
+            notes = {"contexts": shard.metadata()["contexts"]} if fault == "no checksum" else None
+        content = bytearray(save({"acts": expected}, notes))
     path.write_bytes(content)
     assert torch.equal(StoredActivations(tmp_path, target, model)(ids_CT), expected)
     assert f"warning: {path} is damaged" in capsys.readouterr().err
     assert computed == [6, 6]
     assert torch.equal(StoredActivations(tmp_path, target, model)(ids_CT), expected)
     assert computed == [6, 6]
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_shard_with_another_in_its_place_is_named_and_computed_again(
+    target, model, tmp_path, capsys, computed, is_open
+):
+    first, second = contexts(6), contexts(4, seed=1)
+    reader = StoredActivations(tmp_path, target, model) if is_open else None
+    store = StoredActivations(tmp_path, target, model)
+    expected = [store(first), store(second)]
+    one, other = sorted(tmp_path.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+    one.write_bytes(other.read_bytes())
+    found = reader or StoredActivations(tmp_path, target, model)
+    assert torch.equal(found(second), expected[1])
+    assert torch.equal(found(first), expected[0])
+    assert f"warning: {one} is damaged: it holds other contexts than its name says" in capsys.readouterr().err
+    assert computed == [6, 4, 4]
 
 
 def test_a_training_has_the_same_weights_and_the_next_one_needs_no_pass(target, tmp_path, computed):

@@ -1,7 +1,7 @@
 """Activations at a hook on disk: computed once, and read by every training and evaluation that needs them again.
 
     <root>/<hash of the key>/key.json              what decides the activations: model, hook, data type, versions
-    <root>/<hash of the key>/<hash>.safetensors    activations of up to `CONTEXTS_PER_PASS` contexts
+    <root>/<hash of the key>/<hash>.safetensors    activations of up to `CONTEXTS_PER_PASS` contexts, whose hash it is
 
 A context is found by its token ids alone, so that one folder serves any text, order, seed, window and batch, and the
 numbers are those of the language model. What is missing is computed and added, by several processes at once if need
@@ -114,7 +114,7 @@ class StoredActivations:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        name = hashlib.blake2b(b"".join(digests), digest_size=DIGEST_BYTES).hexdigest()
+        name = _shard_name(digests)
         path = self._path(name)
         if path.exists() and self._index(path) and self._is_whole(name):
             return
@@ -140,7 +140,7 @@ class StoredActivations:
         return torch.cat(parts)
 
     def _index(self, path: Path) -> bool:
-        """Note which contexts a shard holds; return False, and remove it, if it cannot be read."""
+        """Note which contexts a shard holds; return False, and remove it, if it is unreadable or a copy of another."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -148,6 +148,8 @@ class StoredActivations:
                 digests = [bytes.fromhex(text) for text in shard.metadata()[CONTEXTS].split()]
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             return self._remove(path, describe_error(error))
+        if path.stem != _shard_name(digests):
+            return self._remove(path, "it holds other contexts than its name says")
         self._add(path.stem, digests)
         return True
 
@@ -164,7 +166,7 @@ class StoredActivations:
         try:
             with safe_open(path, "pt") as shard:
                 expected, found = shard.metadata()[CHECKSUM], str(_checksum(shard.get_tensor("acts")))
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError) as error:  # no file, or no shard of ours
             return self._remove(path, describe_error(error))
         if expected != found:
             return self._remove(path, "its checksum differs")
@@ -187,6 +189,11 @@ class StoredActivations:
 
 def _digest(ids_T: Tensor) -> bytes:
     return hashlib.blake2b(ids_T.cpu().numpy().astype("int64").tobytes(), digest_size=DIGEST_BYTES).digest()
+
+
+def _shard_name(digests: list[bytes]) -> str:
+    """Return the name of the shard of contexts, which tells what it must hold."""
+    return hashlib.blake2b(b"".join(digests), digest_size=DIGEST_BYTES).hexdigest()
 
 
 def _checksum(acts_CTD: Tensor) -> int:
