@@ -168,6 +168,8 @@ def test_the_next_saes_are_compared_with_the_same_predictions_and_no_number_chan
     located.append(LocatedSAE("identity", tmp_path / "identity"))
     broken = LocatedSAE("broken", shutil.copytree(located[0].folder, tmp_path / "broken"))
     (broken.folder / "cfg.json").write_text("{}")
+    loads, load = [], LocatedSAE.load
+    monkeypatch.setattr(LocatedSAE, "load", lambda sae, device: (loads.append(sae.label), load(sae, device))[1])
 
     def scored(following: bool) -> tuple[list, int]:
         # too little for the predictions of the clean model
@@ -190,6 +192,7 @@ def test_the_next_saes_are_compared_with_the_same_predictions_and_no_number_chan
     assert together == apart
     # two batches: each SAE's own run, the ablated run, and the clean run for every SAE, or for all of them
     assert (runs_apart, runs_together) == (2 * (3 + 1 + 3), 2 * (3 + 1 + 1))
+    assert loads.count("broken") == 1
 
 
 def test_a_failing_sae_stops_the_run_with_its_error(target, model):

@@ -41,6 +41,8 @@ class Memory:
     room: float
     """Bytes that are left."""
     outputs: dict[Hashable, Any] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    """Names of SAEs that could not be loaded or run."""
 
     def get(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """The stored output for a key, or a computed one, which is stored if there is room for its tensors."""
@@ -108,7 +110,8 @@ def reusing_model_runs(model: HookedTransformer, hook_name: str, own: str, other
 
         if not _resumes(sae, model, hook_name):
             return by_saebench(sae, model, tokens, store, **settings)
-        return _recons_loss(sae, own, model, hook_name, tokens, reuse, others, **settings)
+        usable = {name: load for name, load in others.items() if name not in memory.broken}
+        return _recons_loss(sae, own, model, hook_name, tokens, reuse, usable, memory.broken, **settings)
 
     with mock.patch.object(model, "run_with_cache", cached), mock.patch.object(core, "get_recons_loss", recons_loss):
         yield
@@ -138,6 +141,7 @@ def _recons_loss(
     tokens: Tensor,
     reuse: Callable[[str, Callable[[], Any]], Any],
     others: Others,
+    broken: set[str],
     compute_kl: bool,
     compute_ce_loss: bool,
     ignore_tokens: set[int | None],
@@ -153,6 +157,7 @@ def _recons_loss(
         tokens: Token ids of a batch of contexts.
         reuse: Returns what a name stands for, from memory or computed.
         others: The next SAEs, whose losses are computed, too.
+        broken: The names of those that fail are added.
         compute_kl: As in SAEBench, like those that follow.
         compute_ce_loss: Whether the losses are returned.
         ignore_tokens: Tokens whose activations stay as they are.
@@ -199,8 +204,10 @@ def _recons_loss(
     without = reuse(f"ablated {kind}", lambda: losses(lambda acts, hook: torch.zeros_like(acts)))
     reconstructed = reuse(f"{own} {kind}", lambda: losses(by(sae))) if own else losses(by(sae))
     for name, load in others.items():
-        with contextlib.suppress(Exception):  # its own evaluation will say why
+        try:
             reuse(f"{name} {kind}", lambda load=load: losses(by(load())))
+        except Exception:  # its own evaluation will say why
+            broken.add(name)
     found = {}
     if compute_kl:
         found |= {"kl_div_with_sae": reconstructed[1], "kl_div_with_ablation": without[1]}
