@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.hooks import CONTEXTS_PER_PASS, hook_activations
@@ -145,6 +147,42 @@ def test_a_training_that_does_not_fit_is_refused_before_it_begins(target, tmp_pa
     with pytest.raises(UsageError, match=r"GB would be added, but the disk of .* has 0.0 GB left"):
         train_plans([plan])
     assert not computed
+
+
+def test_a_training_adds_what_it_says_and_makes_no_buffer_that_nobody_uses(target, tmp_path, monkeypatch, computed):
+    from conftest import tiny
+
+    kept = replace(target, activations=tmp_path / "kept")
+    plan = make_plan("topk", kept, {**tiny("topk"), "training_tokens": 1024, "d_sae": 48}, tmp_path)
+    stream = open_source(plan, "cpu").stream
+    wanted = stream.buffers_of(plan.settings.steps) * stream.buffer_contexts
+    different = len({tuple(ids_T.tolist()) for ids_T in itertools.islice(stream.contexts(), wanted)})
+    size = wanted * stream.context_size * 32 * 4  # d_in = 32, of 4 bytes
+    monkeypatch.setattr(StoredActivations, "bytes_free", size - 1)
+    with pytest.raises(UsageError, match="GB would be added"):
+        train_plans([plan])
+    monkeypatch.setattr(StoredActivations, "bytes_free", size)
+    train_plans([plan])
+    assert sum(computed) == different == wanted
+    tensors = [load_file(path)["acts"] for path in tmp_path.joinpath("kept").rglob("*.safetensors")]
+    assert sum(acts_CTD.nbytes for acts_CTD in tensors) == size
+
+
+def test_only_contexts_of_the_training_count_as_there(target, model, tmp_path, monkeypatch, computed):
+    from conftest import tiny
+
+    kept = replace(target, activations=tmp_path / "kept")
+    first, second = (make_plan("topk", kept, {**tiny("topk"), "seed": seed}, tmp_path / "a") for seed in (0, 1))
+    StoredActivations(tmp_path / "kept", target, model)(contexts(200))
+    monkeypatch.setattr(StoredActivations, "bytes_free", 100)
+    with pytest.raises(UsageError, match="GB would be added"):
+        train_plans([first])
+    assert sum(computed) == 200
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredActivations, "bytes_free", 10**12)
+        train_plans([first])
+    train_plans([second])  # all of it is there
+    assert second.is_trained
 
 
 def test_a_full_disk_is_one_line(target, model, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,3 +107,20 @@ def test_what_cannot_work_is_refused():
         stream(window=32, batch_rows=32)
     with pytest.raises(UsageError, match="fewer than one batch"):
         stream(batch_rows=1024)
+
+
+@pytest.mark.parametrize(("start", "last", "made"), [(0, 5, 1), (0, 8, 1), (0, 9, 2), (7, 9, 2), (8, 9, 1)])
+def test_no_buffer_behind_the_last_batch_is_made_ahead(start, last, made):
+    """Eight contexts of four windows of four tokens are eight batches of sixteen rows."""
+    plain, calls = stream(), []
+
+    def counting(tokens):
+        calls.append(len(tokens))
+        return plain.activations(tokens)
+
+    ahead = replace(plain, activations=counting, made_ahead=True)
+    batches, expected = ahead.batches(start, last), take(plain, 20, start)
+    found = list(itertools.islice(batches, last - start))
+    assert len(calls) == made
+    found += itertools.islice(batches, 20 - len(found))  # the stream has no end
+    assert all(torch.equal(a.acts_ND, b.acts_ND) for a, b in zip(found, expected, strict=True))

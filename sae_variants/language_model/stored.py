@@ -19,7 +19,7 @@ import json
 import shutil
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,9 +100,18 @@ class StoredActivations:
             self._collect(ids_CT[rows], [digests[row] for row in rows])
         return self._read(digests).to(self._dtype).to(self._device)
 
-    def bytes_missing(self, n_contexts: int, context_size: int, d_in: int) -> int:
-        """Return the size of the activations of so many contexts of T tokens, less those that are there."""
-        return max(0, n_contexts - len(self._place)) * context_size * d_in * self._kept_dtype.itemsize
+    def n_missing(self, contexts: Iterable[Tensor]) -> int:
+        """Return how many different contexts, given as their token ids [T], are not there."""
+        return len({_digest(ids_T) for ids_T in contexts} - self._place.keys())
+
+    def bytes_of_context(self, context_size: int, d_in: int) -> int:
+        """Return the size of the activations of a context of T tokens."""
+        return context_size * d_in * self._kept_dtype.itemsize
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no context is there."""
+        return not self._place
 
     @property
     def bytes_free(self) -> int:

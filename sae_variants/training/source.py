@@ -96,17 +96,18 @@ def _reserve(stream: WindowStream, activations: object, d_in: int, is_local: boo
 
     if not isinstance(activations, StoredActivations):
         return
-    n_contexts = -(-steps // stream.batches_per_buffer) * stream.buffer_contexts
-    missing, free = activations.bytes_missing(n_contexts, stream.context_size, d_in), activations.bytes_free
-    if missing > free and is_local:  # the text may be shorter, and be read several times
-        n_contexts = sum(1 for _ in itertools.islice(stream.contexts(), n_contexts))
-        missing = activations.bytes_missing(n_contexts, stream.context_size, d_in)
+    n_contexts, free = stream.buffers_of(steps) * stream.buffer_contexts, activations.bytes_free
+    size = activations.bytes_of_context(stream.context_size, d_in)
+    missing, already = n_contexts * size, "" if activations.is_empty else ", less what is there already"
+    if missing > free and (is_local or not activations.is_empty):  # the text may be shorter, or be there already
+        missing = activations.n_missing(itertools.islice(stream.contexts(), n_contexts)) * size
+        already = ""
     if missing > free:
         raise UsageError(
             f"--activations: up to {missing / 1e9:.1f} GB would be added, but the disk of {activations.folder} has "
             f"{free / 1e9:.1f} GB left: give a folder on another disk, or leave the option out"
         )
-    print(f"activations in {activations.folder}: up to {missing / 1e9:.2f} GB are added", file=sys.stderr)
+    print(f"activations in {activations.folder}: up to {missing / 1e9:.2f} GB are added{already}", file=sys.stderr)
 
 
 def _open_synthetic(plan: Plan, device: str) -> Source:

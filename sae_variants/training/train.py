@@ -160,7 +160,7 @@ def train_together(
         return failures
     start, last = min(job.first_batch(snapshots) for job in jobs), max(plan.settings.steps for plan in plans)
     source.reserve(last)
-    batches = _scaled(jobs, checked(source.stream.batches(start), source.hook_name))
+    batches = _scaled(jobs, checked(source.stream.batches(start, last), source.hook_name))
     last_batches: deque[Tensor] = deque(maxlen=max(job.calibration_batches for job in jobs))
     for job in jobs:
         job.last_batches = last_batches

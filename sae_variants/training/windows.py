@@ -130,11 +130,18 @@ class WindowStream:
         context_N = context.repeat_interleave(self.window)
         return Batch(acts_ND, special_N, context_N)
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Yield batch `start` and all following, without end."""
+    def buffers_of(self, steps: int) -> int:
+        """Return the number of buffers from which the batches of so many steps come."""
+        return -(-steps // self.batches_per_buffer)
+
+    def batches(self, start: int = 0, last: int | None = None) -> Iterator[Batch]:
+        """Yield batch `start` and all following, without end; what lies behind batch `last` is not made ahead."""
         number, skip = divmod(start, self.batches_per_buffer)
         buffers = (self.windows(tokens_CT, n) for n, tokens_CT in enumerate(self.buffers(number), number))
-        for rows in _ahead(buffers) if self.made_ahead else buffers:
+        if self.made_ahead:
+            needed = None if last is None else self.buffers_of(last) - number
+            buffers = itertools.chain(_ahead(itertools.islice(buffers, needed)), buffers)
+        for rows in buffers:
             for i in range(skip, self.batches_per_buffer):
                 part = slice(i * self.batch_rows, (i + 1) * self.batch_rows)
                 yield Batch(*(values[part] for values in rows))
@@ -144,10 +151,9 @@ class WindowStream:
 def _ahead(buffers: Iterator[Batch]) -> Iterator[Batch]:
     """Yield the same, each made by a thread while the one before it is in use; an error is raised where it is due."""
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, buffers)
-        while True:
-            buffer = coming.result()
-            coming = pool.submit(next, buffers)
+        coming = pool.submit(next, buffers, None)
+        while buffer := coming.result():
+            coming = pool.submit(next, buffers, None)
             yield buffer
 
 
