@@ -152,7 +152,8 @@ def _choose(target: str, args: argparse.Namespace) -> Target:
         return chosen
     if chosen.synthetic:
         raise UsageError(f"--activations keeps those of language models, and {chosen.name} is synthetic: leave it out")
-    return replace(chosen, activations=check_folder_writable(Path(args.activations), "--activations"))
+    folder = check_folder_writable(Path(args.activations), "--activations", "keep activations in")
+    return replace(chosen, activations=folder)
 
 
 def device_from(args: argparse.Namespace) -> str:

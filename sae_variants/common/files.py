@@ -63,12 +63,13 @@ def check_file_writable(path: Path, option: str) -> None:
         raise UsageError(f"cannot write {path}; give another {option}")
 
 
-def check_folder_writable(root: Path, option: str = "--output") -> Path:
+def check_folder_writable(root: Path, option: str = "--output", purpose: str = "write results to") -> Path:
     """Create a folder if necessary and return it.
 
     Args:
         root: The folder.
         option: Command-line option that sets it, for the error message.
+        purpose: What is done with it, for the error message, too.
 
     Raises:
         UsageError: It cannot be written to.
@@ -81,7 +82,7 @@ def check_folder_writable(root: Path, option: str = "--output") -> Path:
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write results to {root}: {error.strerror}; give another {option}") from error
+        raise UsageError(f"cannot {purpose} {root}: {error.strerror}; give another {option}") from error
     return root
 
 
