@@ -20,6 +20,7 @@ import sae_variants
 from sae_variants.commands import train as train_command
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import backup_of, claim_of, claimed, partial_of
+from sae_variants.common.worker import WORKER
 from sae_variants.language_model.target import choose_target, load_target
 from sae_variants.training import sharing as sharing_module
 from sae_variants.training import train as train_module
@@ -303,6 +304,20 @@ def test_as_many_train_at_once_as_half_of_the_free_memory_holds(target, tmp_path
     for room, parts in ((2 * one, [1, 1, 1]), (4 * one, [2, 1]), (1, [1, 1, 1]), (1e12, [3])):
         monkeypatch.setattr(sharing_module, "free_memory", lambda device, room=room: room)
         assert [len(part) for part in split_by_memory(plans, 32, "cpu")] == parts
+
+
+@pytest.mark.parametrize("worker", [False, True])
+def test_what_does_not_fit_in_memory_is_refused_before_any_training(target, tmp_path, monkeypatch, worker):
+    monkeypatch.setattr(sharing_module, "free_memory", lambda device: 1.5e8)
+    made, lost = plan("topk", target, tmp_path), plan("topk", target, tmp_path, d_sae=2**16, context_size=32)
+    if worker:  # others may have the memory that it lacks
+        monkeypatch.setenv(WORKER, "1")
+    with pytest.raises(
+        UsageError, match=r"d_sae = 65536 and d_in = 32 needs .* GB, and 0.1 GB of memory are free"
+    ) as error:
+        train_plans([made, lost])
+    assert isinstance(error.value, TrainingFailed) == worker == made.is_trained
+    assert not lost.checkpoint.exists()
 
 
 def test_force_trains_anew(target, tmp_path):

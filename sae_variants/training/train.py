@@ -69,7 +69,7 @@ def train_plans(
         log: What is logged beside the checkpoints; None for nothing, unless a log was begun.
 
     Raises:
-        UsageError: The target cannot be loaded, or a setting does not fit it.
+        UsageError: The target cannot be loaded, a setting does not fit it, or an SAE does not fit in memory.
         TrainingFailed: At the end, if some SAEs could not be trained.
     """
     missing = list({plan.folder: plan for plan in plans}.values())
@@ -77,10 +77,13 @@ def train_plans(
         missing = [plan for plan in missing if is_missing(plan, snapshots)]
     failures = {plan.folder: reason for plan in missing if (reason := failure_of(plan.folder))}
     missing = [plan for plan in missing if plan.folder not in failures]
+    unchecked = [] if is_worker() else missing  # a worker leaves what does not fit to others, and goes on
     while missing:
         busy: list[Plan] = []
         for group in by_stream(missing):
-            failed, left = _train_group(group, device, force, checkpoint_steps, snapshots, log)
+            failed, left = _train_group(group, unchecked, device, force, checkpoint_steps, snapshots, log)
+            if left != group:
+                unchecked = [plan for plan in unchecked if plan.target != group[0].target]
             failures, busy = failures | failed, busy + left
             for folder, reason in failed.items():
                 record_failure(folder, reason)
@@ -95,6 +98,7 @@ def train_plans(
 
 def _train_group(
     plans: list[Plan],
+    unchecked: list[Plan],
     device: str,
     force: bool,
     checkpoint_steps: int,
@@ -103,6 +107,8 @@ def _train_group(
 ) -> tuple[dict[Path, str], list[Plan]]:
     """Train plans that share a stream, as many at once as fit in memory.
 
+    Before the first step, every unchecked plan of their target is refused if it does not fit alone.
+
     Returns:
         The failures; the plans that another process has claimed.
     """
@@ -110,6 +116,9 @@ def _train_group(
     if all(is_claimed(plan.folder) for plan in plans):
         return failures, plans
     source = open_source(plans[0], device)
+    for plan in unchecked:
+        if plan.target == plans[0].target and not is_claimed(plan.folder):
+            check_memory(plan, source.d_in, device)
     with contextlib.ExitStack() as stack:
         ours = [plan for plan in plans if claim_plan(plan, stack)]
         busy = [plan for plan in plans if plan not in ours]
