@@ -19,10 +19,13 @@ from safetensors.torch import load_file
 from sharded_worker import BATCH, D_IN, FIELDS, OF_VARIANT, STEPS, make_batches, run
 
 from sae_variants.__main__ import main
+from sae_variants.commands import train
 from sae_variants.common.console import run_command
 from sae_variants.common.errors import UsageError
+from sae_variants.common.files import backup_of
 from sae_variants.registry.build import load
-from sae_variants.sharded.ranks import check_shards
+from sae_variants.sharded.job import ShardedJob
+from sae_variants.sharded.ranks import check_shards, is_torchrun
 from sae_variants.sharded.train import check_plans, make_job
 from sae_variants.training import sharing
 from sae_variants.training.plan import make_plan
@@ -140,10 +143,23 @@ def test_temporal_of_other_fields_has_the_numbers_of_one_process(tmp_path, field
 def test_another_number_of_processes_continues(alone, tmp_path):
     in_processes(tmp_path, 2, 2, last=20)
     in_processes(tmp_path, 4, 4, last=35)
+    for checkpoint in tmp_path.rglob("*.checkpoint"):  # as a kill leaves it while a new one moves into place
+        checkpoint.rename(backup_of(checkpoint))
     results = in_processes(tmp_path, 3, 1, IN_GROUPS)
+    assert {len(results[name][0]["losses"]) for name in IN_GROUPS} == {STEPS - 35}
     for name in IN_GROUPS:
         check_equal(results[name], alone[name], 1)
     check_equal(in_processes(tmp_path, 3, 3, ("temporal",))["temporal"], alone["temporal"], 3)
+
+
+def test_a_checkpoint_that_a_kill_left_beside_its_place_is_found(target, tmp_path):
+    plan = make_plan("topk", target, {}, tmp_path)
+    backup_of(plan.checkpoint).mkdir(parents=True)
+    ranks = SimpleNamespace(is_first=True, agree=lambda value: value)
+    trainer: Any = SimpleNamespace(sae=SimpleNamespace(shards=SimpleNamespace(ranks=ranks)))
+    with pytest.raises(UsageError, match="is of one process"):
+        ShardedJob(plan, trainer).resume()
+    assert plan.checkpoint.is_dir()
 
 
 def test_of_equal_values_the_first_process_keeps_as_many_as_there_is_room_for(in_two):
@@ -252,13 +268,48 @@ def test_shards_that_do_not_fit_in_memory_together_are_refused(target, tmp_path,
         make_job(plan, 24, ranks)
 
 
-def test_shards_without_torchrun_are_refused():
-    with pytest.raises(UsageError, match="--shards 4 needs several processes: torchrun --nproc-per-node 4 -m"):
+@pytest.fixture
+def of_torchrun(monkeypatch) -> dict[str, str]:
+    values = {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    return values
+
+
+def test_shards_without_torchrun_are_refused(of_torchrun, monkeypatch):
+    assert is_torchrun()
+    for name in of_torchrun:
+        with monkeypatch.context() as patch:
+            patch.delenv(name)
+            assert not is_torchrun()
+            with pytest.raises(UsageError, match="--shards 4 needs several processes: torchrun --nproc-per-node 4"):
+                check_shards(4)
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK"])
+def test_what_is_no_number_of_processes_is_refused(of_torchrun, monkeypatch, name):
+    monkeypatch.setenv(name, "two")
+    with pytest.raises(UsageError, match=f"the environment variable {name} must be a whole number, not 'two'"):
         check_shards(4)
 
 
-def test_shards_that_do_not_divide_the_processes_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
+def test_a_stray_number_of_processes_leaves_a_plain_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    trained: list = []
+    monkeypatch.setattr(train, "train_plans", lambda plans, *rest, **options: trained.extend(plans))
+    assert main(["train", "topk", "--output", str(tmp_path)]) == 0
+    assert [plan.name for plan in trained] == ["topk"]
+
+
+def test_shards_that_are_no_number_above_0_are_refused(capsys):
+    for shards in ("-1", "0", "two"):
+        with pytest.raises((SystemExit, UsageError)) as refused:
+            main(["train", "topk", "--shards", shards])
+        said = f"{refused.value}{capsys.readouterr().err}"
+        assert f"{shards!r} is not a whole number of at least 1" in said
+
+
+def test_shards_that_do_not_divide_the_processes_are_refused(of_torchrun):
     assert check_shards(None) == 4
     with pytest.raises(UsageError, match="--shards 3 does not divide the 4 processes of torchrun"):
         check_shards(3)
@@ -269,10 +320,20 @@ def test_shards_that_do_not_divide_the_processes_are_refused(monkeypatch):
     [
         ("stock:topk", {}, 2, "stock:topk cannot be trained in shards, only refined, temporal, topk can"),
         ("temporal", {"consistency": "variance"}, 2, "consistency of temporal must be contrastive with --shards, not"),
-        ("temporal", {}, 1, "the tokens of temporal cannot lie in 5 groups of processes, .*: give --shards 5"),
+        (
+            "temporal",
+            {},
+            1,
+            "the tokens of temporal cannot lie in 5 groups of processes, .*: give --shards 5, or start 1 process$",
+        ),
         ("refined", {"matryoshka_widths": [8]}, 2, "matryoshka_widths of refined must be .. with --shards, not .8."),
-        ("topk", {"d_sae": 96}, 5, "--shards 5 must divide d_sae = 96"),
-        ("topk", {"d_sae": 96, "k": 50}, 2, "into shards of at least k = 50 latents"),
+        ("topk", {"d_sae": 96}, 5, "--shards 5 does not divide d_sae = 96: give a divisor of it"),
+        (
+            "topk",
+            {"d_sae": 96, "k": 50},
+            2,
+            "--shards 2 leaves 48 latents a shard, fewer than k = 50: give --shards 1 or fewer",
+        ),
         ("topk", {"refine": 1}, 2, "refine of topk must be 0 with --shards, not 1"),
         ("topk", {"batch_tokens": 96}, 1, "batch_tokens = 96 must be a multiple of the 5 groups"),
     ],

@@ -184,15 +184,17 @@ def parse_seeds(text: str) -> list[int]:
 
 def parse_whole(text: str) -> int:
     """Return a whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
+    return _parse_from(0, text)
 
 
 def parse_positive(text: str) -> int:
     """Return a whole number of at least 1."""
-    if parse_whole(text) < 1:
-        raise argparse.ArgumentTypeError("there must be at least 1")
+    return _parse_from(1, text)
+
+
+def _parse_from(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     return int(text)
 
 

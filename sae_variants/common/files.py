@@ -169,6 +169,12 @@ def replace_folder(folder: Path, new: Path) -> None:
     shutil.rmtree(backup_of(folder), ignore_errors=True)
 
 
+def restore_folder(folder: Path) -> None:
+    """Move the previous folder back if a process died in `replace_folder`, before the new one was in its place."""
+    if not folder.exists() and backup_of(folder).exists():
+        backup_of(folder).rename(folder)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder with everything that `new_folder` may have left beside it."""
     for path in (folder, partial_of(folder), backup_of(folder)):

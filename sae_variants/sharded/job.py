@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from sae_variants.common.errors import UsageError
-from sae_variants.common.files import partial_of, remove_folder, replace_folder
+from sae_variants.common.files import partial_of, remove_folder, replace_folder, restore_folder
 from sae_variants.registry.contract import hooks_of
 from sae_variants.registry.saved_config import CONFIG, WEIGHTS
 from sae_variants.sharded.latents import ENCODER, LatentShards
@@ -132,6 +132,8 @@ class ShardedJob(Job):
         from torch.distributed.checkpoint.state_dict_loader import load
 
         folder, trainer = self.plan.checkpoint / SHARDED_STATE, self.trainer
+        if self.shards.ranks.is_first:
+            restore_folder(self.plan.checkpoint)
         if not self.shards.ranks.agree(self.plan.checkpoint.is_dir()):
             return
         if not folder.is_dir():

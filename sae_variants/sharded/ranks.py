@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed.device_mesh import DeviceMesh
 
-WORLD, RANK = "WORLD_SIZE", "RANK"
-"""Environment variables with the number of processes and that of this one, which torchrun sets."""
+WORLD, RANK, LOCAL_RANK = "WORLD_SIZE", "RANK", "LOCAL_RANK"
+"""Environment variables with the number of processes, that of this one, and its number on its host: torchrun's."""
+SET_BY_TORCHRUN = (WORLD, RANK, LOCAL_RANK, "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables without which the processes cannot meet; schedulers and users set some of them alone."""
 TOKENS, LATENTS, ALL = "tokens", "latents", "all"
 """Dimensions of the mesh of processes, and both."""
 PATIENCE = timedelta(minutes=30)
@@ -32,7 +34,7 @@ PATIENCE = timedelta(minutes=30)
 
 def is_torchrun() -> bool:
     """Return whether torchrun started this process."""
-    return WORLD in os.environ
+    return all(name in os.environ for name in SET_BY_TORCHRUN)
 
 
 def is_first_process() -> bool:
@@ -44,12 +46,15 @@ def check_shards(shards: int | None) -> int:
     """Return the number of shards that --shards asks for, by default one for each process.
 
     Raises:
-        UsageError: There is no torchrun, or its processes cannot be shared out.
+        UsageError: There is no torchrun, its numbers are none, or its processes cannot be shared out.
     """
     if not is_torchrun():
         raise UsageError(
             f"--shards {shards} needs several processes: torchrun --nproc-per-node {shards} -m sae_variants train ..."
         )
+    for name in (WORLD, RANK, LOCAL_RANK):
+        if not os.environ[name].isdecimal():
+            raise UsageError(f"the environment variable {name} must be a whole number, not {os.environ[name]!r}")
     world = int(os.environ[WORLD])
     shards = shards or world
     if world % shards:
@@ -150,7 +155,7 @@ def join_ranks(shards: int, device: str) -> Ranks:
 
     kind = device.partition(":")[0]
     if kind == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        device = f"cuda:{os.environ[LOCAL_RANK]}"
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)

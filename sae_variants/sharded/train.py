@@ -39,12 +39,13 @@ def check_plans(plans: list[Plan], shards: int) -> None:
         if groups > 1 and not hooks.in_groups:
             raise UsageError(
                 f"the tokens of {plan.name} cannot lie in {groups} groups of processes, because its loss compares all "
-                f"windows of a batch: give --shards {world}, or start {shards} processes"
+                f"windows of a batch: give --shards {world}, or start {shards} process{'es' if shards > 1 else ''}"
             )
-        if width % shards or width // shards < values["k"]:
-            raise UsageError(
-                f"--shards {shards} must divide d_sae = {width} into shards of at least k = {values['k']} latents"
-            )
+        if width % shards:
+            raise UsageError(f"--shards {shards} does not divide d_sae = {width}: give a divisor of it")
+        if width // shards < values["k"]:
+            latents = f"{width // shards} latents a shard, fewer than k = {values['k']}"
+            raise UsageError(f"--shards {shards} leaves {latents}: give --shards {int(width // values['k'])} or fewer")
         if plan.settings.batch_tokens % groups:
             raise UsageError(
                 f"batch_tokens = {plan.settings.batch_tokens} must be a multiple of the {groups} groups of processes"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_variants.common.errors import UsageError
-from sae_variants.common.files import backup_of, new_folder, remove_folder
+from sae_variants.common.files import new_folder, remove_folder, restore_folder
 from sae_variants.language_model.hub import model_revision
 from sae_variants.language_model.hub_text import dataset_commit
 from sae_variants.registry.build import load
@@ -132,9 +132,7 @@ class Job:
 
     def resume(self) -> None:
         """Continue from the last complete checkpoint, if one exists."""
-        previous = backup_of(self.plan.checkpoint)
-        if not self.plan.checkpoint.exists() and previous.exists():
-            previous.rename(self.plan.checkpoint)
+        restore_folder(self.plan.checkpoint)
         if (self.plan.checkpoint / SHARDED_STATE).is_dir():
             raise UsageError(
                 f"the checkpoint {self.plan.checkpoint} is of several processes: continue with torchrun, or remove it "
