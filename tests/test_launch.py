@@ -103,6 +103,32 @@ def test_without_slurm_there_is_one_line(tmp_path, monkeypatch):
         share_work(Launch("slurm", 2, False, {}), "sae_variants", ["train"], tmp_path, list)
 
 
+@pytest.mark.parametrize(
+    ("sinfo", "partition", "message"),
+    [
+        (
+            "echo first >&2; echo 'sinfo: fatal: no source' >&2; exit 1",
+            "main",
+            "does not answer: sinfo: fatal: no sour",
+        ),
+        ("echo first >&2; exit 1", None, "SLURM's controller does not answer: first; use --launch local"),
+        ("exit 3", None, "SLURM's controller does not answer: sinfo ended with code 3"),
+        ("echo main; echo gpu", "main,gpus", "--slurm-partition main,gpus: there is no such .* gpus, only main, gpu$"),
+        ("exit 0", "main", "--slurm-partition main: there is no such partition as main, and no other"),
+    ],
+)
+def test_a_slurm_that_cannot_start_jobs_is_one_line(tmp_path, monkeypatch, capfd, sinfo, partition, message):
+    for name, script in (("sinfo", sinfo), ("sbatch", "exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    slurm_options = {} if partition is None else {"partition": partition}
+    with pytest.raises(UsageError, match=message):
+        share_work(Launch("slurm", 2, False, slurm_options), "sae_variants", ["train"], tmp_path / "root", list)
+    assert not (tmp_path / "root").exists()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_jobs_start_again_until_all_is_finished_or_failed(tmp_path, monkeypatch, capsys):
     done: set[str] = set()
 
@@ -291,6 +317,6 @@ def test_a_partition_that_does_not_exist_is_one_line(tmp_path):
     launch = Launch("slurm", 2, False, {"partition": "gpus"})
     with (
         slurm.cluster(tmp_path / "slurm"),
-        pytest.raises(UsageError, match="--slurm-partition gpus: there is no such partition, only main"),
+        pytest.raises(UsageError, match="--slurm-partition gpus: there is no such partition as gpus, only main"),
     ):
         share_work(launch, "sae_variants", ["train"], tmp_path, list)

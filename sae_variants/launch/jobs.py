@@ -160,12 +160,18 @@ def require_cluster(launch: Launch) -> None:
         import submitit  # noqa: F401
     except ImportError as error:
         raise UsageError("--launch needs submitit: pip install submitit, or install the extra `cluster`") from error
-    if launch.cluster == "slurm" and not shutil.which("sbatch"):
-        raise UsageError("--launch slurm: there is no SLURM here (no sbatch on the PATH); use --launch local")
-    if (partition := launch.slurm.get("partition")) is not None:
-        known = _output_of("sinfo", "-h", "-o", "%R").split()
-        if known and partition not in known:
-            raise UsageError(f"--slurm-partition {partition}: there is no such partition, only {', '.join(known)}")
+    if launch.cluster != "slurm":
+        return
+    if lacking := [program for program in ("sbatch", "sinfo") if not shutil.which(program)]:
+        raise UsageError(f"--launch slurm: there is no SLURM here (no {lacking[0]} on the PATH); use --launch local")
+    answer = subprocess.run(["sinfo", "--all", "-h", "-o", "%R"], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        reason = (answer.stderr.strip().splitlines() or [f"sinfo ended with code {answer.returncode}"])[-1]
+        raise UsageError(f"--launch slurm: SLURM's controller does not answer: {reason}; use --launch local")
+    known, wanted = answer.stdout.split(), launch.slurm.get("partition")
+    if lacking := [name for name in (wanted.split(",") if wanted is not None else ()) if name not in known]:
+        there = f"only {', '.join(known)}" if known else "and no other"
+        raise UsageError(f"--slurm-partition {wanted}: there is no such partition as {lacking[0]}, {there}")
 
 
 def _output_of(*command: str) -> str:
