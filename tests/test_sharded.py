@@ -234,8 +234,39 @@ def test_the_whole_command_ends_with_the_weights_of_one_process(tmp_path):
     assert records[0]["last_report"] == records[1]["last_report"]
 
 
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [
+        ((), "torchrun was told to end, or a process of another host was lost"),
+        ((0,), "rank 0 was lost"),
+        ((0, 2), "ranks 0, 2 were lost"),
+    ],
+)
+def test_a_process_that_is_ended_says_which_one_was_lost(tmp_path, lost, reason):
+    """The main thread does not run Python meanwhile, as in a collective."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    script = f"""
+import ctypes, os, signal, socket, sys
+from pathlib import Path
+from types import SimpleNamespace
+from sae_variants.sharded import lost
+lost.GRACE_SECONDS = 0
+libc, here = ctypes.CDLL(None), socket.gethostname()
+processes = [(here, {ended.pid} if rank in {lost} else os.getpid()) for rank in range(3)] + [("elsewhere", {ended.pid})]
+ranks = SimpleNamespace(rank=int({0 in lost}), of_all=lambda own: processes)
+with lost.told_in_one_line(ranks, Path({str(tmp_path)!r})):
+    libc.kill(os.getpid(), signal.SIGTERM)
+    sys.exit(libc.poll(None, 0, 20_000) + 7)
+"""
+    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
+    expected = f"{reason}, so the others were ended; the same command continues from {tmp_path}"
+    assert (made.returncode, made.stderr.split("\n")) == (1, ["", expected, ""])
+
+
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_others_and_the_next_start_resumes(tmp_path):
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_dies_ends_the_others_and_the_next_start_resumes(tmp_path, lost):
     words = train_words("topk", tmp_path, k_aux=8)
     command = [*TORCHRUN, "--nproc-per-node", "2", "-m", "sae_variants", *words]
     started = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -243,10 +274,15 @@ def test_a_process_that_dies_ends_the_others_and_the_next_start_resumes(tmp_path
         assert started.poll() is None, started.communicate()[0]
         time.sleep(0.1)
     workers = [child for child in psutil.Process(started.pid).children() if "sae_variants" in " ".join(child.cmdline())]
-    workers[-1].send_signal(signal.SIGKILL)
+    victim = next(worker for worker in workers if worker.environ()["RANK"] == str(lost))
+    victim.send_signal(signal.SIGKILL)
     output, _ = started.communicate(timeout=60)
     assert started.returncode
-    assert "SIGKILL" in output
+    (folder,) = tmp_path.rglob("*.checkpoint")
+    assert (
+        output.count(f"\nrank {lost} was lost, so the others were ended; the same command continues from {folder}") == 1
+    )
+    assert output.count("the same command") == 1
     assert not any(worker.is_running() for worker in workers)
     (checkpoint,) = tmp_path.rglob("shards.json")
     steps = json.loads(checkpoint.read_text())["n_training_steps"]

@@ -102,6 +102,14 @@ class Ranks:
         dist.broadcast_object_list(values, src=0, device=self.mesh.device_type)  # type: ignore[arg-type]
         return values[0]
 
+    def of_all(self, value: Any) -> list[Any]:
+        """Return the values of all processes, by rank."""
+        import torch.distributed as dist
+
+        values = [value] * self.mesh.size()
+        dist.all_gather_object(values, value)
+        return values
+
     @property
     def on_device(self) -> int:
         """Number of processes that share the memory of this one's device."""
@@ -109,16 +117,12 @@ class Ranks:
 
     def refuse_together(self, check: Callable[[], None]) -> None:
         """Run a check in every process, and raise the first UsageError of any of them in all."""
-        import torch.distributed as dist
-
         reason = ""
         try:
             check()
         except UsageError as error:
             reason = str(error)
-        reasons = [reason] * self.mesh.size()
-        dist.all_gather_object(reasons, reason)
-        if refusal := next(filter(None, reasons), None):
+        if refusal := next(filter(None, self.of_all(reason)), None):
             raise UsageError(refusal)
 
     def share_passes(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from sae_variants.common.files import remove_folder
 from sae_variants.registry.contract import TrainingHooks
 from sae_variants.registry.variants import find_variant, own_variant_names
 from sae_variants.sharded.job import ShardedJob, make_sharded_trainer
+from sae_variants.sharded.lost import told_in_one_line
 from sae_variants.sharded.ranks import WORLD, Ranks, join_ranks
 from sae_variants.training.plan import Plan
 from sae_variants.training.sharing import check_memory, claim_plan, is_missing
@@ -70,7 +70,7 @@ def train_sharded(
         checkpoint_steps: Steps between checkpoints.
 
     Raises:
-        UsageError: The target cannot be loaded, or another process was lost.
+        UsageError: The target cannot be loaded.
         TrainingFailed: At the end, if some SAEs could not be trained.
     """
     ranks = join_ranks(shards, device)
@@ -84,7 +84,8 @@ def train_sharded(
             if force and ranks.is_first:
                 remove_folder(plan.checkpoint)
             ranks.wait()
-            failures |= _train(plan, ranks, checkpoint_steps)
+            with told_in_one_line(ranks, plan.checkpoint):
+                failures |= _train(plan, ranks, checkpoint_steps)
     if failures:
         raise TrainingFailed(failures)
 
@@ -105,18 +106,11 @@ def _train(plan: Plan, ranks: Ranks, checkpoint_steps: int) -> dict[Path, str]:
     shared = ranks.share_passes(source.stream.activations, source.d_in, str_to_dtype(plan.settings.dtype))
     # a thread that makes the next buffer would mix its collectives with those of a step
     source = replace(source, stream=replace(source.stream, activations=shared, made_ahead=False))
-    try:
-        return train_together(
-            [plan],
-            source,
-            ranks.device,
-            checkpoint_steps,
-            make_job=partial(make_job, d_in=source.d_in, ranks=ranks),
-            is_shown=ranks.is_first,
-        )
-    except RuntimeError as error:
-        if not any(word in str(error) for word in ("gloo", "NCCL", "peer", "Timed out")):
-            raise
-        checkpoint = f"the same command continues from {plan.checkpoint}" if plan.checkpoint.exists() else "start again"
-        print(f"rank {ranks.rank} lost another process: {str(error).splitlines()[0]}; {checkpoint}", file=sys.stderr)
-        os._exit(1)  # the others cannot be waited for
+    return train_together(
+        [plan],
+        source,
+        ranks.device,
+        checkpoint_steps,
+        make_job=partial(make_job, d_in=source.d_in, ranks=ranks),
+        is_shown=ranks.is_first,
+    )
