@@ -20,6 +20,7 @@ from conftest import TINY
 from eval_runners.__main__ import main
 from sae_variants.__main__ import main as variants_main
 from sae_variants.common.errors import UsageError
+from sae_variants.common.files import claimed
 from sae_variants.common.worker import LAUNCH, WORKER, failure_of, record_failure
 from sae_variants.launch import share
 from sae_variants.launch.jobs import Job, jobs_of
@@ -54,10 +55,10 @@ def fake_jobs(monkeypatch, does: list) -> list[int]:
     """Let jobs be calls of functions, one for each start; return the numbers of workers that were asked for."""
     counts: list[int] = []
 
-    def start(launch, count, worker):
-        counts.append(count)
+    def start(launch, places, worker):
+        counts.append(len(places))
         does.pop(0)()
-        return [Job("local", "0", socket.gethostname())] * count
+        return [Job("local", "0", socket.gethostname())] * len(places)
 
     monkeypatch.setattr(share, "start_jobs", start)
     monkeypatch.setattr(share, "require_cluster", lambda launch: None)
@@ -140,7 +141,41 @@ def test_jobs_start_again_until_all_is_finished_or_failed(tmp_path, monkeypatch,
     assert share_work(Launch("local", 2, False, {}), "sae_variants", ["train"], tmp_path, cells)
     assert counts == [2, 2, 2]
     assert failure_of(tmp_path / "c") == "no room"
-    assert len({"started 2 jobs"} & set(capsys.readouterr().out.split(":"))) == 1
+    said = [line.partition(" jobs: 0")[0] for line in capsys.readouterr().out.splitlines()]
+    again = "all jobs have ended and 2 cells are left: started 2"
+    assert said == ["started 2", again, again]
+
+
+@pytest.mark.parametrize("end", ["died", "ended", "all in work"])
+def test_a_job_that_dies_is_replaced_while_another_runs(tmp_path, monkeypatch, capsys, end):
+    monkeypatch.setattr(share, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(share, "require_cluster", lambda launch: None)
+    running, done, asked, looks = {"first"}, set(), [], []
+    monkeypatch.setattr(Job, "is_running", property(lambda job: job.number in running))
+
+    def cells():
+        looks.append(0)
+        if len(asked) == 2 or len(looks) > 20:
+            done.update("ab")
+            running.clear()
+        return [Cell(name, tmp_path / name, name in done) for name in "ab"]
+
+    def start(launch, places, worker):
+        asked.append([job and job.number for job in places])
+        if end == "ended":
+            (Path(worker.folder) / "logs").mkdir(parents=True)
+            (Path(worker.folder) / "logs" / "second_0_result.pkl").touch()
+        names = ("first", "second" if len(asked) == 1 else "third")
+        return [job or Job("local", name, socket.gethostname()) for job, name in zip(places, names, strict=True)]
+
+    monkeypatch.setattr(share, "start_jobs", start)
+    with contextlib.ExitStack() as stack:
+        for name in "ab":
+            if end == "all in work":
+                stack.enter_context(claimed(tmp_path / name))
+        assert share_work(Launch("local", 2, False, {}), "sae_variants", ["train"], tmp_path, cells)
+    said = capsys.readouterr().out.count("a job died: started another in the place of second")
+    assert (asked[1:], said) == (([["first", None]], 1) if end == "died" else ([], 0))
 
 
 def test_jobs_that_finish_nothing_are_given_up(tmp_path, monkeypatch):
@@ -204,7 +239,7 @@ def test_two_processes_have_the_numbers_of_one_and_survive_a_kill(target, tmp_pa
     seeds = ["--seeds", "0,1,2,3", "--training-tokens", "65536"]
     variants_main([*train_words(target, alone, model_folder, text_file), *seeds])
     command = [sys.executable, "-m", "sae_variants", *train_words(target, shared, model_folder, text_file)]
-    waiting = subprocess.Popen([*command, *seeds, *LAUNCH_WORDS], stdout=subprocess.DEVNULL)
+    waiting = subprocess.Popen([*command, *seeds, *LAUNCH_WORDS], stdout=subprocess.PIPE, text=True)
     while not (jobs := [job for file in shared.glob(".launch/*") for job in jobs_of(file)]):
         time.sleep(0.05)
     while not list(shared.rglob("*.checkpoint")):
@@ -212,7 +247,10 @@ def test_two_processes_have_the_numbers_of_one_and_survive_a_kill(target, tmp_pa
         time.sleep(0.05)
     for process in psutil.Process(int(jobs[0].number)).children():
         process.kill()
-    assert waiting.wait(timeout=300) == 0
+    output, _ = waiting.communicate(timeout=300)
+    assert waiting.returncode == 0
+    assert f"a job died: started another in the place of {jobs[0].number}" in output
+    assert output.count("started 2 jobs") == 1
     assert len(weights(shared)) == 4
     assert weights(shared) == weights(alone)
     assert not list(shared.rglob("*.claim"))

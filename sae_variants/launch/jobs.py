@@ -130,6 +130,10 @@ class Job:
             return None
         return process if is_ours else None
 
+    def has_died(self, folder: Path) -> bool:
+        """Return whether it has ended without what submitit writes when a call returns or fails."""
+        return not self.is_running and not (folder / LOGS / f"{self.number}_0_result.pkl").exists()
+
     def last_line(self, folder: Path) -> str:
         """Return the last line of its log, as a progress bar leaves it."""
         for ending in ("err", "out"):
@@ -178,12 +182,12 @@ def _output_of(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def start_jobs(launch: Launch, count: int, worker: Worker) -> list[Job]:
-    """Start workers, and remember them in the folder of the launch.
+def start_jobs(launch: Launch, places: Sequence[Job | None], worker: Worker) -> list[Job]:
+    """Start a worker in every place that is empty, and remember all in the folder of the launch.
 
     Args:
         launch: How.
-        count: Number of workers.
+        places: Jobs that go on, and None where one is to be started.
         worker: What each runs.
 
     Raises:
@@ -193,17 +197,18 @@ def start_jobs(launch: Launch, count: int, worker: Worker) -> list[Job]:
 
     folder = Path(worker.folder)
     (folder / LOGS).mkdir(parents=True, exist_ok=True)
-    jobs: list[Job] = []
+    started: dict[int, Job] = {}
     try:
-        for number in range(count):
+        for number in (number for number, job in enumerate(places) if job is None):
             executor = submitit.AutoExecutor(folder / LOGS, cluster=launch.cluster)
             executor.update_parameters(**_parameters(launch, number))
             with _apart_from_terminal():
-                jobs.append(Job(launch.cluster, str(executor.submit(worker).job_id), socket.gethostname()))
+                started[number] = Job(launch.cluster, str(executor.submit(worker).job_id), socket.gethostname())
     except Exception as error:
-        for job in jobs:
+        for job in started.values():
             job.cancel()
         raise UsageError(f"--launch {launch.cluster}: the jobs cannot be started: {describe_error(error)}") from error
+    jobs = [job or started[number] for number, job in enumerate(places)]
     with new_file(folder / JOBS) as partial:
         partial.write_text(json.dumps({"worker": asdict(worker), "jobs": [asdict(job) for job in jobs]}, indent=2))
     return jobs

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_variants.common.errors import UsageError
-from sae_variants.common.files import claim_owner
+from sae_variants.common.files import claim_owner, is_claimed
 from sae_variants.common.worker import FAILURES, LAUNCH, failure_of
 from sae_variants.launch.jobs import Job, Worker, jobs_of, launch_folder, require_cluster, start_jobs
 from sae_variants.launch.options import Launch
@@ -75,44 +75,59 @@ def share_work(launch: Launch, module: str, argv: Sequence[str], root: Path, cel
         print(f"attached to {len(jobs)} running jobs: {', '.join(job.number for job in jobs)}")
     else:
         shutil.rmtree(folder / FAILURES, ignore_errors=True)  # what failed before is tried again
+    worker, why = Worker(module, tuple(argv), str(folder)), ""
     starts, left = 0, sum(cell.is_left for cell in cells())
     while left or jobs:
         if not jobs:
             if starts == STARTS:
                 raise UsageError(_why_unfinished(folder, cells))
             starts += 1
-            jobs = start_jobs(launch, min(launch.jobs, left), Worker(module, tuple(argv), str(folder)))
-            print(f"started {len(jobs)} jobs: {', '.join(job.number for job in jobs)}; their logs are in {folder}")
+            jobs = start_jobs(launch, [None] * min(launch.jobs, left), worker)
+            print(f"{why}started {len(jobs)} jobs: {', '.join(job.number for job in jobs)}; their logs are in {folder}")
         if launch.detach:
             print("they go on by themselves: give the same command again to wait for them and to see the results")
             return False
         try:
-            _watch(jobs, folder, cells)
+            _watch(jobs, lambda places: start_jobs(launch, places, worker), folder, cells)
         except KeyboardInterrupt:
             print("\nthe jobs go on: give the same command again to wait for them, or `suite cancel` to end them")
             raise
         jobs, before, left = [], left, sum(cell.is_left for cell in cells())
         starts = starts if left == before else 0
+        why = f"all jobs have ended and {left} cells are left: "
     return True
 
 
-def _watch(jobs: Sequence[Job], folder: Path, cells: Cells) -> None:
-    """Show what is finished and what is in work, until no job runs."""
+def _watch(jobs: list[Job], start: Callable[[Sequence[Job | None]], list[Job]], folder: Path, cells: Cells) -> None:
+    """Show what is finished and what is in work, and start jobs in the place of dead ones, until no job runs."""
     from tqdm import tqdm
 
+    replaced = 0
     with tqdm(total=0, unit="cell", desc="launch") as bar:
         running = True
         while running:
             running = any(job.is_running for job in jobs)  # before the cells, so that the last look sees all of them
             all_cells = list(cells())
             finished = sum(not cell.is_left for cell in all_cells)
+            replaced = replaced if finished == bar.n else 0
             if not bar.total:
                 bar.initial = finished  # so that the time that is left follows from what the jobs finish
             bar.total, bar.n = len(all_cells), finished
             rates = [rate.group() for job in jobs if (rate := re.search(RATE, job.last_line(folder)))]
             bar.set_postfix_str(" | ".join([*in_work(all_cells)[:SHOWN], *rates]))
+            if running and replaced < STARTS and (dead := _replaceable(jobs, folder, all_cells)):
+                replaced += 1
+                jobs = start([None if job == dead else job for job in jobs])
+                bar.write(f"a job died: started another in the place of {dead.number}")
             if running:
                 time.sleep(POLL_SECONDS)
+
+
+def _replaceable(jobs: Sequence[Job], folder: Path, cells: Iterable[Cell]) -> Job | None:
+    """Return a job that died, if something is left that nobody does."""
+    dead = next((job for job in jobs if job.has_died(folder)), None)
+    is_free = dead and any(cell.path and cell.is_left and not is_claimed(cell.path) for cell in cells)
+    return dead if is_free else None
 
 
 def in_work(cells: Iterable[Cell]) -> list[str]:
