@@ -152,6 +152,18 @@ def test_another_number_of_processes_continues(alone, tmp_path):
     check_equal(in_processes(tmp_path, 3, 3, ("temporal",))["temporal"], alone["temporal"], 3)
 
 
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
+    in_processes(tmp_path, 2, 2, ("topk",), last=5)
+    for part in tmp_path.rglob("*.checkpoint/shards/*.safetensors"):
+        part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        in_processes(tmp_path, 2, 2, ("topk",))
+    (checkpoint,) = tmp_path.rglob("*.checkpoint")
+    line = f"UsageError: the checkpoint {checkpoint} cannot be read (CheckpointException): remove it to start anew"
+    assert line in failed.value.stderr.decode()
+
+
 def test_a_checkpoint_that_a_kill_left_beside_its_place_is_found(target, tmp_path):
     plan = make_plan("topk", target, {}, tmp_path)
     backup_of(plan.checkpoint).mkdir(parents=True)

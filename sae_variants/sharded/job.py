@@ -128,6 +128,7 @@ class ShardedJob(Job):
 
     @override
     def resume(self) -> None:
+        from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
         from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -151,7 +152,7 @@ class ShardedJob(Job):
                 numbers[name] for name in ("n_training_steps", "n_training_samples", "n_frac_active_samples")
             )
             trainer.activation_scaler.scaling_factor = numbers["scaling_factor"]
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # torch's is no Exception
             raise self._unreadable(error) from error
         if self.shards.group:  # the first group has the counts of all
             trainer.act_freq_scores.zero_()

@@ -147,7 +147,7 @@ class Job:
         except Exception as error:
             raise self._unreadable(error) from error
 
-    def _unreadable(self, error: Exception) -> UsageError:
+    def _unreadable(self, error: BaseException) -> UsageError:
         reason = f"the checkpoint {self.plan.checkpoint} cannot be read ({type(error).__name__})"
         return UsageError(f"{reason}: remove it to start anew")
 
