@@ -141,9 +141,30 @@ def test_the_picture_draws_a_metric_over_l0(tmp_path, capsys):
     assert (tmp_path / "p.svg").read_text().count("<!-- a -->") == 1, "one line for both L0"
     with pytest.raises(UsageError, match=r"--picture ends with \.png, \.svg, \.pdf, not 'p\.txt'"):
         main([*command, str(tmp_path / "p.txt")])
+    (tmp_path / "q-dark.png").mkdir()
+    with pytest.raises(UsageError, match=r"cannot write .*q-dark\.png; give another --picture"):
+        main([*command, str(tmp_path / "q.png")])
     write(tmp_path / "r" / "more", [made("c", context_size=64)])
-    with pytest.raises(UsageError, match="--picture draws one board, not 2"):
-        main([*command, str(tmp_path / "p.png")])
+    with pytest.raises(UsageError, match=r"one board, not 2: their conditions differ \(core: context_size is \d+ here"):
+        main([*command, str(tmp_path / "p.png"), "--model", "tiny", "--evals", "core"])
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("law.csv", r"not .law\.csv."), ("law", "not 'law'"), ("law.svg", r"of scaling ends with \.png,")],
+)
+def test_a_law_is_not_drawn_in_another_format(name, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = ["leaderboard", "--results", "results/published", "--model", "sandbox", "--evals", "scaling", "--recipe"]
+    with pytest.raises(UsageError, match=says):
+        main([*words, "--sae", "topk", "--picture", str(tmp_path / name)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_boards_of_several_models_are_chosen_by_their_names(tmp_path):
+    write(tmp_path / "r", [made("a"), made("b", model_name="other")])
+    with pytest.raises(UsageError, match=r"one board, not 2: choose with --model \(other, tiny\)"):
+        main(["leaderboard", "--results", str(tmp_path / "r"), "--picture", str(tmp_path / "p.png")])
 
 
 DOCUMENTS = ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "results").glob("*.md")))]

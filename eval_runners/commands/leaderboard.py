@@ -16,7 +16,7 @@ from pathlib import Path
 from eval_runners.commands.report import render_report
 from eval_runners.contract.registry import evaluator_of_type
 from eval_runners.leaderboard.boards import make_boards
-from eval_runners.leaderboard.compare import differences_over_seeds, find_rows, why_separate
+from eval_runners.leaderboard.compare import differences_over_seeds, find_rows, how_to_choose, why_separate
 from eval_runners.leaderboard.documents import fill_blocks
 from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.render import to_csv, to_json, to_markdown
@@ -43,6 +43,8 @@ from eval_runners.store.read import (
     weight_hash_of,
 )
 from eval_runners.store.result import folder_name
+from eval_runners.views.figures import check_pictures, dark_file, write_pictures
+from eval_runners.views.l0_picture import FORMATS, draw_over_l0
 from sae_variants.cli.options import Parser
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import write_atomically
@@ -62,6 +64,8 @@ def main(argv: list[str]) -> int:
         folders = [Path(folder) for folder in args.results] or [PUBLISHED, BASELINES]
         results, _ = read_folders(folders, bool(args.results))
         return max([_fill(Path(file), results, args.check) for file in args.readme])
+    if args.picture:
+        check_pictures(Path(args.picture), FORMATS, "--picture")
     results, broken = read_some(args)
     boards = choose_columns(boards_of(results, args), args)
     for file, option, render in (
@@ -125,12 +129,8 @@ def _fill(file: Path, results: Sequence[Result], check: bool) -> int:
 
 def _draw(file: Path, boards: Sequence[Board]) -> None:
     """Draw the only board: the law of `scaling`, or the first column over L0."""
-    from eval_runners.views.figures import dark_file, write_pictures
-    from eval_runners.views.l0_picture import draw_over_l0
-
     if len(boards) > 1:
-        names = ", ".join(dict.fromkeys(board.model for board in boards))
-        raise UsageError(f"--picture draws one board, not {len(boards)}: choose with --model ({names}) and --evals")
+        raise UsageError(f"--picture draws one board, not {len(boards)}: {how_to_choose(boards)}")
     columns = boards[0].shown
     if not columns:
         raise UsageError("--picture has nothing to draw: no column is shown; choose one with --columns")
@@ -139,7 +139,11 @@ def _draw(file: Path, boards: Sequence[Board]) -> None:
     assert evaluator is not None, "boards hold results of known evaluators only"
     results = [result for row in boards[0].rows for result in row.results.get(evaluation, [])]
     _, files = evaluator.summarize_all(results)
-    if name := next((name for name in files if name.endswith(file.suffix)), None):
+    own = [name for name in files if name.endswith(FORMATS)]
+    if own:
+        if not (name := next((name for name in own if name.endswith(file.suffix.lower())), None)):
+            endings = ", ".join(dict.fromkeys(Path(name).suffix for name in own))
+            raise UsageError(f"--picture of {evaluator.name} ends with {endings}, not {file.name!r}")
         pictures = {"light": files[name], "dark": files[dark_file(Path(name)).name]}
         return write_pictures(file, lambda page: pictures[page], "--picture")
     write_pictures(file, lambda page: draw_over_l0(file, boards[0], columns[0], page), "--picture")

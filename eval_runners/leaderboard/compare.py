@@ -63,6 +63,22 @@ def why_separate(board: Board, row: Row, other_board: Board, other: Row) -> list
     return lines
 
 
+def how_to_choose(boards: Sequence[Board]) -> str:
+    """What separates boards, and how one of them is chosen."""
+    models, hooks = (dict.fromkeys(values) for values in zip(*((b.model, b.hook_name) for b in boards), strict=True))
+    if len(models) > 1:
+        return f"choose with --model ({', '.join(models)})"
+    if len(hooks) > 1:
+        return f"their hooks differ ({', '.join(map(str, hooks))}): give --results with those of one hook"
+    here, there = (board.conditions for board in boards[:2])
+    lines = [
+        f"{name}: {line}" for name in here if name in there for line in describe_differences(here[name], there[name])
+    ]
+    if lines:
+        return f"their conditions differ ({'; '.join(lines)}): give --results with results under one condition"
+    return f"choose with --evals ({', '.join(dict.fromkeys(name for board in boards for name in board.conditions))})"
+
+
 def differences_over_seeds(board: Board, row: Row, other: Row) -> Iterator[dict[str, str]]:
     """Row of a table for every metric that both have for enough common seeds.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_runners.views.styles import INK, PAGES, Page
-from sae_variants.common.files import write_atomically
+from sae_variants.common.errors import UsageError
+from sae_variants.common.files import check_file_writable, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,6 +80,18 @@ def shades(count: int, page: Page) -> list[tuple[float, float, float, float]]:
 def dark_file(file: Path) -> Path:
     """Where the picture for dark pages lies: `headline-dark.png` beside `headline.png`."""
     return file.with_stem(f"{file.stem}-dark")
+
+
+def check_pictures(file: Path, formats: Sequence[str], option: str) -> None:
+    """Refuse, before any work, a picture of another format, or one that `write_pictures` could not write.
+
+    Raises:
+        UsageError: names the formats, or the file; `option` sets it.
+    """
+    if file.suffix.lower() not in formats:
+        raise UsageError(f"{option} ends with {', '.join(formats)}, not {file.name!r}")
+    for path in (file, dark_file(file)):
+        check_file_writable(path, option)
 
 
 def write_pictures(file: Path, draw: Callable[[Page], bytes], option: str) -> None:

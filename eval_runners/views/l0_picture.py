@@ -22,7 +22,7 @@ def draw_over_l0(path: Path, board: Board, column: Column, page: Page) -> bytes:
     """Draw a metric of the trained SAEs of a board over L0; rows of one name are one line.
 
     Args:
-        path: file that the picture is for; its ending chooses the format.
+        path: file that the picture is for; its ending, one of `FORMATS`, chooses the format.
         board: rows to draw.
         column: metric of the vertical axis.
         page: background that the picture, which is transparent, is for.
@@ -31,13 +31,10 @@ def draw_over_l0(path: Path, board: Board, column: Column, page: Page) -> bytes:
         Content of the file.
 
     Raises:
-        UsageError: no picture has that ending, or no row has an L0 and the metric.
+        UsageError: no row has an L0 and the metric.
     """
     from matplotlib.figure import Figure
 
-    kind = path.suffix.lower()
-    if kind not in FORMATS:
-        raise UsageError(f"--picture ends with {', '.join(FORMATS)}, not {path.name!r}")
     lines = _lines(board, column)
     if not lines:
         raise UsageError(f"--picture has nothing to draw: no trained SAE with an L0 has {column.key}")
@@ -58,7 +55,7 @@ def draw_over_l0(path: Path, board: Board, column: Column, page: Page) -> bytes:
         axes.set_ylabel(f"{column.head} {ARROWS[column.metric.better]}")
         axes.grid()
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return to_image(figure, kind.lstrip("."), crop=False, transparent=True)
+        return to_image(figure, path.suffix.lower().lstrip("."), crop=False, transparent=True)
 
 
 def _ticks(levels: Sequence[float]) -> list[int]:
