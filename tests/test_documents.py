@@ -8,6 +8,7 @@ from test_leaderboard import ROOT, board_of, made, over_seeds, write
 from eval_runners.__main__ import main
 from eval_runners.leaderboard.boards import select_columns
 from eval_runners.leaderboard.render import to_markdown
+from eval_runners.scaling import Scaling
 from sae_variants.common.errors import UsageError
 
 README = "before\n<!-- leaderboard --sae a,b -->\nold\n<!-- /leaderboard -->\nafter\n"
@@ -155,6 +156,7 @@ def test_the_picture_draws_a_metric_over_l0(tmp_path, capsys):
 )
 def test_a_law_is_not_drawn_in_another_format(name, says, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(Scaling, "summarize_all", lambda self, results: ([], {"law.csv": b"", "law.png": b""}))
     words = ["leaderboard", "--results", "results/published", "--model", "sandbox", "--evals", "scaling", "--recipe"]
     with pytest.raises(UsageError, match=says):
         main([*words, "--sae", "topk", "--picture", str(tmp_path / name)])
