@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from argparse import ArgumentTypeError
 from functools import partial
 
 import pytest
@@ -273,10 +274,13 @@ def test_logits_are_read_through_the_last_norm(model):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("best:0", "at least one"), ("worst:3", "best:12"), ("3,x", "best:12"), ("", "best:12"), ("33", "has 33 latents")],
-)
+    [
+        ("best:0", "at least one"), ("worst:3", "best:12"), ("3,x", "best:12"), ("1,,2", "best:12"), ("", "best:12"),
+        ("33", "has 33 latents"),
+    ],
+)  # fmt: skip
 def test_impossible_choices_of_latents_are_refused(firing, text, message):
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises((UsageError, ArgumentTypeError), match=message):
         LatentChoice.parse(text).choose(firing, 0)
 
 

@@ -96,9 +96,35 @@ def test_a_latent_of_a_page_is_drawn_whatever_its_text(tmp_path):
         (["--page", "missing.html", "--picture", "p.png"], "missing.html cannot be read"),
         (["--page", "README.md", "--picture", "p.png"], "README.md holds no case study"),
         (["--sae", "topk", "--picture", "p.svg"], "ends with .png, not"),
+        (["--sae", "topk", "--picture", "README.md/p.png"], "cannot write README.md/p.png.* give another --picture"),
+        (["--sae", "topk", "--folder", "f", "--output", "o.html"], "give one of the two"),
+        (
+            ["--page", "p.html", "--picture", "p.png", "--latents", "111,4"],
+            "--latents 111,4: with --page, give the number",
+        ),
+        (["--page", "p.html", "--picture", "p.png", "--latents", "best:3"], "--latents best:3: with --page, give the"),
+        (["--sae", "topk", "--latents", "foo"], "argument --latents: give best:12, random:20, or numbers"),
+        (["--sae", "topk", "--latents", "1,2,9999"], "--latents 9999: the SAE has 1024 latents, numbered from 0"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(options, says, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UsageError, match=says):
         main(["case-study", *options])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"about": {"sae": "a"}, "latents": []}',
+        '{"latents": [{"latent": 1}]}',
+        '{"about": {"sae": "a"}, "latents": [{"latent": 1, "top": [1]}]}',
+    ],
+)
+def test_a_page_without_latents_is_refused(data, tmp_path):
+    (tmp_path / "page.html").write_text(f'<script type="application/json" id="data">{data}</script>')
+    with pytest.raises(UsageError, match="holds no case study with latents"):
+        main(["case-study", "--page", str(tmp_path / "page.html"), "--picture", str(tmp_path / "p.png")])

@@ -26,12 +26,13 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval_runners.harness.find_sae import locate_all, resolve_requests
+from eval_runners.harness.find_sae import known_width, locate_all, resolve_requests
 from eval_runners.harness.fit import load_for_target
 from eval_runners.harness.options import parse_with_overrides
 from eval_runners.harness.target_model import model_loader, require_source
 from eval_runners.measures.latent_choice import LatentChoice
 from eval_runners.views.case_pages import PAGE, case_page, check_case_folder, write_case_folder
+from eval_runners.views.figures import check_pictures, write_pictures
 from sae_variants.cli.options import (
     Parser,
     add_target_options,
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
     from eval_runners.contract.located import LocatedSAE
     from sae_variants.language_model.target import Target
 
+LATENTS, OUTPUT = "best:12", "case-study.html"
+"""Defaults of `--latents` and `--output`."""
+
 
 def main(argv: list[str]) -> int:
     """Write the page.
@@ -57,8 +61,8 @@ def main(argv: list[str]) -> int:
     """
     parser = _parser()
     args, overrides = parse_with_overrides(parser, argv)
-    if args.picture and Path(args.picture).suffix != ".png":
-        raise UsageError(f"--picture ends with .png, not {Path(args.picture).name!r}")
+    if args.picture:
+        check_pictures(Path(args.picture), (".png",), "--picture")
     if args.page:
         return _draw_from_page(args)
     if not args.sae:
@@ -68,7 +72,9 @@ def main(argv: list[str]) -> int:
     if len(set(args.sae)) < len(args.sae):
         raise UsageError(f"--sae {args.sae[0]} is given twice: give two SAEs, or the folders of two seeds")
     if args.folder is None:
-        check_file_writable(Path(args.output), "--output")
+        check_file_writable(Path(args.output or OUTPUT), "--output")
+    elif args.output:
+        raise UsageError("--folder writes files in place of the page that --output writes: give one of the two")
     else:
         check_case_folder(Path(args.folder), "--folder")
     hide_host_warnings()
@@ -81,11 +87,16 @@ def main(argv: list[str]) -> int:
             f"--sae twice shows SAEs on text, and {target.name} is synthetic: give one, and a page for each"
         )
     requests = resolve_requests(args.sae, target, overrides, seeds=[args.seed], trained=args.trained)
-    _write(args, _describe(args, target, device, locate_all(requests, device)))
+    choice = args.latents or LatentChoice.parse(LATENTS)
+    if width := known_width(requests[0]):
+        choice.check_exist(width)
+    _write(args, _describe(args, choice, target, device, locate_all(requests, device)))
     return 0
 
 
-def _describe(args: Namespace, target: Target, device: str, located: list[LocatedSAE]) -> dict[str, Any]:
+def _describe(
+    args: Namespace, choice: LatentChoice, target: Target, device: str, located: list[LocatedSAE]
+) -> dict[str, Any]:
     """Measure the latents of one SAE, or matched latents of two."""
     from eval_runners.measures.latent_sheet import describe_latents
     from eval_runners.measures.matched_latents import describe_matched_latents
@@ -94,10 +105,10 @@ def _describe(args: Namespace, target: Target, device: str, located: list[Locate
 
     model = model_loader(target, device)()
     saes = [load_for_target(each, target, model, device, args.context_size) for each in located]
-    text = args.latents, args.n_contexts, args.context_size, args.seed
+    text = choice, args.n_contexts, args.context_size, args.seed
     if target.synthetic:
         sample = Sample(args.n_contexts, args.context_size, args.seed)
-        data = describe_true_latents(saes[0], target, model, args.latents, sample)
+        data = describe_true_latents(saes[0], target, model, choice, sample)
     elif len(saes) == 1:
         data = describe_latents(saes[0], target, model, *text)
     else:
@@ -117,20 +128,20 @@ def _draw_from_page(args: Namespace) -> int:
 
     if args.sae or not args.picture:
         raise UsageError("--page goes with --picture, and without --sae: it draws a latent of that page")
+    choice = args.latents
+    if choice and (choice.how != "numbers" or len(choice.numbers) > 1):
+        raise UsageError(f"--latents {choice.text}: with --page, give the number of the one latent that is drawn")
     data = read_page(Path(args.page))
-    if args.latents.how == "numbers":
+    if choice:
         known = {row["latent"]: row for row in data["latents"]}
-        if args.latents.numbers[0] not in known:
-            raise UsageError(
-                f"--latents {args.latents.numbers[0]} is not on {args.page}: it has {', '.join(map(str, known))}"
-            )
-        data["latents"] = [known[args.latents.numbers[0]]]
+        if choice.numbers[0] not in known:
+            raise UsageError(f"--latents {choice.text} is not on {args.page}: it has {', '.join(map(str, known))}")
+        data["latents"] = [known[choice.numbers[0]]]
     _draw(args, data)
     return 0
 
 
 def _draw(args: Namespace, data: dict[str, Any]) -> None:
-    from eval_runners.views.figures import write_pictures
     from eval_runners.views.latent_picture import draw_latent
 
     row, sae = data["latents"][0], data["about"]["sae"]
@@ -138,18 +149,18 @@ def _draw(args: Namespace, data: dict[str, Any]) -> None:
 
 
 def _write(args: Namespace, data: dict[str, Any]) -> None:
-    """Write the page or the folder, print its size, and draw the picture."""
-    if args.picture:
-        _draw(args, data)
+    """Write the page or the folder, print its size, and draw the picture, which a latent may not have."""
     count = len(data["latents"])
     if args.folder is not None:
         folder = Path(args.folder)
         size = write_case_folder(data, folder, "--folder")
         print(f"{folder / PAGE}: {count} latents in files of their own, {size / 2**20:.1f} MiB together")
-        return
-    text = case_page(data)
-    write_atomically(Path(args.output), text, "--output")
-    print(f"{args.output}: {count} latents, {len(text.encode()) / 2**20:.1f} MiB")
+    else:
+        text, file = case_page(data), args.output or OUTPUT
+        write_atomically(Path(file), text, "--output")
+        print(f"{file}: {count} latents, {len(text.encode()) / 2**20:.1f} MiB")
+    if args.picture:
+        _draw(args, data)
 
 
 def _parser() -> Parser:
@@ -164,11 +175,10 @@ def _parser() -> Parser:
     parser.add_argument(
         "--latents",
         type=LatentChoice.parse,
-        default="best:12",
         metavar="CHOICE",
-        help="Latents to show: best:N, random:N, or numbers (default: %(default)s).",
+        help=f"Latents to show: best:N, random:N, or numbers (default: {LATENTS}).",
     )
-    parser.add_argument("--output", default="case-study.html", metavar="FILE", help="The page (default: %(default)s).")
+    parser.add_argument("--output", metavar="FILE", help=f"The page (default: {OUTPUT}).")
     parser.add_argument("--folder", metavar="DIR", help="Folder to write in place of one page, for many latents.")
     parser.add_argument("--picture", metavar="FILE", help="Draw the first latent, too.")
     parser.add_argument("--page", metavar="PAGE", help="Page written before, from which --picture draws a latent.")

@@ -18,7 +18,9 @@ from eval_runners.contract.located import LocatedSAE
 from eval_runners.harness.saved_sae import check_source, locate_name
 from sae_variants.common.errors import UsageError
 from sae_variants.formats.hub import parse_hub_id
+from sae_variants.formats.source import is_folder
 from sae_variants.language_model.target import Target
+from sae_variants.registry.saved_config import CONFIG, read_config
 from sae_variants.registry.variants import scorable_names
 from sae_variants.training.grid import GridPoint, make_plans
 from sae_variants.training.plan import RECORD, Plan
@@ -76,6 +78,17 @@ def resolve_requests(
         planned = [SAERequest(name, plan) for plan in plans if plan.full_name == name]
         requests += planned if name in known else [SAERequest(name)]
     return requests
+
+
+def known_width(request: SAERequest) -> int | None:
+    """Number of latents of a requested SAE, where it is known before the SAE is trained or fetched."""
+    plan = request.plan
+    folder = plan.sae_folder if plan else Path(request.name)
+    if is_folder(str(folder)) and (folder / CONFIG).is_file():
+        width = read_config(folder).get("d_sae")
+    else:
+        width = plan.values.get("d_sae") if plan and not plan.part else None
+    return width if type(width) is int else None
 
 
 def locate_requests(

@@ -5,6 +5,7 @@ Shapes: S = d_sae, E firings.
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -33,15 +34,15 @@ class LatentChoice:
         """Read `best:N`, `random:N` or numbers.
 
         Raises:
-            UsageError: anything else.
+            ArgumentTypeError: anything else; the message names the forms.
         """
         how, colon, count = text.partition(":")
         numbers = [count] if colon else text.split(",")
         if (colon and how not in ("best", "random")) or not all(part.strip().isdecimal() for part in numbers):
-            raise UsageError(f"--latents is best:12, random:20, or numbers like 3,17,40, not {text!r}")
+            raise ArgumentTypeError(f"give best:12, random:20, or numbers like 3,17,40, not {text!r}")
         values = tuple(dict.fromkeys(int(part) for part in numbers))
         if colon and values[0] < 1:
-            raise UsageError(f"--latents {text}: there must be at least one")
+            raise ArgumentTypeError(f"{text}: there must be at least one")
         return cls(text, ("best" if how == "best" else "random") if colon else "numbers", values)
 
     def check_exist(self, d_sae: int) -> None:

@@ -24,6 +24,8 @@ WIDTH, HEIGHT = 902, 363
 CHARACTER = 8
 """Pixels. Tokens are drawn one by one: within words they would part if they did not start at whole pixels."""
 TEXT = Colour("#1d1f23", "#e6e7ea")
+DRAWN = ("label", "score", "density", "max", "raised", "lowered", "histogram")
+"""What is drawn of a latent, beside its contexts."""
 SHADE, DARKEST = "#f08c1e", {"light": 0.85, "dark": 0.5}
 """Colour behind tokens, and its opacity at the latent's largest activation, as on the page."""
 
@@ -39,12 +41,25 @@ def read_page(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--page {file} cannot be read: give a page that case-study wrote") from error
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    data = json.loads(found[1]) if found else {}
-    if not isinstance(data, dict) or not isinstance(data.get("latents"), list):
-        raise UsageError(f"--page {file} holds no case study: give a page that case-study wrote")
+    try:
+        data = json.loads(found[1]) if found else {}
+    except ValueError:
+        data = {}
+    if not _is_case_study(data):
+        raise UsageError(f"--page {file} holds no case study with latents: give a page that case-study wrote")
     if any("file" in row for row in data["latents"]):
         raise UsageError(f"--page {file} is that of a --folder, whose latents lie in other files: give one page")
     return data
+
+
+def _is_case_study(data: Any) -> bool:
+    """Whether a page's data has an SAE with latents that can be drawn, as far as they have contexts."""
+    match data:
+        case {"about": {"sae": str()}, "latents": [*rows]} if rows:
+            return all(isinstance(row, dict) and "latent" in row for row in rows) and all(
+                name in row for row in rows if row.get("top") for name in DRAWN
+            )
+    return False
 
 
 def draw_latent(row: dict[str, Any], sae: str, page: Page) -> bytes:
