@@ -127,6 +127,9 @@ def test_every_panel_of_a_latent_is_drawn(driver, plain, two_levels, tmp_path):
     search(driver, "9")
     assert chosen(driver) == 9
     assert "does not fire on this text" in run(driver, "document.getElementById('latent').textContent")
+    text = run(driver, "document.getElementById('about').textContent")
+    assert "Listed first" not in text, "they were chosen by number"
+    assert not any(head.startswith("Children") for head in found), "it has none"
     shown_page(driver, two_levels, tmp_path)
     assert any(head.startswith("Children: 2") for head in heads(driver))
     assert run(driver, "document.querySelectorAll('.tree details').length") == 2

@@ -63,7 +63,11 @@ def test_precision_and_recall_are_those_of_the_firing(target):
     either = int((fires[:, 0] | fires[:, 1]).sum())
     assert truth["precision"] == pytest.approx(int(fires[:, 0].sum()) / either)
     assert truth["recall"] == 1
-    assert {feature for feature, _, _ in truth["there"][:2]} == {0, 1}
+    shares = {feature: share for feature, share, _ in truth["there"]}
+    assert {*list(shares)[:2]} == {0, 1}
+    assert shares[0] == truth["precision"], "one number, to the last digit"
+    excess = [share - rate for _, share, rate in truth["there"]]
+    assert excess == sorted(excess, reverse=True)
 
 
 def trees():
@@ -101,6 +105,7 @@ def test_the_page_shows_the_truth(driver, target, tmp_path):
     assert "As a detector of it the latent has F1 1:" in text
     assert "3 as in the true tree" in text
     assert text.count("✓ true child of this latent's feature") == 3
+    assert "the largest excess over their rate first" in text
     assert "undefined" not in text
     assert "NaN" not in text
     assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")

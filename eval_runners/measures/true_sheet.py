@@ -158,7 +158,7 @@ class TrueSheet:
         fires_N[tokens_E] = True
         both_F = torch.bincount(self.feature_P[fires_N[self.token_P]], minlength=len(cosine_F))
         both, of_latent, of_feature = int(both_F[feature]), len(tokens_E), int(self.count_F[feature])
-        rate_F, share_F = self.count_F / n, both_F / max(of_latent, 1)
+        rate_F, share_F = self.count_F.double() / n, both_F.double() / max(of_latent, 1)
         often = (share_F - rate_F).topk(min(SHOWN_FEATURES, len(cosine_F))).indices.tolist() if of_latent else []
         parent = NONE if self.parent_F is None else int(self.parent_F[feature])
         half_lives_F = self.data.half_lives_F

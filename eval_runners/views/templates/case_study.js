@@ -134,7 +134,6 @@ function child(row, twoLevels, canLink) {
 
 function tree(r, twoLevels, canLink) {
   const c = r.children;
-  if (!c.count) return titled("Children", make("p", "It has none.", { class: "soft" }));
   const most = c.rows.length < c.alive ? `; the ${c.rows.length} that tell most about its firing` : "";
   return titled(`Children: ${c.count}, of which ${c.alive} fire${most}`, make("ul", null, { class: "tree" }, ...c.rows.map(row => child(row, twoLevels, canLink))));
 }
@@ -149,14 +148,13 @@ function truth(r) {
   if (t.parent !== null) parts.push(`feature ${t.parent} as its parent`);
   const detects = t.f1 === null ? [] : [make("p", `As a detector of it the latent has F1 ${number(t.f1)}: the feature is there on ${percent(t.precision)} of the tokens on which the latent fires (precision), and the latent fires on ${percent(t.recall ?? 0)} of the feature's (recall).`)];
   const lists = make("div", null, { class: "panels" },
-    ...(t.there.length ? [titled("Features there where it fires (share of its tokens; of all tokens)", make("ul", null, { class: "bars" }, ...t.there.map(([f, share, rate]) => bar(named(f), `${percent(share)}; ${percent(rate)}`, share))))] : []),
+    ...(t.there.length ? [titled("Features there where it fires, the largest excess over their rate first (share of its tokens; of all tokens)", make("ul", null, { class: "bars" }, ...t.there.map(([f, share, rate]) => bar(named(f), `${percent(share)}; ${percent(rate)}`, share))))] : []),
     titled("Features next to it (cosine)", make("ul", null, { class: "bars" }, ...t.nearest.map(([f, cosine]) => bar(named(f), cosine.toFixed(2), Math.abs(cosine))))),
     ...(r.histogram ? [titled("How strongly it fires", histogram(r.histogram))] : []));
   return [titled("Nearest true feature", make("p", `${parts.join(", ")}.`), ...detects), lists];
 }
 
 function trueTree(c, twoLevels, canLink) {
-  if (!c.count) return titled("Children", make("p", "It has none.", { class: "soft" }));
   const verdict = { true: "✓ true child of this latent's feature: ", false: "✗ no child of this latent's feature: ", same: "= this latent's feature itself: ", null: "" };
   const found = c.right === null ? "" : `; ${c.right} as in the true tree`;
   const rows = c.rows.map(row => make("li", null, {}, make("span", verdict[row.edge]), make("code", named(row.feature, row.cosine)),
@@ -169,10 +167,10 @@ function article(r, about, canLink = true) {
   const found = make("article", null, { id: canLink ? "article" : "match", "aria-label": name });
   if (isPair) found.append(make("p", about.sae, { class: "sae" }));
   found.append(make("h2", `Latent ${r.latent}`, {}, ...(r.label ? [make("code", shown(r.label))] : [])));
-  found.append(make("p", r.density ? `Fires on ${percent(r.density)} of tokens, with an activation of at most ${number(r.max)}. Ablating it lowers the explained variance by ${percent(Math.max(r.gain, 0))}: rank ${r.rank} of ${about.d_sae.toLocaleString("en")} latents.` : `It does not fire on ${r.truth ? "these tokens" : "this text"}.`, { class: "soft" }));
+  found.append(make("p", r.density ? `Fires on ${percent(r.density)} of tokens, with an activation of at most ${number(r.max)}. Over all tokens, ablating it lowers the explained variance by ${percent(Math.max(r.gain, 0))}: rank ${r.rank} of ${about.d_sae.toLocaleString("en")} latents.` : `It does not fire on ${r.truth ? "these tokens" : "this text"}.`, { class: "soft" }));
   if (r.parent) found.append(make("p", "Child of latent ", {}, reference(...r.parent, canLink)));
   if (r.truth) found.append(...truth(r));
-  if (r.true_children) found.append(trueTree(r.true_children, about.two_levels, canLink));
+  if (r.true_children?.count) found.append(trueTree(r.true_children, about.two_levels, canLink));
   if (r.top) found.append(patterns(r.patterns));
   const upper = [], lower = make("div", null, { class: "panels" });
   const strongest = r.top ? [titled("Contexts with its largest activations", contexts(r.top, r.max))] : [];
@@ -183,7 +181,7 @@ function article(r, about, canLink = true) {
   found.append(make("div", null, { class: isPair ? "panels" : "panels top" }, ...upper), ...strongest);
   if (r.top) {
     for (const part of r.lower) found.append(titled(`Contexts near the ${100 * part.quantile} % quantile of the others`, contexts(part.excerpts, r.max)));
-    if (r.children) found.append(tree(r, about.two_levels, canLink));
+    if (r.children?.count) found.append(tree(r, about.two_levels, canLink));
   }
   lower.append(related("Nearest decoder rows (cosine)", r.nearest, canLink));
   if (r.density) lower.append(related("Correlated activations (Pearson)", r.correlated, canLink), related("Fire together (share of the tokens of either)", r.together, canLink));
@@ -333,7 +331,7 @@ function start() {
   const title = isPair ? `Latents of ${a.sae} beside those of ${a.other.sae}` : `Latents of ${a.sae}`;
   byId("title").textContent = document.title = title;
   const sizes = isPair ? `${a.sae}: ${count(a)}; ${a.other.sae}: ${count(a.other)}` : count(a);
-  byId("about").textContent = `${sizes} on ${a.tokens.toLocaleString("en")} ${a.features ? "sampled" : "held-out"} tokens in ${a.contexts} contexts. ${a.model}, ${a.hook}.` + (a.features ? ` Its ${a.features.toLocaleString("en")} features are known, and there is no text.` : "") + (a.latents.startsWith("best") ? " Listed are those that explain the most variance per token on which they fire." : a.latents.startsWith("random") ? " Listed is a random sample." : "");
+  byId("about").textContent = `${sizes} on ${a.tokens.toLocaleString("en")} ${a.features ? "sampled" : "held-out"} tokens in ${a.contexts} contexts. ${a.model}, ${a.hook}.` + (a.features ? ` Its ${a.features.toLocaleString("en")} features are known, and there is no text.` : "") + (a.latents.startsWith("best") ? " Listed first is the latent that explains the most variance per token on which it fires. Ranks are by the variance that a latent explains over all tokens, so a rare latent can be listed first and rank low." : a.latents.startsWith("random") ? " Listed is a random sample." : "");
   if (a.features) byId("help").querySelector("p").textContent = "There is no text: the synthetic model adds up true features, and which ones are there on a token is known. A latent is compared with the feature whose direction is nearest to its decoder row; precision, recall and F1 are those of the latent as a detector of that feature.";
   if (a.features) byId("help").querySelectorAll("p")[1].remove();
   byId("heads").append(...["latent", a.features ? "nearest feature" : "patterns or tokens", "fires on", isPair ? "cosine" : "F1"].map(head => make("span", head)));
