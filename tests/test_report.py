@@ -252,6 +252,30 @@ def test_lines_are_connected_the_front_is_marked_and_controls_are_clipped(driver
 
 
 @needs_chromium
+def test_architectures_of_one_colour_have_other_dashes(driver, tmp_path):
+    names = ["refined", "hierarchical", "hierarchical:lower"]
+    found = [
+        result
+        for name in names
+        for l0 in (30.0, 60.0)
+        for result in over_seeds(f"{name}[k={l0:.0f}]", [0.9, 0.91], l0=l0)
+    ]
+    (tmp_path / "page.html").write_text(render_report(make_boards(found), []))
+    at(driver, tmp_path / "page.html", "#metric=core.ce_loss_score")
+    lines = "return document.querySelector('#over .plot').data.filter(t => t.mode === 'lines+markers').map(t => [t.name, t.line.color, t.line.dash])"
+    looks = {name: (colour, dash) for name, colour, dash in driver.execute_script(lines)}
+    assert set(looks) == set(names)
+    assert len({colour for colour, _ in looks.values()}) == 1
+    assert looks["refined"][1] == "solid"
+    legend = "return [...document.querySelectorAll('#names line')].map(e => e.getAttribute('stroke-dasharray'))"
+    dashes = driver.execute_script(legend)
+    assert sorted(dashes) == sorted(
+        "none" if dash == "solid" else dash.replace("px", "").replace(",", " ") for _, dash in looks.values()
+    )
+    assert len(set(dashes)) == 3
+
+
+@needs_chromium
 def test_published_curves_stand_behind_ours_in_grey(driver, tmp_path):
     others = [made("other", ce=0.85), made("other[k=60]", ce=0.9, l0=60.0)]
     for result in others:

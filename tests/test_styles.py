@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from eval_runners.views.figures import shades
+from eval_runners.views.grid_picture import _line_styles
 from eval_runners.views.page import TEMPLATES
-from eval_runners.views.styles import COLOURS, GREY, INK, KNOWN, MARKERS, PAGES, styles_of
+from eval_runners.views.styles import COLOURS, DASHES, GREY, INK, KNOWN, MARKERS, PAGES, styles_of
 from sae_variants import names
 
 PRINT = ("stock:batchtopk", "temporal", "refined", "topk", "stock:topk", "stock:matryoshka_batchtopk", "tree")
@@ -73,6 +74,27 @@ def test_no_two_of_a_page_share_colour_and_marker():
     styles = styles_of([*KNOWN, *others, "SAEBench/batchtopk"])
     assert len(set(styles.values())) == len(styles)
     assert {name: styles[name] for name in KNOWN} == KNOWN
+
+
+def test_no_two_known_architectures_share_colour_and_dashes_or_colour_and_marker():
+    assert len({(style.colour, style.dash) for style in KNOWN.values()}) == len(KNOWN)
+    assert len({(style.colour, style.marker) for style in KNOWN.values()}) == len(KNOWN)
+    assert {style.dash for style in KNOWN.values()} <= DASHES.keys()
+    assert len(set(DASHES.values())) == len(DASHES)
+
+
+def test_unknown_architectures_take_colour_and_dashes_that_are_free():
+    free = len(COLOURS) * len(DASHES) - sum(style.colour != GREY for style in KNOWN.values())
+    styles = styles_of([*KNOWN, *(f"other/{number}" for number in range(free))])
+    assert len({(style.colour, style.dash) for style in styles.values()}) == len(styles)
+
+
+def test_pictures_draw_the_dashes():
+    figure_styles = _line_styles(["refined", "hierarchical", "hierarchical:lower", "refined[k=1]"])
+    looks = [(style["color"], style["linestyle"]) for style in figure_styles.values()]
+    assert len(set(looks[:3])) == 3
+    assert len({str(style) for style in figure_styles.values()}) == 4
+    assert looks[1] == (KNOWN["hierarchical"].colour.light, (0, DASHES["dash"]))
 
 
 def test_what_is_drawn_together_differs_in_grey_print():

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     Scored = tuple[LocatedSAE, Result]
 
 PANELS_PER_ROW = 3
-DASHES = ("-", "--", ":", "-.")
-"""Line styles of the lines of one architecture, which share its colour and marker."""
+FILLS = ("full", "none", "left", "top", "right", "bottom")
+"""Fills of the markers of the lines of one architecture, which share its colour, marker and dashes."""
+WIDTHS = (1.5, 2.5, 0.8)
+"""Widths of its lines, where there are more of them than fills."""
 FORMATS = (".png", ".svg", ".pdf")
 
 
@@ -117,19 +119,19 @@ def _lines(scored: Sequence[Scored], fields: Sequence[str]) -> dict[str, dict[An
 
 
 def _line_styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Label of a line -> arguments of matplotlib; lines of one architecture differ in their dashes and fill."""
+    """Label of a line -> arguments of matplotlib; lines of one architecture differ in fill and width."""
     labels = list(labels)
     names = [architecture_of(label) for label in labels]
     styles = styles_of(names)
     drawn = {}
     for position, (label, name) in enumerate(zip(labels, names, strict=True)):
         style, number = styles[name], names[:position].count(name)
-        fill = "none" if number // len(DASHES) % 2 else "full"
         drawn[label] = {
             "color": style.colour.light,
             "marker": style.matplotlib_marker,
-            "fillstyle": fill,
-            "linestyle": DASHES[number % len(DASHES)],
+            "fillstyle": FILLS[number % len(FILLS)],
+            "linestyle": style.matplotlib_dash,
+            "linewidth": WIDTHS[number // len(FILLS) % len(WIDTHS)],
         }
     return drawn
 

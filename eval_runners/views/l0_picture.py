@@ -46,7 +46,8 @@ def draw_over_l0(path: Path, board: Board, column: Column, page: Page) -> bytes:
             style = styles[architecture_of(name)]
             levels, means, halves = zip(*points, strict=True)
             look = {"color": style.colour.on(page), "marker": style.matplotlib_marker, "markersize": 6}
-            axes.errorbar(levels, means, halves, label=name, linewidth=1.8, capsize=3, **look)
+            look |= {"linestyle": style.matplotlib_dash, "linewidth": 1.8}
+            axes.errorbar(levels, means, halves, label=name, capsize=3, **look)
         axes.set_xscale("log")
         ticks = _ticks([l0 for points in lines.values() for l0, _, _ in points])
         axes.set_xticks(ticks, labels=[str(tick) for tick in ticks])

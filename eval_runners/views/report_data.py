@@ -11,7 +11,7 @@ from eval_runners.leaderboard.render import board_title, describe_conditions, fo
 from eval_runners.leaderboard.rows import OLDER, SWEPT_FIELDS, Column, Row
 from eval_runners.leaderboard.select import has_l0_near
 from eval_runners.store.logs import Line
-from eval_runners.views.styles import CONTROLS, architecture_of, styles_of
+from eval_runners.views.styles import CONTROLS, DASHES, architecture_of, styles_of
 from sae_variants.registry.plugins import read_summary
 
 OTHER = "further"
@@ -69,7 +69,7 @@ def describe_board(board: Board, logs: Mapping[str, Sequence[Line]]) -> dict[str
         "columns": [_describe_column(column) for column in board.shown],
         "curves": list(curves.values()),
         "groups": [_group_title(group) for group in board.levels],
-        "styles": {name: [*style.colour, style.marker] for name, style in styles.items()},
+        "styles": {name: [*style.colour, style.marker, *DASHES[style.dash]] for name, style in styles.items()},
         "rows": [
             _describe_row(board, row, group_of.get(id(row)), in_curves) | {"logs": _describe_logs(row, logs)}
             for row in board.rows

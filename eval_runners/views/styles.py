@@ -1,15 +1,16 @@
-"""One colour and one marker for every architecture, the same in the report and in all pictures.
+"""One colour, one marker and one dash pattern for every architecture, the same in the report and in all pictures.
 
 A colour has a shade for light pages and one for dark pages. In each the colours are separated in simulations of
-protanopia, deuteranopia and tritanopia; architectures that are often drawn together differ in their markers, too, so
-that they can be told apart in grey print.
+protanopia, deuteranopia and tritanopia. There are more architectures than such colours: those that share a colour have
+other dashes and markers, and those that are often drawn together have other markers, so that they can be told apart in
+grey print.
 Source: simulation by Machado, Oliveira and Fernandes, IEEE TVCG 15(6), 2009. Pure: imports no torch, no matplotlib.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 from zlib import crc32
 
 Page = Literal["light", "dark"]
@@ -56,6 +57,14 @@ MARKERS = {
     "diamond-tall": "d",
 }
 """Marker in Plotly -> in matplotlib."""
+DASHES: dict[str, tuple[float, ...]] = {
+    "solid": (),
+    "dash": (6, 3),
+    "dot": (1.5, 2.5),
+    "dashdot": (8, 2.5, 1.5, 2.5),
+    "dashdotdot": (8, 2.5, 1.5, 2.5, 1.5, 2.5),
+}
+"""Pattern of a line -> lengths of its dashes and gaps: pixels on a page, line widths in matplotlib."""
 
 
 class Style(NamedTuple):
@@ -64,11 +73,18 @@ class Style(NamedTuple):
     colour: Colour
     marker: str
     """A key of `MARKERS`."""
+    dash: str = "solid"
+    """A key of `DASHES`."""
 
     @property
     def matplotlib_marker(self) -> str:
         """The marker's name in matplotlib."""
         return MARKERS[self.marker]
+
+    @property
+    def matplotlib_dash(self) -> Any:
+        """The line's style in matplotlib."""
+        return (0, DASHES[self.dash]) if DASHES[self.dash] else "-"
 
 
 KNOWN = {
@@ -80,21 +96,21 @@ KNOWN = {
     "stock:matryoshka_batchtopk": Style(GOLD, "triangle-down"),
     "tree": Style(VIOLET, "star"),
     "stock:standard": Style(BROWN, "x"),
-    "stock:jumprelu": Style(RUST, "triangle-left"),
-    "stock:gated": Style(GREEN, "triangle-right"),
-    "stock:matching_pursuit": Style(GOLD, "octagon"),
-    "hierarchical": Style(SKY, "pentagon"),
-    "hierarchical:lower": Style(SKY, "hexagon"),
-    "dual_adaptive": Style(BROWN, "pentagon"),
-    "dual_adaptive:lower": Style(BROWN, "hexagon"),
-    "learnable_dual": Style(VIOLET, "pentagon"),
-    "learnable_dual:lower": Style(VIOLET, "hexagon"),
-    "panneal": Style(VIOLET, "octagon"),
+    "stock:jumprelu": Style(RUST, "triangle-left", "dash"),
+    "stock:gated": Style(GREEN, "triangle-right", "dash"),
+    "stock:matching_pursuit": Style(GOLD, "octagon", "dash"),
+    "hierarchical": Style(SKY, "pentagon", "dash"),
+    "hierarchical:lower": Style(SKY, "hexagon", "dot"),
+    "dual_adaptive": Style(BROWN, "pentagon", "dash"),
+    "dual_adaptive:lower": Style(BROWN, "hexagon", "dot"),
+    "learnable_dual": Style(VIOLET, "pentagon", "dash"),
+    "learnable_dual:lower": Style(VIOLET, "hexagon", "dot"),
+    "panneal": Style(VIOLET, "octagon", "dashdot"),
     "random": Style(GREY, "circle"),
-    "pca": Style(GREY, "square"),
-    "frozen_decoder": Style(GREY, "triangle-up"),
-    "frozen_encoder": Style(GREY, "triangle-down"),
-    "soft_frozen_decoder": Style(GREY, "diamond"),
+    "pca": Style(GREY, "square", "dash"),
+    "frozen_decoder": Style(GREY, "triangle-up", "dot"),
+    "frozen_encoder": Style(GREY, "triangle-down", "dashdot"),
+    "soft_frozen_decoder": Style(GREY, "diamond", "dashdotdot"),
 }
 """Architecture -> style."""
 PUBLISHED = {"matryoshka": "stock:matryoshka_batchtopk"}
@@ -118,15 +134,17 @@ def styles_of(architectures: Iterable[str]) -> dict[str, Style]:
         architectures: names; repeated ones count once.
 
     Returns:
-        Architecture -> style, in alphabetical order. No two are equal while there are styles left (112).
+        Architecture -> style, in alphabetical order. No two have one colour and dash while there are such pairs left
+        (40), and no two are equal while there are styles left (560).
     """
     names = sorted(set(architectures))
     chosen = {name: KNOWN[name] for name in names if name in KNOWN}
     for name in names:
         if name not in chosen:
-            used = set(chosen.values())
+            used, pairs = set(chosen.values()), {(style.colour, style.dash) for style in chosen.values()}
             wanted = list(_wanted_styles(name))
-            chosen[name] = next((style for style in wanted if style not in used), wanted[0])
+            fresh = [style for style in wanted if style not in used] or wanted
+            chosen[name] = next((style for style in fresh if (style.colour, style.dash) not in pairs), fresh[0])
     return {name: chosen[name] for name in names}
 
 
@@ -136,6 +154,6 @@ def _wanted_styles(name: str) -> Iterator[Style]:
     for known in (PUBLISHED.get(published, f"stock:{published}"), published):
         if "/" in name and known in KNOWN:
             yield KNOWN[known]
-    every = [Style(colour, marker) for marker in MARKERS for colour in COLOURS]
+    every = [Style(colour, marker, dash) for dash in DASHES for marker in MARKERS for colour in COLOURS]
     start = crc32(name.encode()) % len(every)
     yield from every[start:] + every[:start]

@@ -118,7 +118,7 @@ function choose(number) {
     const label = document.createElement("label"), box = document.createElement("input");
     box.type = "checkbox"; box.value = name;
     box.onchange = () => { box.checked ? state.hidden.delete(name) : state.hidden.add(name); draw(); };
-    label.append(box, glyph(style), name);
+    label.append(box, glyph(style, true), name);
     return label;
   }), ...[["all", []], ["none", Object.keys(board.styles)]].map(([name, hidden]) => {
     const button = document.createElement("button");

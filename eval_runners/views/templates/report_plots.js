@@ -4,8 +4,8 @@ const escaped = text => String(text).replace(/[&<>]/g, c => ({ "&": "&amp;", "<"
 const short = text => escaped(text.length > 34 ? `${text.slice(0, 18)}…${text.slice(-14)}` : text);
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 function styleOf(board, row) {
-  const [light, dark, marker] = board.styles[row.architecture] || [css("--soft"), css("--soft"), "circle"];
-  return [isDark() ? dark : light, marker];
+  const [light, dark, marker, ...lengths] = board.styles[row.architecture] || [css("--soft"), css("--soft"), "circle"];
+  return [isDark() ? dark : light, marker, lengths.length ? lengths.map(n => `${n}px`).join(",") : "solid"];
 }
 const faded = (colour, alpha) => colour + Math.round(255 * alpha).toString(16).padStart(2, "0");
 
@@ -112,7 +112,7 @@ function drawOverL0(plot, board, column, rows, headline) {
   const narrow = mainSizes(board, column), named = new Set();
   const isBehind = r => headline && r.source && saes.some(other => !other.source && !other.untrained.length);
   for (const all of [...lines.values()].sort((a, b) => Boolean(isBehind(b[0])) - Boolean(isBehind(a[0])))) {
-    const own = all.filter(inside), [ownColour, symbol] = styleOf(board, all[0]), behind = isBehind(all[0]), colour = behind ? css("--soft") : ownColour, untrained = all[0].untrained.length > 0;
+    const own = all.filter(inside), [ownColour, symbol, dash] = styleOf(board, all[0]), behind = isBehind(all[0]), colour = behind ? css("--soft") : ownColour, untrained = all[0].untrained.length > 0;
     if (!own.length) continue;
     const x = own.map(r => r.l0), y = own.map(r => r.values[key].at), half = own.map(r => r.values[key].half || 0);
     const side = !untrained && narrow && (all[0].d_sae !== narrow[0] || all[0].kind !== all[0].architecture);
@@ -121,7 +121,7 @@ function drawOverL0(plot, board, column, rows, headline) {
       x: [...x, ...[...x].reverse()], y: [...y.map((v, i) => v + half[i]), ...y.map((v, i) => v - half[i]).reverse()] });
     traces.push({ type: "scatter", mode: own.length > 1 ? "lines+markers" : "markers", name: short(all[0].kind), showlegend: !named.has(all[0].kind), x, y,
       ...(!banded && !behind && half.some(h => h) ? { error_y: { type: "data", array: half, thickness: 1.2, width: 3, color: colour } } : {}),
-      opacity: behind ? 0.55 : 1, line: { color: colour, width: behind ? 1 : headline ? 2 : 1.5, dash: untrained ? "dot" : side ? "dash" : "solid" },
+      opacity: behind ? 0.55 : side ? 0.7 : 1, line: { color: colour, width: behind || side ? 1 : headline ? 2 : 1.5, dash },
       marker: { color: colour, symbol: symbol + (untrained ? "-open" : ""), size: behind ? 6 : symbol === "star" ? 11 : headline ? 9 : 8, line: { color: colour, width: untrained ? 1.5 : 0 } },
       text: own.map(r => hover(r, r.values[key])), hovertemplate: "%{text}<extra></extra>" });
     named.add(all[0].kind);
@@ -194,11 +194,11 @@ function drawCurve(plot, board, curve, rows) {
   const points = [...curve.points].sort((a, b) => a[0] - b[0]);
   const lines = rows.map(r => [r, points.filter(([, key]) => r.values[key]?.at !== undefined)]).filter(([, own]) => own.length > 1);
   const traces = lines.map(([r, own]) => {
-    const [colour, symbol] = styleOf(board, r);
+    const [colour, symbol, dash] = styleOf(board, r);
     return { type: "scatter", mode: "lines+markers", name: short(r.label), x: own.map(p => p[0]), y: own.map(([, key]) => r.values[key].at),
       error_y: { type: "data", array: own.map(([, key]) => r.values[key].half || 0), thickness: 1, width: 2 },
-      line: { color: r.is_sae ? colour : css("--soft"), width: 1.5, dash: r.is_sae ? (r.untrained.length ? "dot" : "solid") : "dash" },
-      marker: { size: 6, symbol: r.is_sae ? symbol : "circle" },
+      line: { color: r.is_sae ? colour : css("--soft"), width: 1.5, dash: r.is_sae ? dash : "dash" },
+      marker: { size: 6, symbol: r.is_sae ? symbol + (r.untrained.length ? "-open" : "") : "circle" },
       text: own.map(([, key]) => hover(r, r.values[key])), hovertemplate: "%{text}<extra></extra>" };
   });
   plot.records = lines.flatMap(([r, own]) => own.map(([x, key]) => record(r, { [curve.over]: x, value: r.values[key].at, "half interval": r.values[key].half })));
@@ -208,8 +208,8 @@ function drawCurve(plot, board, curve, rows) {
 function drawDensities(plot, board, rows) {
   const middles = d => d.counts.map((_, i) => 10 ** (d.log10_from + (i + 0.5) / d.bins_per_decade));
   const traces = rows.map(r => {
-    const d = r.densities, at = middles(d);
-    return { type: "scatter", mode: "lines", name: short(r.label), x: at, y: d.counts, line: { shape: "hvh", width: 1.5, color: styleOf(board, r)[0], dash: r.untrained.length ? "dot" : "solid" },
+    const d = r.densities, at = middles(d), [color, , dash] = styleOf(board, r);
+    return { type: "scatter", mode: "lines", name: short(r.label), x: at, y: d.counts, line: { shape: "hvh", width: 1.5, color, dash },
       text: at.map((x, i) => `${hover(r)}<br>${number(d.counts[i])} latents near ${x.toPrecision(2)} of tokens, ${d.never} never`), hovertemplate: "%{text}<extra></extra>" };
   });
   plot.records = rows.flatMap(r => middles(r.densities).map((x, i) => record(r, { "share of tokens": x, "number of latents": r.densities.counts[i] })));
@@ -218,7 +218,7 @@ function drawDensities(plot, board, rows) {
 
 function drawTraining(plot, board, name, runs) {
   const traces = runs.map(([r, log]) => ({
-    type: "scatter", mode: "lines", connectgaps: true, name: short(r.label), x: log.tokens, y: log.values[name], line: { color: styleOf(board, r)[0], width: 1.5 },
+    type: "scatter", mode: "lines", connectgaps: true, name: short(r.label), x: log.tokens, y: log.values[name], line: { color: styleOf(board, r)[0], width: 1.5, dash: styleOf(board, r)[2] },
     text: log.values[name].map(v => hover(r, v === null ? undefined : { at: v, half: null })), hovertemplate: "%{text}<extra></extra>" }));
   plot.records = runs.flatMap(([r, log]) => log.tokens.map((t, i) => record(r, { "tokens so far": t, [name]: log.values[name][i] })));
   return Plotly.react(plot, traces, layout("tokens", "", { xaxis: { rangemode: "tozero" } }), config);
@@ -236,10 +236,16 @@ function outline(marker) {
   return shapes[marker] || shapes.circle;
 }
 
-// In the colour of the page's theme, now and when it changes.
-function glyph([light, dark, marker]) {
+// In the colour of the page's theme, now and when it changes; in the legend on a piece of its line.
+function glyph([light, dark, marker, ...lengths], onLine = false) {
   const of = name => document.createElementNS("http://www.w3.org/2000/svg", name), svg = of("svg"), shape = of("polygon");
-  svg.setAttribute("viewBox", "-1.1 -1.1 2.2 2.2"); svg.setAttribute("aria-hidden", "true");
+  if (onLine) {
+    const line = of("line");
+    for (const [name, value] of [["x1", -3.3], ["x2", 3.3], ["stroke-width", 1.6], ["stroke-dasharray", lengths.join(" ") || "none"], ["vector-effect", "non-scaling-stroke"]]) line.setAttribute(name, value);
+    line.style.stroke = `light-dark(${light}, ${dark})`;
+    svg.append(line);
+  }
+  svg.setAttribute("viewBox", onLine ? "-3.3 -1.1 6.6 2.2" : "-1.1 -1.1 2.2 2.2"); svg.setAttribute("aria-hidden", "true");
   shape.setAttribute("points", outline(marker).map(p => p.map(v => v.toFixed(2)).join(",")).join(" ")); shape.style.fill = `light-dark(${light}, ${dark})`;
   svg.append(shape);
   return svg;
