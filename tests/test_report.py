@@ -215,12 +215,12 @@ def test_the_page_says_what_is_compared_and_what_came_out(driver, page):
     assert about.startswith(
         "CE score of 4 SAE architectures on tiny, blocks.0.hook_resid_post, 64 latents, at L0 30 to 60"
     )
-    assert finding == "At L0 ≈ 30.0, 0 of 2 are better than a, 1 worse, 1 not told apart from it."
+    assert finding == "At L0 ≈ 30.0, of 2 other trained SAEs 0 are better than a, 1 worse, 1 not told apart from it."
     assert "Higher is better. With care: " in definition
     assert "From core: SAEBench's core evaluation" in definition
     select(driver, "base", "b")
     (finding,) = texts(driver, "#finding")
-    assert finding == "At L0 ≈ 30.0, 1 of 2 is better than b (a), 0 worse, 1 not told apart from it."
+    assert finding == "At L0 ≈ 30.0, of 2 other trained SAEs 1 is better than b (a), 0 worse, 1 not told apart from it."
     title = driver.execute_script("return document.querySelector('#metric option').title")
     assert "is better" in title
 
@@ -244,6 +244,8 @@ def test_lines_are_connected_the_front_is_marked_and_controls_are_clipped(driver
     assert front == [30, 60]
     visit(driver, page.as_uri() + "#metric=core.ce_loss_score&query=b")
     assert not driver.execute_script(plot + "return p.data.some(t => t.name === 'Pareto front')"), "b is not on it"
+    assert "rings" not in texts(driver, "#over figcaption")[0]
+    assert texts(driver, "#names-drawn") == ["2 of 5 architectures are drawn above"]
     visit(driver, page.as_uri() + "#metric=core.ce_loss_score")
     click(driver, "#full")
     low, _ = driver.execute_script(plot + "return p.layout.yaxis.range")
@@ -364,6 +366,8 @@ def test_panels_and_table_are_downloaded_and_copied(driver, page):
     time.sleep(0.3)
     text = driver.execute_script("return document.getElementById('status').dataset.copied")
     assert "\\begin{tabular}{lrrrr" in text
+    columns = len(driver.find_elements("css selector", "#table th"))
+    assert f"rows and {columns} columns" in texts(driver, "#status")[0]
     assert "a & 30.0 & 64 & 1,000 & 3 & \\textbf{0.910 $\\pm$ 0.025}" in text
     assert "\\textless{}/script\\textgreater{}" in text
 

@@ -31,7 +31,10 @@ async function start() {
   byId("theme").onclick = () => { turn(); draw(); };
   byId("link").onclick = () => copy(location.href, "link");
   byId("csv").onclick = () => save("table.csv", tableCsv(boards[state.board]));
-  byId("latex").onclick = () => copy(tableLatex(boards[state.board]), "LaTeX");
+  byId("latex").onclick = () => {
+    const board = boards[state.board];
+    copy(tableLatex(board), `LaTeX of ${rows(board, true).length} rows and ${heads(board).length} columns, those chosen under Columns,`);
+  };
   byId("long").onclick = () => { state.long = !state.long; table(boards[state.board]); };
   byId("leaderboard").ontoggle = () => { if (byId("leaderboard").open) table(boards[state.board]); };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
@@ -232,7 +235,7 @@ function finding({ base }, { column, dots }) {
   const words = column.better === "neither" ? ["more", "less"] : ["better", "worse"], tested = others.some(d => d.p !== null);
   if (!others.length) return "";
   if (!tested) return `At L0 ≈ ${base.l0.toFixed(1)} there are fewer than three common seeds: no difference to ${base.kind} is tested.`;
-  return `At L0 ≈ ${base.l0.toFixed(1)}, ${better.length} of ${others.length} ${better.length === 1 ? "is" : "are"} ${words[0]} than ${base.kind}${better.length ? ` (${list(better)})` : ""}, ${worse.length} ${words[1]}, ${rest} not told apart from it.`;
+  return `At L0 ≈ ${base.l0.toFixed(1)}, of ${others.length} other trained SAE${others.length === 1 ? "" : "s"} ${better.length} ${better.length === 1 ? "is" : "are"} ${words[0]} than ${base.kind}${better.length ? ` (${list(better)})` : ""}, ${worse.length} ${words[1]}, ${rest} not told apart from it.`;
 }
 
 function empty(figure, text) {
@@ -257,7 +260,8 @@ function draw() {
   if (comparison) byId("base").value = comparison.base.kind;
   sentences(board, column, drawn, comparison);
   const saes = drawn.filter(r => r.is_sae && r.l0 && has(r, column.key));
-  if (saes.length) drawOverL0(panel(whole(byId("over")), `${column.head} ${data.arrows[column.better]} over L0`, headlineNote(board, column), definition(column)), board, column, drawn, true);
+  byId("names-drawn").textContent = `${new Set(saes.map(r => r.architecture)).size} of ${Object.keys(board.styles).length} architectures are drawn above`;
+  if (saes.length) drawOverL0(panel(whole(byId("over")), `${column.head} ${data.arrows[column.better]} over L0`, headlineNote(board, column, drawn), definition(column)), board, column, drawn, true);
   else empty(byId("over"), "Nothing to draw over L0.");
   if (comparison) drawAgainst(panel(whole(byId("against")), `Difference to ${comparison.base.kind} at L0 ≈ ${comparison.base.l0.toFixed(1)}`, "Solid: told apart (paired t-tests, Holm, 5 %). Bars: 95 %."), board, comparison);
   else empty(byId("against"), "No SAEs of one width, number of training tokens and L0 have this metric.");
@@ -265,10 +269,11 @@ function draw() {
   remember();
 }
 
-function headlineNote(board, column) {
+function headlineNote(board, column, drawn) {
+  const front = headlineFront(board, column);
   const sizes = mainSizes(board, column), parts = [column.trust === "trusted" ? "Trusted metric" : column.trust ? `Read ${column.trust}` : ""];
   if (state.width === "auto" && sizes && sizes[0]) parts.push(`${sizes[0].toLocaleString("en")} latents, ${count(sizes[1])} tokens`);
-  parts.push("bands: 95 %", column.against_l0 ? "rings: Pareto front" : "", known(board, column.key).some(r => r.source) && known(board, column.key).some(r => !r.source) ? "grey: published by others" : "");
+  parts.push("bands: 95 %", drawn.some(r => front.has(r)) ? "rings: Pareto front" : "", known(board, column.key).some(r => r.source) && known(board, column.key).some(r => !r.source) ? "grey: published by others" : "");
   return parts.filter(Boolean).join(". ").replace(/\. ([a-z0-9])/g, "; $1") + ".";
 }
 

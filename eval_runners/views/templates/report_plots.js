@@ -148,14 +148,15 @@ function withRoom([low, high], outside, key) {
   return [low - below * room, high + above * room];
 }
 
-const NEAR = 0.35;
+const NEAR = 0.65;
 // Controls beyond the axes: an arrow at the edge that points to where they are, with their value.
 function atTheEdge(board, rows, key, fitted, [low, high], [from, to], isNarrow) {
   const taken = [], step = 0.045 * (high - low), places = [], down = r => r.values[key].at < fitted[0];
   for (const r of rows) {
-    const near = taken.filter(other => down(other) === down(r) && Math.abs(Math.log(other.l0 / r.l0)) < NEAR).length;
-    taken.push(r);
-    places.push(down(r) ? low + (0.55 + near % 6) * step : high - (0.55 + near % 6) * step);
+    const near = taken.filter(([other]) => down(other) === down(r) && Math.abs(Math.log(other.l0 / r.l0)) < NEAR).map(([, line]) => line);
+    const line = [0, 1, 2, 3, 4, 5].find(i => !near.includes(i)) ?? near.length % 6;
+    taken.push([r, line]);
+    places.push(down(r) ? low + (0.55 + line) * step : high - (0.55 + line) * step);
   }
   const isRight = r => (Math.log10(r.l0) - from) / (to - from) > 0.6;
   return { type: "scatter", mode: rows.length > 40 ? "markers" : "markers+text", name: "beyond the axis", showlegend: false, x: rows.map(r => r.l0), y: places, textposition: rows.map(r => `middle ${isRight(r) ? "left" : "right"}`), textfont: { size: 10, color: css("--soft") },
