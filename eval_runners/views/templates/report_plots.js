@@ -126,7 +126,7 @@ function drawOverL0(plot, board, column, rows, headline) {
       text: own.map(r => hover(r, r.values[key])), hovertemplate: "%{text}<extra></extra>" });
     named.add(all[0].kind);
   }
-  if (outside.length) traces.push(atTheEdge(board, outside, key, fitted, [low, high], spread(saes), plot.clientWidth < 560));
+  if (outside.length) traces.push(atTheEdge(board, outside, key, fitted, [low, high], spread(saes), plot.clientWidth));
   const ringed = saes.filter(r => front.has(r) && inside(r));
   if (ringed.length) traces.push({ type: "scatter", mode: "markers", name: FRONT, x: ringed.map(r => r.l0), y: ringed.map(r => r.values[key].at), hoverinfo: "skip",
     marker: { symbol: "circle-open", size: ringed.length > 6 ? 14 : 18, color: css("--text"), line: { width: 1.4 } } });
@@ -150,17 +150,18 @@ function withRoom([low, high], outside, key) {
 
 const NEAR = 0.65;
 // Controls beyond the axes: an arrow at the edge that points to where they are, with their value.
-function atTheEdge(board, rows, key, fitted, [low, high], [from, to], isNarrow) {
+function atTheEdge(board, rows, key, fitted, [low, high], [from, to], width) {
   const taken = [], step = 0.045 * (high - low), places = [], down = r => r.values[key].at < fitted[0];
+  const at = r => (Math.log10(r.l0) - from) / (to - from), isRight = r => at(r) > 0.6, label = r => ` ${width < 560 ? "" : `${short(r.architecture)} `}${number(r.values[key].at)} `;
+  const long = r => (8 + 6 * label(r).length) / (width - 78), span = r => isRight(r) ? [at(r) - long(r), at(r) + 0.01] : [at(r) - 0.01, at(r) + long(r)];
   for (const r of rows) {
-    const near = taken.filter(([other]) => down(other) === down(r) && Math.abs(Math.log(other.l0 / r.l0)) < NEAR).map(([, line]) => line);
-    const line = [0, 1, 2, 3, 4, 5].find(i => !near.includes(i)) ?? near.length % 6;
+    const [start, end] = span(r), near = taken.filter(([other]) => down(other) === down(r) && span(other)[0] < end && start < span(other)[1]).map(([, line]) => line);
+    const line = [0, 1, 2, 3, 4, 5, 6, 7].find(i => !near.includes(i)) ?? near.length % 8;
     taken.push([r, line]);
     places.push(down(r) ? low + (0.55 + line) * step : high - (0.55 + line) * step);
   }
-  const isRight = r => (Math.log10(r.l0) - from) / (to - from) > 0.6;
   return { type: "scatter", mode: rows.length > 40 ? "markers" : "markers+text", name: "beyond the axis", showlegend: false, x: rows.map(r => r.l0), y: places, textposition: rows.map(r => `middle ${isRight(r) ? "left" : "right"}`), textfont: { size: 10, color: css("--soft") },
-    text: rows.map(r => ` ${isNarrow ? "" : `${short(r.architecture)} `}${number(r.values[key].at)} `), customdata: rows.map(r => hover(r, r.values[key])), hovertemplate: "%{customdata}<extra></extra>",
+    text: rows.map(label), customdata: rows.map(r => hover(r, r.values[key])), hovertemplate: "%{customdata}<extra></extra>",
     marker: { size: 9, color: rows.map(r => styleOf(board, r)[0]), symbol: rows.map(r => down(r) ? "arrow-down" : "arrow-up") } };
 }
 
