@@ -105,6 +105,39 @@ def check_quiet(driver):
 
 
 @needs_chromium
+@pytest.mark.parametrize("width", [1300, 700, 390])
+def test_contexts_are_cut_at_words(driver, plain, tmp_path, width):
+    words = [" some", " wor", "ds", " of", " a", " long", "er", " text", ",", " un", "cut"] * 6
+    page = json.loads(json.dumps(plain))
+    for excerpt in page["latents"][0]["top"]:
+        excerpt["at"], excerpt["tokens"], excerpt["acts"] = 30, words, [0.0] * 30 + [1.0] + [0.0] * 35
+    driver.set_window_size(width, 900)
+    try:
+        shown_page(driver, page, tmp_path)
+        sides = run(
+            driver,
+            "[...document.querySelectorAll('.contexts')][0].querySelectorAll('.before, .after').length && "
+            "[...[...document.querySelectorAll('.contexts')][0].querySelectorAll('.before, .after')].map(side => ["
+            "side.className, side.scrollWidth <= side.clientWidth + 1, [...side.children].filter("
+            "part => !part.classList.contains('out')).map(part => part.textContent).join('')])",
+        )
+    finally:
+        driver.set_window_size(1300, 900)
+    assert any("short" in name for name, _, _ in sides)
+    left, right = "".join(words[:30]), "".join(words[30:])
+    for name, fits, text in sides:
+        assert fits
+        if "short" in name:
+            whole, rest = (
+                (left, left[: -len(text)] if text else left) if "before" in name else (right, right[len(text) :])
+            )
+            assert whole.endswith(text) if "before" in name else whole.startswith(text)
+            assert (
+                (text[:1] in ("", " ", ",") or not rest[-1:].isalnum()) if "before" in name else not rest[0].isalnum()
+            )
+
+
+@needs_chromium
 def test_every_panel_of_a_latent_is_drawn(driver, plain, two_levels, tmp_path):
     shown_page(driver, plain, tmp_path)
     found = heads(driver)

@@ -39,6 +39,25 @@ function context(excerpt, largest) {
 
 const contexts = (excerpts, largest) => make("ol", null, { class: "contexts" }, ...excerpts.map(e => context(e, largest)));
 
+/* Hides the words at the far end of a side of a context that do not fit wholly. */
+function fitWords(side) {
+  const far = side.className.startsWith("before"), parts = [...side.children], inText = /[\p{L}\p{N}]/u;
+  side.classList.remove("short");
+  parts.forEach(part => part.classList.remove("out"));
+  const outward = far ? parts.reverse() : parts, widths = outward.map(part => part.getBoundingClientRect().width);
+  if (!side.clientWidth || widths.reduce((a, b) => a + b, 0) <= side.clientWidth + 0.5) return;
+  let room = side.clientWidth - parseFloat(getComputedStyle(side).fontSize), fit = 0;
+  while (fit < outward.length && widths[fit] <= room) room -= widths[fit++];
+  const cutsWord = at => {
+    const [left, right] = (far ? [outward[at], outward[at - 1]] : [outward[at - 1], outward[at]]).map(part => part.textContent);
+    return inText.test(left.at(-1)) && inText.test(right[0]);
+  };
+  const least = far ? 0 : 1;  // the token that fires is always shown
+  while (fit > least && cutsWord(fit)) fit--;
+  outward.slice(Math.max(fit, least)).forEach(part => part.classList.add("out"));
+  side.classList.add("short");
+}
+
 function showTip(token) {
   const tip = byId("tip"), box = token.getBoundingClientRect();
   tip.hidden = false;
@@ -344,6 +363,7 @@ function start() {
   section.onclick = e => { const line = e.target.closest(".context"); if (line && !String(getSelection())) openLine(line); };
   section.onmouseover = e => { hideTip(); const token = e.target.closest(".token"); if (token) showTip(token); };
   section.onmouseleave = section.onfocusout = hideTip;
+  new ResizeObserver(() => section.querySelectorAll(".context[aria-expanded=false] :is(.before, .after)").forEach(fitWords)).observe(section);
   addEventListener("scroll", hideTip, { passive: true });
   addEventListener("hashchange", followAddress);
   addEventListener("keydown", e => {
