@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import threading
@@ -536,3 +537,20 @@ def test_every_score_is_a_metric_and_every_metric_is_a_score():
     metrics = load_evaluator("human_study").metrics
     for category in ("people", "models"):
         assert set(intrusion_scores(items, raters, 0, 1)) == {m.name for m in metrics if m.category == category}
+
+
+def test_excerpts_of_a_question_are_of_whole_words():
+    from types import SimpleNamespace
+
+    from eval_runners.measures.firing import Excerpt
+    from eval_runners.measures.intruder_questions import question_texts
+
+    texts = ["ence", " of", " hair", "cut", " in", "tro"]
+    tokenizer = SimpleNamespace(batch_decode=lambda rows, **_: [texts[i] for (i,) in rows])
+    fields = {f.name: 0 for f in dataclasses.fields(Excerpt)}
+    acts = [0.0, 0.0, 4.0, 1.0, 0.0, 0.0]
+    excerpt = Excerpt(
+        **{**fields, "ids": list(range(6)), "acts": acts, "at": 2, "is_cut_before": True, "is_cut_after": True}
+    )
+    (shown,) = question_texts(SimpleNamespace(excerpts=[excerpt]), tokenizer)  # type: ignore[arg-type]
+    assert shown == {"tokens": [" of", " hair", "cut"], "at": 1, "acts": [0.0, 1.0, 0.25]}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from eval_runners.measures.excerpt_texts import whole_words
 from eval_runners.measures.firing import Excerpt, Firing, token_texts
 from eval_runners.measures.intrusion import CHOICES, Item
 from sae_variants.common.errors import UsageError
@@ -138,12 +139,14 @@ def _fires_in(acts_CT: Tensor, excerpt: Excerpt) -> bool:
 
 
 def question_texts(question: Question, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """The excerpts as the page shows them: activations relative to the excerpt's largest, which is no hint then."""
-    return [
-        {
-            "tokens": token_texts(excerpt.ids, tokenizer),
-            "at": excerpt.at,
-            "acts": [round(act / max(excerpt.acts), 2) for act in excerpt.acts],
-        }
-        for excerpt in question.excerpts
-    ]
+    """The excerpts as the page shows them, of whole words.
+
+    Activations are relative to the excerpt's largest, which is no hint then.
+    """
+    shown = []
+    for excerpt in question.excerpts:
+        texts = token_texts(excerpt.ids, tokenizer)
+        first, last = whole_words(texts, excerpt.at, excerpt.is_cut_before, excerpt.is_cut_after)
+        acts = [round(act / max(excerpt.acts), 2) for act in excerpt.acts[first:last]]
+        shown.append({"tokens": texts[first:last], "at": excerpt.at - first, "acts": acts})
+    return shown
