@@ -252,5 +252,3 @@ def test_the_command_trains_scores_and_is_refused_where_there_is_no_truth(tmp_pa
         eval_command.main("alpha_dynamics", ["--sae", "stock:batchtopk", *where])
     with pytest.raises(UsageError, match="core needs a language model, and mine is synthetic"):
         eval_command.main("core", ["--sae", "topk", *where])
-    with pytest.raises(UsageError, match="case-study needs a language model"):
-        main(["case-study", "--sae", "topk", "--target", "synthetic", "--output", str(tmp_path / "page.html")])
