@@ -107,7 +107,7 @@ def make_app(args: Namespace, pages: Path, token: str, rendered: dict[str, str])
         if not _is_page(pages, pages / path):
             raise web.HTTPNotFound
         if path.endswith(".js"):
-            text = await asyncio.to_thread((pages / path).read_text)
+            text = await asyncio.to_thread((pages / path).read_text, "utf-8")
             return web.Response(text=text, content_type="text/javascript")
         return web.Response(text=await asyncio.to_thread(_read_page, pages, path), content_type="text/html")
 
@@ -174,7 +174,7 @@ def _list_pages(folder: Path) -> str:
 
 def _read_page(folder: Path, path: str) -> str:
     version = version_of(_files_of(folder, path))  # before the text, which may change meanwhile
-    return _reloading((folder / path).read_text(errors="replace"), version)
+    return _reloading((folder / path).read_text("utf-8", "replace"), version)
 
 
 def _render(args: Namespace, version: str) -> str:

@@ -101,8 +101,7 @@ def _others(target: Target, context: Context) -> dict[str, Callable[[], SAE[Any]
 
     room, others = room_for_saes(context.device), {}
     for located in context.following:
-        room -= (located.folder / WEIGHTS).stat().st_size
-        if room > 0:
+        if (file := located.folder / WEIGHTS).exists() and (room := room - file.stat().st_size) > 0:
             others[located.weight_hash] = cache(partial(load, located))
     return others
 

@@ -98,7 +98,7 @@ def render_card(
     names = list(dict.fromkeys(sae.name for sae in every))
     summaries = variant_summaries()
     intro = " ".join(f"`{name}`: {summaries[name]}." for name in names if name in summaries)
-    template = Environment(trim_blocks=True, keep_trailing_newline=True).from_string(TEMPLATE.read_text())
+    template = Environment(trim_blocks=True, keep_trailing_newline=True).from_string(TEMPLATE.read_text("utf-8"))
     body = template.render(
         warning=warning,
         title=repo.partition("/")[2],

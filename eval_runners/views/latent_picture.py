@@ -37,7 +37,7 @@ def read_page(file: Path) -> dict[str, Any]:
         UsageError: the file is no such page.
     """
     try:
-        text = file.read_text()
+        text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--page {file} cannot be read: give a page that case-study wrote") from error
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)

@@ -23,10 +23,14 @@ def render_page(template: str, data: Any, **texts: Any) -> str:
     from markupsafe import Markup
 
     environment = Environment(autoescape=True)
-    environment.globals["file"] = lambda name: Markup((TEMPLATES / name).read_text())
-    page = environment.from_string((TEMPLATES / template).read_text())
-    shared = {"style": (TEMPLATES / "page.css").read_text(), "script": (TEMPLATES / "page.js").read_text()}
+    environment.globals["file"] = lambda name: Markup(_template(name))
+    page = environment.from_string(_template(template))
+    shared = {"style": _template("page.css"), "script": _template("page.js")}
     return page.render(data=_inert_json(finite_or_none(data)), **shared, **texts)
+
+
+def _template(name: str) -> str:
+    return (TEMPLATES / name).read_text("utf-8")
 
 
 def _inert_json(data: Any) -> str:
