@@ -26,6 +26,16 @@ from sae_variants.common.errors import UsageError
 RED, RAIN = 7, 9
 LENGTH, EXAMPLES, TESTS = 4, 3, 8
 
+SMALL = {
+    "n_contexts": 32,
+    "context_size": 32,
+    "n_latents": 4,
+    "n_min": 1,
+    "excerpt_tokens": 2,
+    "n_tests": 4,
+    "n_examples": 4,
+}
+
 
 @pytest.fixture
 def planted():
@@ -177,22 +187,13 @@ def test_a_reply_without_ratings_counts_as_no_answer(reply, model, tmp_path, mon
 
 
 def test_an_evaluation_has_both_controls_and_a_row_each(target, model):
-    small = {
-        "n_contexts": 32,
-        "context_size": 32,
-        "n_latents": 4,
-        "n_min": 1,
-        "excerpt_tokens": 2,
-        "n_tests": 4,
-        "n_examples": 4,
-    }
-    evaluation = evaluate("explanations", identity(target), target, model, prepare=True, **small)
+    evaluation = evaluate("explanations", identity(target), target, model, prepare=True, **SMALL)
     assert evaluation.failures == []
     assert set(evaluation.metrics) == {"latents", "shuffled", "random"}
     groups = [row["group"] for row in evaluation.unstructured["explanations"]]
     assert groups.count("latents") == groups.count("shuffled") > 1
     assert groups.count("random") > 0
-    alone = evaluate("explanations", identity(target), target, model, prepare=True, **small, controls=())
+    alone = evaluate("explanations", identity(target), target, model, prepare=True, **SMALL, controls=())
     assert alone.metrics["latents"] == evaluation.metrics["latents"]
     assert set(alone.metrics["random"].values()) == {None}
 
@@ -218,15 +219,6 @@ def test_settings_that_cannot_work_are_refused_beforehand(target, settings, says
 def test_a_judge_without_ratings_gives_no_result(target, model, tmp_path, monkeypatch):
     canned(monkeypatch, tmp_path, lambda _: "banana banana")
     monkeypatch.setattr(judges, "require_reachable", lambda url: None)
-    small = {
-        "n_contexts": 32,
-        "context_size": 32,
-        "n_latents": 4,
-        "n_min": 1,
-        "excerpt_tokens": 2,
-        "n_tests": 4,
-        "n_examples": 4,
-    }
     endpoint = {"url": "http://localhost:1/v1", "model_name": "m"}
     with pytest.raises(UsageError, match="the replies of m hold no ratings: check --model-name"):
-        evaluate("explanations", identity(target), target, model, prepare=True, **small, **endpoint)
+        evaluate("explanations", identity(target), target, model, prepare=True, **SMALL, **endpoint)

@@ -129,8 +129,8 @@ def score_core(
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         stack.enter_context(serving_text(target, heldout_text_name(target), context.model.tokenizer))
         stack.enter_context(mock.patch.object(core, "HookedTransformer", Preloaded(context.model)))
-        is_saved = context.located is not None and (context.located.folder / WEIGHTS).exists()
-        own = context.located.weight_hash if context.located and is_saved else ""
+        located = context.located
+        own = located.weight_hash if located and (located.folder / WEIGHTS).exists() else ""
         stack.enter_context(reusing_model_runs(context.model, target.hook_name, own, _others(target, context)))
         variance = stack.enter_context(observing_variance())
         caught = stack.enter_context(catching_errors())

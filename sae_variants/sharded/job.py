@@ -20,7 +20,7 @@ from sae_variants.common.errors import UsageError
 from sae_variants.common.files import partial_of, remove_folder, replace_folder, restore_folder
 from sae_variants.registry.contract import hooks_of
 from sae_variants.registry.saved_config import CONFIG, WEIGHTS
-from sae_variants.sharded.latents import ENCODER, LatentShards
+from sae_variants.sharded.latents import ENCODER, REPLICATED, LatentShards
 from sae_variants.sharded.ranks import Ranks
 from sae_variants.training.job import SHARDED_STATE, Job
 from sae_variants.training.plan import RECORD, Plan
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ROWS_OF_ENCODER = f"{ENCODER}.T"
 """Name of the encoder in a checkpoint if it is kept transposed, as the optimiser then has it."""
-WHOLE = ("b_dec", "topk_threshold", "inner_thresholds_T")
+WHOLE = (*REPLICATED, "topk_threshold", "inner_thresholds_T")
 """Weights and buffers that every process has whole."""
 
 
