@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import tiny
 from test_train import Killed, killed_at
 
@@ -17,6 +21,7 @@ from eval_runners.contract.located import LocatedSAE
 from eval_runners.store.logs import read_logs
 from sae_variants.commands import train as train_command
 from sae_variants.common.errors import UsageError
+from sae_variants.language_model.hooks import hook_activations
 from sae_variants.training.log import LogSettings, TrainingLog, heldout_measure
 from sae_variants.training.plan import make_plan
 from sae_variants.training.train import TrainingFailed, train_plans
@@ -201,3 +206,28 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"--log trackio needs a package .*sae-variants\[trackio\]"):
         LogSettings("trackio")
+
+
+def test_no_two_threads_run_a_model_with_hooks_at_once(target, tmp_path, model, monkeypatch):
+    """Hooks belong to the model: those of the stream's thread would fire in a measurement of the log."""
+    plan, running, together = make_plan("topk", target, tiny("topk"), tmp_path), threading.Lock(), []
+    measure, activations = heldout_measure(plan, model), hook_activations(model, target.hook_name)
+
+    def watched(run):
+        def watch(*args, **kwargs):
+            together.append(not running.acquire(blocking=False))
+            time.sleep(0.05)
+            output = run(*args, **kwargs)
+            running.release()
+            return output
+
+        return watch
+
+    for name in ("run_with_cache", "run_with_hooks"):
+        monkeypatch.setattr(model, name, watched(getattr(model, name)))
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(activations, torch.zeros(300, 16, dtype=torch.long))
+        measure(SimpleNamespace(encode=torch.relu, decode=torch.relu))
+        reading.result()
+    assert len(together) > 4
+    assert not any(together)

@@ -14,6 +14,7 @@ from sae_variants.common.errors import UsageError
 from sae_variants.language_model.hooks import CONTEXTS_PER_PASS, hook_activations
 from sae_variants.language_model.load import load_model
 from sae_variants.language_model.stored import StoredActivations, target_activations
+from sae_variants.training import source as source_module
 from sae_variants.training.plan import make_plan
 from sae_variants.training.source import open_source
 from sae_variants.training.train import train_plans
@@ -203,9 +204,22 @@ def test_an_error_of_the_thread_that_reads_ahead_is_raised(target, tmp_path):
     kept = replace(target, activations=tmp_path)
     source = open_source(make_plan("topk", kept, tiny("topk"), tmp_path), "cpu")
     broken = replace(source.stream, contexts=lambda: iter(()))
-    assert broken.made_ahead
+    assert broken.ahead_on == "cpu"
     with pytest.raises(UsageError, match="the text is shorter than one context"):
         next(broken.batches())
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "is_kept", "expected"),
+    [("cpu", 4, False, True), ("cpu", 3, False, False), ("cpu", 2, True, True), ("cuda:1", 2, False, True)],
+)
+def test_buffers_are_made_ahead_where_that_costs_no_step(
+    device, cores, is_kept, expected, target, tmp_path, monkeypatch
+):
+    """Steps use two cores."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(source_module, "usable_cores", lambda: cores)
+    assert source_module.is_made_ahead(replace(target, activations=tmp_path if is_kept else None), device) == expected
 
 
 def test_evaluators_read_what_is_kept(target, model, tmp_path, computed):

@@ -366,9 +366,10 @@ def test_dead_latents_that_all_fire_leave_the_aux_loss_without_reconstruction(mo
 def test_the_memory_of_a_step_is_counted():
     """By hand: 256 rows of pre-activations or copies of both matrices, 64 bytes a latent, 15 copies of the batch."""
     narrow = make_config("topk", d_in=16, d_sae=1000)
-    assert narrow.step_bytes(512, "cpu") == 4 * 256 * 1000 + 64 * 1000 + 4 * 15 * 512 * 16 + 70_000_000
-    wide = make_config("topk", d_in=1024, d_sae=1000)
-    assert wide.step_bytes(100, "cpu") == 8 * 1024 * 1000 + 64 * 1000 + 4 * 15 * 100 * 1024 + 70_000_000
+    freed = 3 * 4 * 16 * 1000  # three matrices below 32 MiB stay
+    assert narrow.step_bytes(512, "cpu") == 4 * 256 * 1000 + 64 * 1000 + 4 * 15 * 512 * 16 + freed + 10_000_000
+    wide = make_config("topk", d_in=1024, d_sae=10_000)
+    assert wide.step_bytes(100, "cpu") == 8 * 1024 * 10_000 + 64 * 10_000 + 4 * 15 * 100 * 1024 + 10_000_000
 
 
 def test_a_training_that_does_not_fit_in_memory_is_refused(target, tmp_path, monkeypatch):

@@ -118,7 +118,7 @@ def test_no_buffer_behind_the_last_batch_is_made_ahead(start, last, made):
         calls.append(len(tokens))
         return plain.activations(tokens)
 
-    ahead = replace(plain, activations=counting, made_ahead=True)
+    ahead = replace(plain, activations=counting, ahead_on="cpu")
     batches, expected = ahead.batches(start, last), take(plain, 20, start)
     found = list(itertools.islice(batches, last - start))
     assert len(calls) == made

@@ -8,7 +8,9 @@ import re
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
+from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.hub import model_revision
@@ -37,6 +39,14 @@ def activation_key(target: Target, model: HookedTransformer, device: str, *packa
         "tokenizer": [tokenizer.padding_side, tokenizer.truncation_side],
         "versions": {name: version(name) for name in ("transformer-lens", "transformers", "torch", *packages)},
     }
+
+
+_locks: WeakKeyDictionary[Any, Lock] = WeakKeyDictionary()
+
+
+def lock_of(model: HookedTransformer) -> Lock:
+    """Return what a thread holds while it runs a model with hooks, which another thread's run would fire and remove."""
+    return _locks.setdefault(model, Lock())
 
 
 HEADS = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z")
@@ -161,15 +171,16 @@ def hook_activations(
     import torch
     from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, str_to_dtype
 
-    stop = extract_stop_at_layer_from_tlens_hook_name(hook_name)
+    stop, lock = extract_stop_at_layer_from_tlens_hook_name(hook_name), lock_of(model)
 
     @torch.no_grad()
     def activations(tokens_CT: Tensor) -> Tensor:
         parts = []
         for part in tokens_CT.split(contexts_per_pass):
-            _, cached = model.run_with_cache(
-                part.to(model.cfg.device), names_filter=hook_name, stop_at_layer=stop, prepend_bos=False
-            )
+            with lock:
+                _, cached = model.run_with_cache(
+                    part.to(model.cfg.device), names_filter=hook_name, stop_at_layer=stop, prepend_bos=False
+                )
             parts.append(cached[hook_name].flatten(2).to(str_to_dtype(dtype)))
         return torch.cat(parts)
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sae_variants.common.memory import KEPT_BYTES
 from sae_variants.ops.products import encoder_product, sum_by_latent, sum_by_token
 from sae_variants.ops.shards import Shards
 
@@ -30,8 +31,9 @@ ROWS_ELSEWHERE = 4096
 """Tokens at a time on other devices, so many that the whole device is used."""
 GROUP = 64
 """Latents in a group, of which `top_k` first finds the maximum."""
-COUNTERS, COPIES, BUFFERS = 64, 15, 70_000_000
-"""Bytes of a latent's counters, numbers kept for each number of the batch, and bytes of libraries, as measured."""
+COUNTERS, COPIES, KEPT, BUFFERS = 64, 15, 3, 10_000_000
+"""Bytes of a latent's counters, numbers kept for each number of the batch, freed copies of a matrix of weights that are
+kept if they are small, and bytes of libraries, as measured."""
 NO_TOKENS = slice(0, 0)
 MANY = 8
 """Latents, for each of the k that a token uses, from which `reconstruct_from` is faster than dense products."""
@@ -41,10 +43,11 @@ def step_bytes(n_tokens: int, D: int, S: int, device: str) -> int:
     """Return the memory of a step beside weights, gradients and Adam's moments.
 
     It is that of the pre-activations of a few tokens, before there are gradients, or of copies of the weights of dead
-    latents, if nearly all are dead; and of counters of latents, copies of the batch and buffers of libraries.
+    latents, if nearly all are dead; and of counters of latents, copies of the batch, freed memory and libraries.
     """
     rows = min(n_tokens, ROWS.get(device.partition(":")[0], ROWS_ELSEWHERE))
-    return max(4 * rows, 2 * 4 * D) * S + COUNTERS * S + 4 * COPIES * n_tokens * D + BUFFERS
+    freed = KEPT * 4 * D * S if 4 * D * S <= KEPT_BYTES else 0
+    return max(4 * rows, 2 * 4 * D) * S + COUNTERS * S + 4 * COPIES * n_tokens * D + freed + BUFFERS
 
 
 def top_k(pre_RS: Tensor, k: int) -> tuple[Tensor, Tensor]:

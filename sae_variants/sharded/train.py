@@ -105,7 +105,7 @@ def _train(plan: Plan, ranks: Ranks, checkpoint_steps: int) -> dict[Path, str]:
     source = open_source(plan, ranks.device)
     shared = ranks.share_passes(source.stream.activations, source.d_in, str_to_dtype(plan.settings.dtype))
     # a thread that makes the next buffer would mix its collectives with those of a step
-    source = replace(source, stream=replace(source.stream, activations=shared, made_ahead=False))
+    source = replace(source, stream=replace(source.stream, activations=shared, ahead_on=None))
     return train_together(
         [plan],
         source,

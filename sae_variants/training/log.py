@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from sae_variants.common.errors import UsageError, describe_error
 from sae_variants.common.values import finite_or_none
 from sae_variants.language_model.contexts import read_contexts
+from sae_variants.language_model.hooks import lock_of
 from sae_variants.training.plan import Plan
 from sae_variants.training.tracking import check_library, connect
 
@@ -174,7 +175,8 @@ def heldout_measure(plan: Plan, model: HookedTransformer) -> Callable[[SAE[Any]]
             new = replace(acts.flatten(2)).to(acts.dtype).view_as(acts) if replace else acts
             return torch.where(ordinary_CT.view(*ordinary_CT.shape, *[1] * (acts.ndim - 2)), new, acts)
 
-        return model.run_with_hooks(tokens_CT, return_type="loss", fwd_hooks=[(target.hook_name, splice)]).item()
+        with lock_of(model):
+            return model.run_with_hooks(tokens_CT, return_type="loss", fwd_hooks=[(target.hook_name, splice)]).item()
 
     clean, zeroed = loss(None), loss(lambda acts: acts * 0)
 

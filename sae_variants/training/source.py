@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from sae_lens import SAE
     from torch import Tensor
 
-    from sae_variants.training.windows import WindowStream
+    from sae_variants.language_model.target import Target
+    from sae_variants.training.windows import Batch, WindowStream
 
 Measure = Callable[["SAE[Any]"], dict[str, float | None]]
 """Measures an SAE in inference form on held-out activations."""
@@ -39,6 +41,12 @@ class Source:
     """Whether the first context begins with BOS, which rows that are tokenised already may lack; read with a batch."""
     reserve: Callable[[int], None] = lambda steps: None
     """Checks, before the first of so many steps, that what will be kept of the stream fits on the disk."""
+
+    def batches(self, start: int, last: int) -> Iterator[Batch]:
+        """Return batch `start` and all following of the stream, after a check of the first."""
+        from sae_variants.training.windows import checked
+
+        return checked(self.stream.batches(start, last), self.hook_name)
 
 
 def open_source(plan: Plan, device: str) -> Source:
@@ -81,13 +89,25 @@ def _open_language_model(plan: Plan, device: str) -> Source:
         contexts=contexts,
         activations=activations,
         special_ids=tuple(get_special_token_ids(model.tokenizer)),  # type: ignore[arg-type]
-        made_ahead=target.activations is not None,
+        ahead_on=device if is_made_ahead(target, device) else None,
         **_of_stream(plan),
     )
     bos_id: Any = model.tokenizer.bos_token_id  # type: ignore[union-attr]
     measure = partial(heldout_measure, plan, model)
     reserve = partial(_reserve, stream, activations, d_in, target.is_local)
     return Source(target.hook_name, d_in, stream, measure, lambda: first_ids in ([], [bos_id]), reserve)
+
+
+def is_made_ahead(target: Target, device: str) -> bool:
+    """Return whether the next activations are made while SAEs train: read from a store, by a GPU, or by idle cores."""
+    import torch
+
+    return target.activations is not None or device.startswith("cuda") or usable_cores() >= 2 * torch.get_num_threads()
+
+
+def usable_cores() -> int:
+    """Return the number of cores on which this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reserve(stream: WindowStream, activations: object, d_in: int, is_local: bool, steps: int) -> None:

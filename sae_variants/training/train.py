@@ -160,24 +160,23 @@ def train_together(
     """
     from tqdm import tqdm
 
-    from sae_variants.training.windows import checked
-
-    settings = plans[0].settings
+    batch_tokens = plans[0].settings.batch_tokens
     make_job = make_job or partial(_make_job, d_in=source.d_in, device=device)
     jobs, failures = _start_jobs(plans, make_job, snapshots)
     if not jobs:
         return failures
     start, last = min(job.first_batch(snapshots) for job in jobs), max(plan.settings.steps for plan in plans)
     source.reserve(last)
-    batches = _scaled(jobs, checked(source.stream.batches(start, last), source.hook_name))
+    for job in jobs:
+        if log is not None or is_begun(job.plan):  # before a thread reads text by the same tokenizer
+            job.log = TrainingLog(job.plan, log or LogSettings(), source.measure())
+            job.log.resume(job.at)
+    batches = _scaled(jobs, source.batches(start, last))
     last_batches: deque[Tensor] = deque(maxlen=max(job.calibration_batches for job in jobs))
     for job in jobs:
         job.last_batches = last_batches
         job.trainer.sae.cfg.metadata.prepend_bos = source.begins_with_bos()
-        if log is not None or is_begun(job.plan):
-            job.log = TrainingLog(job.plan, log or LogSettings(), source.measure())
-            job.log.resume(job.at)
-    total, done = last * settings.batch_tokens, start * settings.batch_tokens
+    total, done = last * batch_tokens, start * batch_tokens
     bar = tqdm(total=total, initial=done, unit="tok", unit_scale=True, disable=not is_shown)
     names = dict.fromkeys(plan.name for plan in plans)
     bar.set_description(f"training {', '.join(names)}" + (f" ({len(plans)} SAEs)" if len(plans) > len(names) else ""))
@@ -188,7 +187,7 @@ def train_together(
             for job in jobs:
                 if job.at == step and job.runs:
                     _take_step(job, batch, snapshots)
-            bar.update(settings.batch_tokens)
+            bar.update(batch_tokens)
             if step % STEPS_BETWEEN_REPORTS == 0 or step + 1 == last:
                 bar.set_postfix_str(" | ".join(job.report for job in jobs[:REPORTS_SHOWN]))
             if (step + 1) % checkpoint_steps == 0:

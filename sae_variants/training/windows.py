@@ -17,7 +17,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,8 +56,8 @@ class WindowStream:
     """Contexts C in a buffer."""
     seed: int
     """Seed of the order of the windows."""
-    made_ahead: bool = False
-    """Whether a thread makes the next buffer while one is served, which needs the memory of two."""
+    ahead_on: str | None = None
+    """Device on which a thread makes the next buffer while one is served, which needs the memory of two; None: none."""
 
     def __post_init__(self) -> None:
         if self.batch_rows % self.window:
@@ -138,9 +138,9 @@ class WindowStream:
         """Yield batch `start` and all following, without end; what lies behind batch `last` is not made ahead."""
         number, skip = divmod(start, self.batches_per_buffer)
         buffers = (self.windows(tokens_CT, n) for n, tokens_CT in enumerate(self.buffers(number), number))
-        if self.made_ahead:
+        if self.ahead_on is not None:
             needed = None if last is None else self.buffers_of(last) - number
-            buffers = itertools.chain(_ahead(itertools.islice(buffers, needed)), buffers)
+            buffers = itertools.chain(_ahead(itertools.islice(buffers, needed), self.ahead_on), buffers)
         for rows in buffers:
             for i in range(skip, self.batches_per_buffer):
                 part = slice(i * self.batch_rows, (i + 1) * self.batch_rows)
@@ -148,12 +148,29 @@ class WindowStream:
             skip = 0
 
 
-def _ahead(buffers: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the same, each made by a thread while the one before it is in use; an error is raised where it is due."""
+def _ahead(buffers: Iterator[Batch], device: str) -> Iterator[Batch]:
+    """Yield the same, each made by a thread while the one before it is in use; an error is raised where it is due.
+
+    On CUDA the thread has a stream of its own, so that the language model runs beside the steps of the SAEs.
+    """
+    stream = torch.cuda.Stream(device) if device.startswith("cuda") else None
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream(device))
+
+    def make() -> tuple[Batch | None, Any]:
+        with torch.cuda.stream(stream):  # nothing if it is None
+            return next(buffers, None), None if stream is None else stream.record_event()
+
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, buffers, None)
-        while buffer := coming.result():
-            coming = pool.submit(next, buffers, None)
+        coming = pool.submit(make)
+        while True:
+            buffer, event = coming.result()
+            if buffer is None:
+                return
+            if event is not None:
+                event.wait(torch.cuda.current_stream(device))
+                buffer.acts_ND.record_stream(torch.cuda.current_stream(device))
+            coming = pool.submit(make)
             yield buffer
 
 
