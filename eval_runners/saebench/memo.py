@@ -18,6 +18,7 @@ from unittest import mock
 from weakref import WeakKeyDictionary
 
 from sae_variants.common.memory import free_memory
+from sae_variants.common.worker import device_share
 from sae_variants.language_model.hooks import layer_of_hook
 
 if TYPE_CHECKING:
@@ -68,13 +69,13 @@ def _tensors(output: Any) -> list[Tensor]:
 def memory_of(model: HookedTransformer) -> Memory:
     """The memory of a language model, which lives as long as the model."""
     if model not in _memories:
-        _memories[model] = Memory(SHARE * free_memory(str(model.cfg.device)))
+        _memories[model] = Memory(SHARE * device_share() * free_memory(str(model.cfg.device)))
     return _memories[model]
 
 
 def room_for_saes(device: str) -> float:
     """Bytes that the weights of the next SAEs may take."""
-    return SHARE * free_memory(device)
+    return SHARE * device_share() * free_memory(device)
 
 
 @contextlib.contextmanager

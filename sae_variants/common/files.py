@@ -9,9 +9,14 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sae_variants.common.errors import UsageError
+
+if TYPE_CHECKING:
+    from filelock import SoftFileLease
 
 CLAIM = ".claim"
 """Ending of the file by which a process claims a file or folder."""
@@ -90,22 +95,32 @@ def check_folder_writable(root: Path, option: str = "--output", purpose: str = "
 def claimed(path: Path, timeout: float = -1) -> Iterator[None]:
     """Reserve a file or folder for this process, among all processes on all hosts that see the file system.
 
-    The claim of a process that died is taken over: at once on its host, on others when it was not renewed for
-    `LEASE_SECONDS`.
+    The claim of a process that died is taken over: at once on its host, on others when this process, which may ask
+    again and again, has seen it for `LEASE_SECONDS` without a renewal.
 
     Args:
         path: The file or folder; it need not exist.
         timeout: Seconds to wait for another process; without limit if negative.
 
     Raises:
-        filelock.Timeout: Another process has claimed it.
+        filelock.Timeout: Another process, or this one, has claimed it.
     """
+    from filelock import Timeout
+
+    lease = _lease(claim_of(path), LEASE_SECONDS)
+    if lease.is_locked:
+        raise Timeout(lease.lock_file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lease.acquire(timeout=timeout):
+        yield
+
+
+@cache
+def _lease(claim: Path, seconds: float) -> SoftFileLease:
+    """Return this process's lease of a claim, always the same, because it remembers since when it saw no renewal."""
     from filelock import SoftFileLease
 
-    claim = claim_of(path)
-    claim.parent.mkdir(parents=True, exist_ok=True)
-    with SoftFileLease(claim, lease_duration=LEASE_SECONDS, timeout=timeout):
-        yield
+    return SoftFileLease(claim, lease_duration=seconds)
 
 
 def claim_of(path: Path) -> Path:

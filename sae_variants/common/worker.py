@@ -6,19 +6,33 @@ A launch (`sae_variants.launch`) runs one command in several processes. An envir
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
 from sae_variants.common.files import new_file
 from sae_variants.common.hashing import hash_value
 
-LAUNCH, WORKER = "SAE_VARIANTS_LAUNCH", "SAE_VARIANTS_WORKER"
+LAUNCH = "SAE_VARIANTS_LAUNCH"
+"""Environment variable with the folder of the launch."""
+WORKER, NEIGHBOURS = "SAE_VARIANTS_WORKER", "SAE_VARIANTS_NEIGHBOURS"
+"""Environment variables of a worker: how many workers there are, and how many of them use its device."""
 FAILURES = "failures"
 
 
 def is_worker() -> bool:
     """Return whether this process is a worker: it does what nobody has claimed, and waits for nobody."""
     return bool(os.environ.get(WORKER))
+
+
+def fair_share(count: int) -> int:
+    """Return how many of so many pieces of work each worker does if all do equally many, rounded up."""
+    return math.ceil(count / int(os.environ.get(WORKER) or 1))
+
+
+def device_share() -> float:
+    """Return the share of a device's free memory that is this process's, where other workers use the device, too."""
+    return 1 / int(os.environ.get(NEIGHBOURS) or 1)
 
 
 def failure_of(path: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from sae_variants.cli.options import Parser
 from sae_variants.common.errors import UsageError
 from sae_variants.common.worker import failures_in
-from sae_variants.launch.jobs import FOLDER, JOBS, jobs_of
+from sae_variants.launch.jobs import FOLDER, JOBS, Job, cancel_jobs, jobs_of
 
 CONTROLS = ("status", "cancel")
 
@@ -22,6 +22,9 @@ def control(words: Sequence[str], default_root: str) -> int:
         words: `status` or `cancel`, and options.
         default_root: The folder where none is given.
 
+    Returns:
+        0, or 1 if a job that was told to end goes on.
+
     Raises:
         UsageError: There are no launches.
     """
@@ -29,18 +32,20 @@ def control(words: Sequence[str], default_root: str) -> int:
     parser = Parser(prog=action, description="The jobs of commands with --launch, and what each printed last.")
     parser.add_argument("--output", default=default_root, metavar="FOLDER", help="Root of results, or of trained SAEs.")
     root = Path(parser.parse_args(options).output)
-    launches = sorted(root.glob(f"{FOLDER}/*/{JOBS}"))
+    launches = {file.parent: jobs_of(file.parent) for file in sorted(root.glob(f"{FOLDER}/*/{JOBS}"))}
     if not launches:
         raise UsageError(f"nothing was launched below {root}: give the --output, or the --trained, of the command")
-    for file in launches:
-        worker = json.loads(file.read_text())["worker"]
+    told: list[Job] = []
+    if action == "cancel":
+        told = [job for jobs in launches.values() for job in jobs if job.is_running]
+    left = cancel_jobs(told)
+    for folder, jobs in launches.items():
+        worker = json.loads((folder / JOBS).read_text())["worker"]
         print(shlex.join(["python", "-m", worker["module"], *worker["argv"]]))
-        for job in jobs_of(file.parent):
-            state = job.state
-            if action == "cancel" and job.is_running:
-                job.cancel()
-                state = "is cancelled"
-            print(f"  {job.cluster} {job.number} {state}: {job.last_line(file.parent)}".rstrip(": "))
-        for path, reason in failures_in(file.parent):
+        for job in jobs:
+            state = "is cancelled" if job in told and job not in left else job.state
+            told_to_end = "was told to end and " if job in left else ""
+            print(f"  {job.cluster} {job.number} {told_to_end}{state}: {job.last_line(folder)}".rstrip(": "))
+        for path, reason in failures_in(folder):
             print(f"  failed: {path}: {reason}")
-    return 0
+    return 1 if left else 0

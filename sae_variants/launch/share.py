@@ -17,8 +17,9 @@ from pathlib import Path
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import claim_owner, is_claimed
 from sae_variants.common.worker import FAILURES, LAUNCH, failure_of
-from sae_variants.launch.jobs import Job, Worker, jobs_of, launch_folder, require_cluster, start_jobs
+from sae_variants.launch.jobs import Job, jobs_of
 from sae_variants.launch.options import Launch
+from sae_variants.launch.start import Worker, launch_folder, require_cluster, start_jobs
 
 POLL_SECONDS = 1.0
 STARTS = 3
@@ -76,7 +77,8 @@ def share_work(launch: Launch, module: str, argv: Sequence[str], root: Path, cel
     else:
         shutil.rmtree(folder / FAILURES, ignore_errors=True)  # what failed before is tried again
     worker, why = Worker(module, tuple(argv), str(folder)), ""
-    starts, left = 0, sum(cell.is_left for cell in cells())
+    starts = 0
+    left = sum(cell.is_left for cell in cells()) if jobs or launch.detach else _wait_for_others(cells)
     while left or jobs:
         if not jobs:
             if starts == STARTS:
@@ -92,10 +94,32 @@ def share_work(launch: Launch, module: str, argv: Sequence[str], root: Path, cel
         except KeyboardInterrupt:
             print("\nthe jobs go on: give the same command again to wait for them, or `suite cancel` to end them")
             raise
-        jobs, before, left = [], left, sum(cell.is_left for cell in cells())
+        jobs, before, left = [], left, _wait_for_others(cells)
         starts = starts if left == before else 0
         why = f"all jobs have ended and {left} cells are left: "
     return True
+
+
+def _wait_for_others(cells: Cells) -> int:
+    """Wait while processes of other commands, or such as died on other hosts, have claimed all cells that are left.
+
+    Returns:
+        How many are left then.
+    """
+    shown = ""
+    while True:
+        left = [cell for cell in cells() if cell.is_left]
+        if _is_any_free(left) or not any(cell.path for cell in left):
+            return len(left)
+        if (owners := "; ".join(in_work(left)[:SHOWN])) != shown:
+            print(f"waiting for other processes: {owners}")
+        shown = owners
+        time.sleep(POLL_SECONDS)
+
+
+def _is_any_free(cells: Iterable[Cell]) -> bool:
+    """Return whether there is a cell to do that nobody has claimed."""
+    return any(cell.path and cell.is_left and not is_claimed(cell.path) for cell in cells)
 
 
 def _watch(jobs: list[Job], start: Callable[[Sequence[Job | None]], list[Job]], folder: Path, cells: Cells) -> None:
@@ -126,8 +150,7 @@ def _watch(jobs: list[Job], start: Callable[[Sequence[Job | None]], list[Job]], 
 def _replaceable(jobs: Sequence[Job], folder: Path, cells: Iterable[Cell]) -> Job | None:
     """Return a job that died, if something is left that nobody does."""
     dead = next((job for job in jobs if job.has_died(folder)), None)
-    is_free = dead and any(cell.path and cell.is_left and not is_claimed(cell.path) for cell in cells)
-    return dead if is_free else None
+    return dead if dead and _is_any_free(cells) else None
 
 
 def in_work(cells: Iterable[Cell]) -> list[str]:
