@@ -96,6 +96,7 @@ class Core(Evaluator[Settings]):
 
     settings_class = Settings
     metrics = METRICS
+    uses_following = True
 
     def host_output_class(self) -> type:
         """SAEBench's class of core results."""

@@ -8,6 +8,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -15,12 +16,13 @@ from conftest import evaluate, identity, tiny, zero
 from pydantic import TypeAdapter
 
 from eval_runners.__main__ import main
-from eval_runners.contract.contract import Evaluation, Untrained
+from eval_runners.contract.contract import CannotDo, Evaluation, Untrained
 from eval_runners.contract.registry import load_evaluator
 from eval_runners.core import Core
 from eval_runners.core import Settings as CoreSettings
 from eval_runners.data.labelled import register_task_file
-from eval_runners.harness import find_sae
+from eval_runners.harness import find_sae, score_many
+from eval_runners.harness.cells import cells_of
 from eval_runners.harness.evaluations import leave_out_unsupported
 from eval_runners.harness.find_sae import SAERequest, locate_all, locate_requests, resolve_requests
 from eval_runners.harness.saebench_api import make_run_eval
@@ -28,9 +30,11 @@ from eval_runners.harness.score import check_supported, prepare_scoring
 from eval_runners.harness.score_many import score_all
 from eval_runners.n2g import N2G
 from eval_runners.n2g import Settings as N2GSettings
+from eval_runners.saebench import memo
 from eval_runners.store.envelope import make_output, output_class
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import claimed
+from sae_variants.common.worker import LAUNCH, WORKER
 from sae_variants.training.plan import make_plan
 
 CORE = {
@@ -149,6 +153,122 @@ def test_what_another_process_evaluates_comes_last_and_is_waited_for(scoring, tw
     scored, failures, _ = scoring_all.result(timeout=60)
     assert [sae for sae, _ in scored] == two_saes
     assert failures == []
+
+
+@pytest.fixture
+def six_saes(two_saes):
+    return [replace(two_saes[0], label=f"sae{number}") for number in range(6)]
+
+
+def follow(monkeypatch, scoring, located, model, workers: int) -> tuple[dict[str, list[str]], list[int]]:
+    """Let one of several workers score SAEs, all of which fail.
+
+    Returns:
+        By label, the SAEs that it was told of when it evaluated one; how many results it had claimed then.
+    """
+    following, claims = {}, []
+
+    def evaluate(self, sae, target, settings, context):
+        following[context.located.label] = [sae.label for sae in context.following]
+        claims.append(len(list(scoring.location.root.rglob("*.claim"))))
+        raise Untrained("no work")
+
+    monkeypatch.setattr(Core, "evaluate", evaluate)
+    monkeypatch.setenv(WORKER, str(workers))
+    monkeypatch.setenv(LAUNCH, str(scoring.location.root.parent / "launch"))
+    score_all([scoring], located, lambda: model, force=False)
+    return following, claims
+
+
+def test_a_worker_claims_its_share_of_the_saes_and_is_told_of_no_others(scoring, six_saes, model, monkeypatch):
+    following, claims = follow(monkeypatch, scoring, six_saes, model, workers=2)
+    # half of six; of the three that are left two; one
+    shares = [["sae1", "sae2"], ["sae2"], [], ["sae4"], [], []]
+    assert following == {f"sae{number}": share for number, share in enumerate(shares)}
+    assert claims == [3, 2, 1, 2, 1, 1]
+    assert not list(scoring.location.root.rglob("*.claim"))
+
+
+def test_a_worker_s_share_is_of_what_is_missing_and_does_not_hold_what_others_claimed(
+    scoring, six_saes, model, monkeypatch
+):
+    with claimed(scoring.location.path(six_saes[0])), claimed(scoring.location.path(six_saes[2])):
+        following, _ = follow(monkeypatch, scoring, six_saes, model, workers=2)
+    assert following == {"sae1": ["sae3", "sae4"], "sae3": ["sae4"], "sae4": [], "sae5": []}
+
+
+def test_claims_at_once_are_few(scoring, six_saes, model, monkeypatch):
+    monkeypatch.setattr(score_many, "MOST_CLAIMS", 2)
+    following, claims = follow(monkeypatch, scoring, six_saes, model, workers=1)
+    assert list(following.values()) == [["sae1"], [], ["sae3"], [], ["sae5"], []]
+    assert max(claims) == 2
+
+
+def test_a_worker_takes_one_sae_at_a_time_where_evaluations_share_nothing(scoring, six_saes, model, monkeypatch):
+    monkeypatch.setattr(Core, "uses_following", False)
+    following, claims = follow(monkeypatch, scoring, six_saes, model, workers=1)
+    assert following == {sae.label: [] for sae in six_saes}
+    assert claims == [1] * 6
+
+
+def test_a_worker_compares_its_saes_with_the_clean_predictions_at_once_and_no_number_changes(
+    scoring, two_saes, model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(memo, "free_memory", lambda device: 1e7 / memo.SHARE)
+    monkeypatch.setattr(memo, "LARGEST", 4 * 4 * 32 * model.cfg.d_vocab / 1e7)  # less than the clean predictions
+
+    def score(root: str, worker: str) -> tuple[list, int]:
+        runs, forward = [], model.forward
+        monkeypatch.setattr(memo, "_memories", WeakKeyDictionary())
+        with monkeypatch.context() as patch:
+            patch.setenv(WORKER, worker)
+            patch.setattr(model, "forward", lambda *a, **k: (runs.append(k.get("start_at_layer")), forward(*a, **k))[1])
+            elsewhere = replace(scoring, location=replace(scoring.location, root=tmp_path / root))
+            scored, failures, _ = score_all([elsewhere], two_saes, lambda: model, force=False)
+        assert failures == []
+        return [result["eval_result_metrics"] for _, result in scored], sum(run is not None for run in runs)
+
+    alone, runs = score("alone", "")
+    # one batch: each SAE's own run, the ablated run and the clean run
+    assert runs == 2 + 1 + 1
+    assert score("one", "1") == (alone, runs)
+    assert score("two", "2") == (alone, runs + 1)  # of whom each takes one SAE
+
+
+def test_an_error_releases_what_a_worker_has_claimed(scoring, six_saes, model, monkeypatch):
+    claims = []
+
+    def fail(self, *_):
+        claims.extend(scoring.location.root.rglob("*.claim"))
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(Core, "evaluate", fail)
+    monkeypatch.setenv(WORKER, "1")
+    with pytest.raises(RuntimeError, match="out of luck"):
+        score_all([scoring], six_saes, lambda: model, force=False)
+    assert len(claims) == 6
+    assert not list(scoring.location.root.rglob("*.claim"))
+
+
+def test_what_the_model_cannot_do_is_known_to_all_processes_of_a_launch(scoring, two_saes, model, monkeypatch):
+    scoring = replace(scoring, is_optional=True)
+    tries = []
+
+    def cannot(self, *_):
+        tries.append(0)
+        raise CannotDo("knows no letters")
+
+    monkeypatch.setattr(Core, "evaluate", cannot)
+    requests = [SAERequest("temporal", sae.plan) for sae in two_saes]
+    cells = cells_of([scoring], [requests])
+    assert sum(cell.is_left for cell in cells()) == 2
+    monkeypatch.setenv(LAUNCH, str(scoring.location.root.parent / "launch"))
+    for workers in ("1", "1", ""):  # two workers, and the command that waits for them
+        monkeypatch.setenv(WORKER, workers)
+        outcome = score_all([scoring], two_saes, lambda: model, force=False, keep_going=True)
+        assert outcome == ([], [], {"core": "knows no letters"})
+    assert tries == [0]
+    assert not any(cell.is_left for cell in cells())
 
 
 def refuse_temporal(self, plan, settings) -> str:

@@ -133,7 +133,7 @@ class Context:
     truth: SyntheticData | None = None
     """The synthetic model of a synthetic target, which has no language model."""
     following: Sequence[LocatedSAE] = ()
-    """SAEs that this process evaluates next with the same settings."""
+    """SAEs that this process evaluates next with the same settings; none in a worker, unless `uses_following`."""
 
 
 class Evaluator(Generic[SettingsT]):
@@ -156,6 +156,9 @@ class Evaluator(Generic[SettingsT]):
     needs_truth: ClassVar[bool | None] = False
     """Whether it scores SAEs on synthetic targets, whose features are known, instead of on language models; None: on
     either."""
+    uses_following: ClassVar[bool] = False
+    """Whether evaluating an SAE computes something for those in `Context.following`, too: then a worker of a launch
+    takes several SAEs at once."""
     default_target: ClassVar[str] = ""
     """Target of its command where none is given; empty for the target of every command."""
     detail: ClassVar[str] = ""

@@ -31,12 +31,13 @@ def cells_of(scorings: Sequence[Scoring], all_requests: Sequence[Sequence[SAEReq
     def look_up() -> list[Cell]:
         trainings, results = {}, []
         for scoring, requests in zip(scorings, all_requests, strict=True):
+            is_impossible = bool(failure_of(scoring.location.folder))
             for request in requests:
                 sae, plan, name = locate(request), request.plan, scoring.evaluator.name
                 if plan:
                     trainings[plan.folder] = Cell(plan.title, plan.folder, not is_missing(plan, snapshots))
-                    if not sae and failure_of(plan.folder):
-                        continue
+                if is_impossible or (plan and not sae and failure_of(plan.folder)):
+                    continue
                 path = scoring.location.path(sae) if sae else None
                 title = f"{name} of {sae.title if sae else request.name}"
                 results.append(Cell(title, path, path is not None and path.exists()))

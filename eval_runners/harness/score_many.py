@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from eval_runners.contract.contract import UNSTRUCTURED, CannotDo, Untrained
@@ -12,7 +14,12 @@ from eval_runners.contract.located import LocatedSAE
 from eval_runners.harness.score import Scored, Scoring, score_sae
 from eval_runners.harness.target_model import LoadedModel
 from sae_variants.common.errors import UsageError
-from sae_variants.common.worker import failure_of, is_worker, record_failure
+from sae_variants.common.files import claimed, is_claimed
+from sae_variants.common.worker import failure_of, fair_share, is_worker, record_failure
+
+MOST_CLAIMS = 64
+"""Results that a worker claims at once, at most: each claim is an open file and a thread, and what 64 SAEs share is
+cheap beside what each needs."""
 
 
 class Outcome(NamedTuple):
@@ -57,27 +64,40 @@ def score_all(
     impossible: dict[str, str] = {}
     bar = tqdm(total=len(cells), unit="result", desc="suite", disable=not keep_going)
     left = list(range(len(cells)))
+    ahead: dict[int, contextlib.ExitStack] = {}
     timeouts = (0.0,) if is_worker() else (0.0, -1.0)  # what another process makes comes last, and is waited for
-    with bar:
+    with bar, contextlib.ExitStack() as claims:
         for timeout in timeouts:
             busy: list[int] = []
             for number in left:
                 scoring, title, sae = cells[number]
                 name, path = f"{scoring.evaluator.name} of {title}" if keep_going else title, scoring.location.path(sae)
+                claim = ahead.pop(number, None)
+                if claim:
+                    claim.close()  # `score_sae` claims it again, and so finds out whether another took it over
                 if scoring.evaluator.name in impossible:
                     continue
                 if reason := failure_of(path):
                     failures[number] = f"{name}: {reason}"
                     continue
-                # what other processes share is not computed ahead: it may be theirs
-                later = [] if is_worker() else [cells[other] for other in left if other > number]
-                following = [other for its, _, other in later if its is scoring]
+                later = [other for other in left if other > number and cells[other][0] is scoring]
+                if is_worker():  # what it has not claimed may be another's
+                    is_free = not (claim or ahead or path.exists() or is_claimed(path))
+                    if is_free and scoring.evaluator.uses_following:
+                        paths = {other: scoring.location.path(cells[other][2]) for other in later}
+                        share = fair_share(sum(_is_missing(scoring.location.path(other)) for other in located))
+                        ahead = _claim_missing(paths, min(MOST_CLAIMS, share) - 1, claims)
+                    later = list(ahead)
+                following = [cells[other][2] for other in later]
                 try:
+                    if reason := failure_of(scoring.location.folder):
+                        raise CannotDo(reason)
                     scored[number] = sae, score_sae(scoring, sae, title, load_model, force, timeout, following)
                 except Timeout:
                     busy.append(number)
                     continue
                 except CannotDo as error:
+                    record_failure(scoring.location.folder, str(error))
                     if not keep_going:
                         raise
                     impossible[scoring.evaluator.name] = str(error)
@@ -97,6 +117,35 @@ def score_all(
         [failures[number] for number in sorted(failures)],
         {name: impossible[name] for name in sorted(left_out)},
     )
+
+
+def _is_missing(path: Path) -> bool:
+    return not path.exists() and not failure_of(path)
+
+
+def _claim_missing(
+    paths: Mapping[int, Path], count: int, claims: contextlib.ExitStack
+) -> dict[int, contextlib.ExitStack]:
+    """Claim at most `count` of some results: those that are missing and that nobody has claimed.
+
+    Args:
+        paths: the results, by number.
+        count: how many.
+        claims: releases them at the latest.
+
+    Returns:
+        What releases a claim, by number.
+    """
+    from filelock import Timeout
+
+    ahead: dict[int, contextlib.ExitStack] = {}
+    for number, path in paths.items():
+        if len(ahead) < count and _is_missing(path):
+            claim = claims.enter_context(contextlib.ExitStack())
+            with contextlib.suppress(Timeout):
+                claim.enter_context(claimed(path, timeout=0))
+                ahead[number] = claim
+    return ahead
 
 
 def _reason(error: Exception) -> str:
