@@ -19,7 +19,7 @@ test-slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow
 
 leaderboard: $(VENV)/installed
-	$(RUN) -m eval_runners leaderboard $(patsubst %,--readme %,README.md $(filter-out results/README.md,$(wildcard results/*.md)))
+	$(RUN) -m eval_runners leaderboard $(patsubst %,--readme %,README.md $(wildcard results/*.md))
 
 pictures: $(VENV)/installed
 	$(RUN) -m eval_runners leaderboard --results results/published --model sandbox --evals core --recipe --d-sae 1024 \

@@ -2,9 +2,9 @@
 
 Reads results/published, results/runs and results/baselines. Without options it prints; --markdown, --csv and --json
 write tables, --html the page of `report`, --picture draws the first column over L0. --readme fills the blocks
-`<!-- leaderboard OPTIONS -->`, `<!-- variants -->` and `<!-- evaluations -->` of a document from versioned results, so
-that everyone gets the same; with --check it only reports whether they are up to date. `why A B` names what separates
-two rows, and prints their differences over common seeds.
+`<!-- leaderboard OPTIONS -->`, `<!-- variants -->` and `<!-- evaluations -->` of a document, and the numbers in its
+sentences, from versioned results, so that everyone gets the same; with --check it only reports whether they are up to
+date. `why A B` names what separates two rows, and prints their differences over common seeds.
 """
 
 from __future__ import annotations
@@ -106,7 +106,11 @@ def _parser() -> Parser:
         "second picture: headline-dark.png beside headline.png.",
     )
     parser.add_argument(
-        "--readme", metavar="FILE", action="append", default=[], help="Fill the blocks of a document; may be repeated."
+        "--readme",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="Fill the blocks of a document, and the numbers in its sentences; may be repeated.",
     )
     parser.add_argument(
         "--check", action="store_true", help="With --readme: write nothing, exit 1 if a document is out of date."
@@ -117,7 +121,7 @@ def _parser() -> Parser:
 
 
 def _fill(file: Path, results: Sequence[Result], check: bool) -> int:
-    """Fill the blocks of a document. With `check`, write nothing and return 1 if that would change it."""
+    """Fill the blocks and numbers of a document. With `check`, write nothing and return 1 if that would change it."""
     text, filled = fill_blocks(file, results)
     if check:
         print(f"{file}: {'up to date' if filled == text else 'out of date: run make leaderboard'}")

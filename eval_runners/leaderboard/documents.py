@@ -1,8 +1,8 @@
-"""Fill the generated blocks of Markdown documents from results, and check that they are up to date.
+"""Fill the generated parts of Markdown documents from results, and check that they are up to date.
 
 A block lies between two comments: `<!-- leaderboard OPTIONS -->` and `<!-- /leaderboard -->` hold tables of boards,
 `reliability` in place of `leaderboard` how much their numbers vary between seeds, `variants` and `evaluations` what the
-package holds.
+package holds. Numbers in sentences are generated, too (`sentences`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.reliability import reliability_markdown
 from eval_runners.leaderboard.render import table_heads, to_markdown
 from eval_runners.leaderboard.select import add_columns, add_filters, choose_columns, filter_boards
+from eval_runners.leaderboard.sentences import COMMENT, Sentences
 from eval_runners.store.read import Result
 from sae_variants.cli.options import Parser
 from sae_variants.common.errors import UsageError
@@ -32,20 +33,21 @@ WIDEST = 10
 
 
 def fill_blocks(file: Path, results: Sequence[Result]) -> tuple[str, str]:
-    """Generate the blocks of a document.
+    """Generate the blocks of a document, and the numbers in its sentences.
 
     Returns:
         The document as it is, and as it should be.
 
     Raises:
-        UsageError: the file cannot be read, it has no block, or a block asks for a table that is empty or too wide.
+        UsageError: the file cannot be read, it has no block and no number, a block asks for a table that is empty or
+            too wide, or `Sentences` refuses a number.
     """
     try:
         text = file.read_text()
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from error
-    if not BLOCK.search(text):
-        raise UsageError(f"{file} has no table: it has no <!-- leaderboard --> ... <!-- /leaderboard -->")
+    if not COMMENT.search(text):
+        raise UsageError(f"{file} has no table or number: no <!-- leaderboard --> ... <!-- /leaderboard -->")
     boards = make_boards(results)
 
     def fill_block(match: re.Match[str]) -> str:
@@ -60,7 +62,11 @@ def fill_blocks(file: Path, results: Sequence[Result]) -> tuple[str, str]:
         }[match["kind"]]()
         return f"{match['start']}\n{content.strip()}\n\n{match['end']}"
 
-    return text, BLOCK.sub(fill_block, text)
+    sentences, pieces, end = Sentences(file, boards), [], 0
+    for block in BLOCK.finditer(text):
+        pieces += [sentences.fill(text[end : block.start()]), fill_block(block)]
+        end = block.end()
+    return text, "".join([*pieces, sentences.fill(text[end:])])
 
 
 def _render_boards(file: Path, boards: Sequence[Board], options: str) -> str:
