@@ -36,6 +36,7 @@ def filled(tmp_path, sentence, defaults=DEFAULTS):
         # Standard deviation 0.01 over three seeds: half of the interval is 4.302653 * 0.01 / sqrt(3) = 0.02484.
         ("0.999 ± 0.999", "0.030 ± 0.025", "a - b[k=2 window=4]"),
         ("9.99 ±\n  0.9", "0.03 ±\n  0.02", "a - b[k=2 window=4]"),
+        ("9.99\n  ± 0.9", "0.03\n  ± 0.02", "a - b[k=2 window=4]"),
         ("0.9 ± 0.9", "0.03 ± 0.02", "a - b[k=2 window=4]"),  # with one digit half of the interval would be 0.0
         ("-9.99", "-0.03", "b[k=2 window=4] - a"),
         # Standard deviation 0.00002: 4.302653 * 0.00002 / sqrt(3) = 0.0000497.
@@ -88,6 +89,7 @@ def test_a_stale_number_is_reported_and_generated_blocks_are_left_alone(tmp_path
         ("by -0.030<!-- a - b[k=2 window=4] -->", "it is now 0.030000 ± 0.024841, told apart from 0$"),
         ("by 0.030<!-- ? a - b[k=2 window=4] -->", "it is now 0.030000 ± 0.024841, told apart from 0$"),
         ("0.9 <!-- a -->", "README.md: <!-- a -->: it has no number right before it"),
+        ("**0.9** ± 0.1<!-- a -->", "it has no number right before it"),
         ("0.9<!--a-b-->", "unknown row 'a-b'"),
         ("0.9<!-- ? a -->", r"unknown row '\? a'"),
         ("0.9<!-- stock:d -->", "unknown row 'stock:d': did you mean 'stock:c'"),

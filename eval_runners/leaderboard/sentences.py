@@ -31,7 +31,7 @@ from eval_runners.store.seeds import FEWEST_SEEDS, common_differences, half_widt
 from sae_variants.cli.options import Parser, parse_seeds
 from sae_variants.common.errors import UsageError, check_name
 
-NUMBER = r"(?<![\w.])(?P<mean>-?\d+(?:\.\d+)?)(?:(?P<between>\s±\s+)(?P<half>\d+(?:\.\d+)?))?(?P<unit> %)?"
+NUMBER = r"(?<![\w.])(?<!±\s)(?P<mean>-?\d+(?:\.\d+)?)(?:(?P<between>\s*±\s*)(?P<half>\d+(?:\.\d+)?))?(?P<unit> %)?"
 COMMENT = re.compile(rf"(?:{NUMBER})?(?P<comment><!--(?P<content>.*?)-->)", re.DOTALL)
 CLAIM = re.compile(
     r"(?P<equal>\? (?=.+ - ))?(?P<row>.+?)(?: - (?P<other>.+?))?(?:: (?P<metric>[\w.]+))?(?:, seeds (?P<seeds>[\d,]+))?"
