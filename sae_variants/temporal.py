@@ -140,7 +140,6 @@ class TemporalTrainingSAE(RefinedBatchTopK):
         "nested_coefficient": 0.0,
         "consistency": "contrastive",
     }
-    in_groups = False  # the contrastive term compares all windows of a batch
     cfg: TemporalTrainingSAEConfig  # type: ignore[assignment]
     moments_3S: Tensor
 
@@ -205,7 +204,8 @@ class TemporalTrainingSAE(RefinedBatchTopK):
         sum_nS, square_S = acts_nWS.sum(1), acts_nWS.pow(2).mean((0, 1))
         product_S = (sum_nS.pow(2).mean(0) / W - square_S) / (W - 1)
         rate = running_rate(MEASURED_RATE, step // MEASURED_EVERY)
-        self.moments_3S.lerp_(torch.stack([sum_nS.mean(0) / W, square_S, product_S]), rate)
+        moments_3S = self.shards.over_tokens(torch.stack([sum_nS.mean(0) / W, square_S, product_S]), "moments")
+        self.moments_3S.lerp_(moments_3S / self.shards.groups, rate)
 
     @override
     def in_saved_order(self, values: Tensor, axis: int = 0) -> Tensor:
@@ -225,8 +225,7 @@ class TemporalTrainingSAE(RefinedBatchTopK):
 
     def consistency(self, slow_NL: Tensor) -> Tensor:
         """Return the consistency term over the windows without special tokens; 0 if there are fewer than two."""
-        slow_nWL = split_windows(slow_NL, self.cfg.window)
-        special_N = self.special_N
+        special_N = self.special_N  # of all groups
         if special_N is None:
             warnings.warn(
                 "temporal does not know which rows are special tokens: it treats each "
@@ -235,14 +234,15 @@ class TemporalTrainingSAE(RefinedBatchTopK):
                 stacklevel=2,
             )
             special_N = torch.zeros(len(slow_NL), dtype=torch.bool)
-        clean_n = (~split_windows(special_N, self.cfg.window).any(1)).nonzero().squeeze(1)
-        slow_nWL = slow_nWL[move(clean_n, slow_NL.device)]
-        if len(slow_nWL) < 2:
+        is_clean_n = ~split_windows(special_N, self.cfg.window).any(1)
+        if is_clean_n.sum() < 2:
             return slow_NL.sum() * 0.0
+        own_clean_m = self.shards.rows(is_clean_n).nonzero().squeeze(1)
+        slow_nWL = split_windows(slow_NL, self.cfg.window)[move(own_clean_m, slow_NL.device)]
         options: dict[str, Any] = {} if self.cfg.consistency == "variance" else {"pairs": self.cfg.pairs}
         if self.cfg.consistency == "contrastive":
             options |= {"contrast": self.cfg.contrast, "temperature": self.cfg.temperature, "shards": self.shards}
             if self.context_N is not None:
-                context_n = split_windows(self.context_N, self.cfg.window)[clean_n, 0]
+                context_n = split_windows(self.context_N, self.cfg.window)[is_clean_n, 0]
                 options["context_n"] = move(context_n, slow_NL.device)
         return CONSISTENCY[self.cfg.consistency](slow_nWL, **options)

@@ -172,12 +172,12 @@ class SparseTopKTrainingSAE(SavedTopK):
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """Compute the loss; `feature_acts` is a sparse tensor, `hidden_pre` the activations [N, k] that fire."""
-        cfg, step = self.cfg, step_input.n_training_steps
+        cfg, shards, step = self.cfg, self.shards, step_input.n_training_steps
         x = self.hook_sae_input(self.reshape_fn_in(step_input.sae_in.to(self.dtype)))
         self.prepare_weights(x.flatten(0, -2), step)
-        n_tokens, x = x[..., 0].numel(), self.shards.rows(x)
+        n_tokens, x = x[..., 0].numel(), shards.rows(x)
         x_ND = x.flatten(0, -2)
-        tokens = self.shards.one_row_in(cfg.aux_every, step, len(x_ND))  # on which AuxK is applied
+        tokens = shards.one_row_in(cfg.aux_every, step, len(x_ND))  # on which AuxK is applied
         counts_S, dead_S, mask_S = self.tokens_since_fired, self.dead_S, step_input.dead_neuron_mask
         if mask_S is not None and not self.is_ours:  # another trainer decides
             counts_S, dead_S = mask_S, mask_S.bool()
@@ -193,23 +193,23 @@ class SparseTopKTrainingSAE(SavedTopK):
             multi_ND, _ = decode(values_Nk, ids_Nk, self.W_dec, self.b_dec, unit_rows=cfg.unit_rows)
             losses["multi_topk_loss"] = MULTI_SHARE * self.error(x_ND, multi_ND)
             values_Nk, ids_Nk = values_Nk[:, : cfg.k], ids_Nk[:, : cfg.k]
-        values_Nk = self.shards.keep_largest(values_Nk, cfg.k)
+        values_Nk = shards.keep_largest(values_Nk, cfg.k)
         self._count(values_Nk, ids_Nk, n_tokens)
-        any_dead, b_dec = self.shards.anywhere(len(dead_d) > 0), self.shards.once(self.b_dec)
+        any_dead, b_dec = shards.anywhere(len(dead_d) > 0), shards.once(self.b_dec)
         pre_nd = pre_nd.masked_fill(self.tokens_since_fired[kept_d] == 0, -math.inf)  # they fire in this step
-        aux_nd = keep_largest(pre_nd, cfg.dead_latents_used, self.shards if any_dead and not is_many else None)
+        aux_nd = keep_largest(pre_nd, cfg.dead_latents_used, shards if any_dead and not is_many else None)
         out_ND, aux_nD = decode(values_Nk, ids_Nk, self.W_dec, b_dec, aux_nd, kept_d, cfg.unit_rows)
         if is_many:
             b_enc = self.b_enc.masked_fill(self.tokens_since_fired == 0, -math.inf)
             weights, k_aux = (self.W_enc, b_enc, self.b_in, self.W_dec), cfg.dead_latents_used
-            aux_nD = reconstruct_from(encoded_ND[tokens], dead_d, k_aux, *weights, self.shards, cfg.unit_rows)
-        out_ND = self.hook_sae_recons(self.shards.join(out_ND))
+            aux_nD = reconstruct_from(encoded_ND[tokens], dead_d, k_aux, *weights, shards, cfg.unit_rows)
+        out_ND = self.hook_sae_recons(shards.join(out_ND))
         losses = {"mse_loss": self.error(x_ND, out_ND), **losses}
         if cfg.aux_loss_coefficient:
             e_nD = (x_ND - out_ND)[tokens].detach()
-            aux = self.aux_loss(e_nD, self.shards.join(aux_nD)) if any_dead else out_ND.new_zeros(())
+            aux = self.aux_loss(e_nD, shards.join(aux_nD)) if any_dead else out_ND.new_zeros(())
             losses["auxiliary_reconstruction_loss"] = cfg.aux_loss_coefficient * aux
-        losses = {name: self.shards.shown(loss) for name, loss in losses.items()}
+        losses = {name: shards.shown(loss) for name, loss in losses.items()}
         shape = x.shape[:-1]
         codes: Any = sparse_codes  # the decorator of `torch.compiler` hides its signature
         return TrainStepOutput(
@@ -220,8 +220,8 @@ class SparseTopKTrainingSAE(SavedTopK):
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,
             metrics={
-                "l0": lambda: self.shards.over_latents((values_Nk > 0).sum(-1).float().mean()).item(),
-                "dead": lambda: (self.shards.over_latents(self.dead_S.float().mean()) / self.shards.count).item(),
+                "l0": lambda: shards.average(shards.over_latents((values_Nk > 0).sum(-1).float().mean())).item(),
+                "dead": lambda: (shards.over_latents(self.dead_S.float().mean()) / shards.count).item(),
             },
         )
 

@@ -5,8 +5,9 @@
 FIELDS are overrides by the name of a variant, in JSON; the variants are trained one after another. Each continues from
 the checkpoint in the folder if there is one, writes one after the last step, and is saved if that is the last step of its
 training. The first process writes, to result.json, for every variant and every process the losses, the latents that
-fired in the last step, and the bytes that it gave in the steps; as `ties`, which of equal values each process keeps; and,
-as `refused`, what each one says if only the last one refuses.
+fired in the last step, the slow activations of windows that are not zero in each step, and the bytes that it gave in the
+steps; as `ties`, which of equal values each process keeps; and, as `refused`, what each one says if only the last one
+refuses.
 """
 
 from __future__ import annotations
@@ -58,6 +59,10 @@ def run(name: str, folder: Path, shards: int | None, last: int, fields: dict) ->
     job.resume()
     batches, output, here = make_batches(), None, job.trainer.sae.shards
     losses, dead = [], []
+    codes: list[int] = []
+    if shards is not None:
+        of_all_groups = here.of_all_groups
+        here.of_all_groups = lambda own: codes.append(int(own.count_nonzero())) or of_all_groups(own)
     train_step = job.trainer.step
 
     def step(acts: torch.Tensor):
@@ -80,7 +85,7 @@ def run(name: str, folder: Path, shards: int | None, last: int, fields: dict) ->
         job.finish()
     else:
         job.save_checkpoint()
-    return {"losses": losses, "dead": dead, "fired": fired, "sent": sent, "folder": str(plan.folder)}
+    return {"losses": losses, "dead": dead, "fired": fired, "codes": codes, "sent": sent, "folder": str(plan.folder)}
 
 
 if __name__ == "__main__":

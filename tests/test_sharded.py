@@ -28,12 +28,13 @@ from sae_variants.sharded.job import ShardedJob
 from sae_variants.sharded.ranks import check_shards, is_torchrun
 from sae_variants.sharded.train import check_plans, make_job
 from sae_variants.training import sharing
+from sae_variants.training.log import STEPS_BETWEEN_REPORTS
 from sae_variants.training.plan import make_plan
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 TRAINED = 400 * BATCH
 AUX_TOKENS = BATCH // OF_VARIANT["topk"]["aux_every"]
-FAST, NAMES, IN_GROUPS = ("topk", "temporal"), ("topk", "temporal", "refined"), ("topk", "refined")
+FAST, NAMES = ("topk", "temporal"), ("topk", "temporal", "refined")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -98,14 +99,13 @@ def test_two_processes_have_the_numbers_of_one(alone, in_two, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "shards"), [(2, 1), (2, 2), (4, 2), (4, 4)])
+@pytest.mark.parametrize(("ranks", "shards"), [(2, 1), (2, 2), (3, 1), (4, 2), (4, 4)])
 def test_shards_and_groups_have_the_numbers_of_one_process(alone, tmp_path, ranks, shards):
-    names = NAMES if ranks == shards else IN_GROUPS
-    results = in_processes(tmp_path, ranks, shards, names)
-    for name in names:
+    results = in_processes(tmp_path, ranks, shards)
+    for name in NAMES:
         check_equal(results[name], alone[name], shards)
-        if ranks == shards and name != "topk":
-            check_bytes_of_batch_topk(results[name][0], name)
+        if name != "topk":
+            check_bytes_of_batch_topk(results[name], name, shards)
 
 
 @pytest.mark.slow
@@ -115,41 +115,45 @@ def test_one_aux_token_in_three_and_plain_losses_are_those_of_one_process(tmp_pa
     check_equal(in_processes(tmp_path, 4, 2, ("topk",), **fields)["topk"], alone, 2)
 
 
+FIRST_ARE_SLOW = {
+    "slow": "first",
+    "slow_fraction": 0.4,  # none of them in the second shard
+    "contrast": "dot",
+    "pairs": "adjacent",
+    "consistency_coefficient": 0.01,
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fields",
+    ("ranks", "fields"),
     [
-        {"d_sae": 192},
-        {
-            "slow": "first",
-            "slow_fraction": 0.6,
-            "contrast": "dot",
-            "pairs": "adjacent",
-            "consistency_coefficient": 0.01,
-        },
-        {"refine": 0, "rescale_acts_by_decoder_norm": False, "apply_b_dec_to_input": False},
-        {"normalize_activations": "expected_average_only_in", "refine": 2},
+        (2, {"d_sae": 192}),
+        (4, {"d_sae": 192}),
+        (2, {**FIRST_ARE_SLOW, "slow_fraction": 0.6}),
+        (4, FIRST_ARE_SLOW),
+        (2, {"refine": 0, "rescale_acts_by_decoder_norm": False, "apply_b_dec_to_input": False}),
+        (2, {"normalize_activations": "expected_average_only_in", "refine": 2}),
     ],
 )
-def test_temporal_of_other_fields_has_the_numbers_of_one_process(tmp_path, fields):
+def test_temporal_of_other_fields_has_the_numbers_of_one_process(tmp_path, ranks, fields):
     alone = run("temporal", tmp_path / "alone", None, STEPS, fields)
-    results = in_processes(tmp_path, 2, 2, ("temporal",), **fields)["temporal"]
+    results = in_processes(tmp_path, ranks, 2, ("temporal",), **fields)["temporal"]
     check_equal(results, alone, 2)
     if "d_sae" in fields:
-        check_bytes_of_batch_topk(results[0], "temporal", **fields)
+        check_bytes_of_batch_topk(results, "temporal", 2, **fields)
 
 
 @pytest.mark.slow
 def test_another_number_of_processes_continues(alone, tmp_path):
     in_processes(tmp_path, 2, 2, last=20)
-    in_processes(tmp_path, 4, 4, last=35)
+    in_processes(tmp_path, 4, 2, last=35)
     for checkpoint in tmp_path.rglob("*.checkpoint"):  # as a kill leaves it while a new one moves into place
         checkpoint.rename(backup_of(checkpoint))
-    results = in_processes(tmp_path, 3, 1, IN_GROUPS)
-    assert {len(results[name][0]["losses"]) for name in IN_GROUPS} == {STEPS - 35}
-    for name in IN_GROUPS:
+    results = in_processes(tmp_path, 3, 1)
+    assert {len(results[name][0]["losses"]) for name in NAMES} == {STEPS - 35}
+    for name in NAMES:
         check_equal(results[name], alone[name], 1)
-    check_equal(in_processes(tmp_path, 3, 3, ("temporal",))["temporal"], alone["temporal"], 3)
 
 
 @pytest.mark.slow
@@ -185,28 +189,38 @@ def test_what_one_process_refuses_all_refuse(in_two):
     assert in_two["refused"] == ["too large here"] * 2
 
 
-def check_bytes_of_batch_topk(result: dict, name: str, **changed) -> None:
-    """No number of it is d_sae: the dead latents, too, count up to k_aux."""
-    fields = {"window": 1, "refine": 1, **FIELDS, **OF_VARIANT[name], **changed}
-    T, k_aux, n_dead = fields["refine"], D_IN // 2, [round(dead * fields["d_sae"]) for dead in [0, *result["dead"]]]
-    with_aux = sum(n > 0 for n in n_dead[:STEPS])
-    selections = T + 1 + (name == "temporal")
+def check_bytes_of_batch_topk(results: list[dict], name: str, shards: int, **changed) -> None:
+    """Of one group, no number of it is d_sae: the dead latents, too, count up to k_aux."""
+    fields = {"window": 4, "refine": 1, **FIELDS, **OF_VARIANT[name], **changed}
+    T, W, k_aux = fields["refine"], fields["window"], D_IN // 2
+    groups, in_shards, is_slow = len(results) // shards, shards > 1, name == "temporal"
+    tokens, latents, sent = BATCH // groups, fields["d_sae"] // shards, results[0]["sent"]
+    n_dead = [round(dead * fields["d_sae"]) for dead in [0, *results[0]["dead"]]][:STEPS]
     expected = {
-        "counts": STEPS * selections * (4 * 256 + 2) * 8,
-        "reconstructions": ((1 + 2 * T) * STEPS + with_aux) * BATCH * D_IN * 4,
-        "candidates": BATCH * sum(min(n, k_aux) for n in n_dead[:STEPS]) * 4,
-        "gradients": STEPS * D_IN * 4,
+        "counts": STEPS * (T + 1 + (is_slow and in_shards)) * (4 * 256 + 2) * 8,
+        "gradients": STEPS * D_IN * 4 * in_shards,
     }
-    if name == "temporal":
-        W = fields["window"]
-        windows = [int((~batch.special_N.view(-1, W).any(1)).sum()) for batch in make_batches()]
-        expected["contrasts"] = sum(n * n * W * (W - 1) // 2 + 2 * n * W for n in windows) * 4
-    assert result["sent"].pop("numbers") < STEPS * 100
-    assert result["sent"] == expected
+    if in_shards:
+        expected["reconstructions"] = ((1 + 2 * T) * STEPS + sum(n > 0 for n in n_dead)) * tokens * D_IN * 4
+        expected["candidates"] = tokens * sum(min(n, k_aux) for n in n_dead) * 4
+    if groups > 1:
+        reports = STEPS // STEPS_BETWEEN_REPORTS + 1
+        expected["counts"] += (STEPS + reports + STEPS) * latents * 4  # which are dead: AuxK, reports and the worker
+        expected["gradients"] += STEPS * ((2 * D_IN + 1) * latents + D_IN) * 4
+    if is_slow:
+        clean = [~batch.special_N.view(groups, -1, W).any(2) for batch in make_batches()]
+        windows, P = [(int(each[0].sum()), int(each.sum())) for each in clean], W * (W - 1) // 2
+        expected["contrasts"] = sum(P * m * n + 2 * m * W for m, n in windows) * 4 * in_shards
+        if groups > 1:
+            expected["contrasts"] += sum(P * n for _, n in windows) * (1 + groups) * 4
+            expected["codes"] = sum(map(max, *(result["codes"] for result in results[::shards]))) * (3 + groups) * 4
+            expected["moments"] = -(-STEPS // 4) * 3 * latents * 4
+    assert sent.pop("numbers") < STEPS * 100
+    assert sent == expected
 
 
 def test_the_bytes_of_a_step_of_batch_topk_are_those_of_the_formula(in_two):
-    check_bytes_of_batch_topk(in_two["temporal"][0], "temporal")
+    check_bytes_of_batch_topk(in_two["temporal"], "temporal", 2)
 
 
 def test_the_bytes_of_a_step_are_those_of_the_formula(in_two):
@@ -228,9 +242,10 @@ def train_words(name: str, folder: Path, **fields) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_whole_command_ends_with_the_weights_of_one_process(tmp_path):
+@pytest.mark.parametrize("shards", ["1", "2"])
+def test_the_whole_command_ends_with_the_weights_of_one_process(tmp_path, shards):
     words = train_words("temporal", tmp_path / "in_two", window=4, training_tokens=60 * BATCH)
-    command = [*TORCHRUN, "--nproc-per-node", "2", "-m", "sae_variants", *words]
+    command = [*TORCHRUN, "--nproc-per-node", "2", "-m", "sae_variants", *words, "--shards", shards]
     subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True, timeout=300)
     command = [sys.executable, "-m", "sae_variants", *words[:-1], str(tmp_path / "alone")]
     subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True, timeout=300)
@@ -370,9 +385,9 @@ def test_shards_that_do_not_divide_the_processes_are_refused(of_torchrun):
         ("temporal", {"consistency": "variance"}, 2, "consistency of temporal must be contrastive with --shards, not"),
         (
             "temporal",
-            {},
+            {"batch_tokens": 48},
             1,
-            "the tokens of temporal cannot lie in 5 groups of processes, .*: give --shards 5, or start 1 process$",
+            "= 48 must be a multiple of 32, for the 4 groups .* whole windows of 8 tokens$",
         ),
         ("refined", {"matryoshka_widths": [8]}, 2, "matryoshka_widths of refined must be .. with --shards, not .8."),
         ("topk", {"d_sae": 96}, 5, "--shards 5 does not divide d_sae = 96: give a divisor of it"),
@@ -383,11 +398,11 @@ def test_shards_that_do_not_divide_the_processes_are_refused(of_torchrun):
             "--shards 2 leaves 48 latents a shard, fewer than k = 50: give --shards 1 or fewer",
         ),
         ("topk", {"refine": 1}, 2, "refine of topk must be 0 with --shards, not 1"),
-        ("topk", {"batch_tokens": 96}, 1, "batch_tokens = 96 must be a multiple of the 5 groups"),
+        ("topk", {"batch_tokens": 98}, 1, "= 98 must be a multiple of 4, for the 4 groups of processes$"),
     ],
 )
 def test_what_cannot_be_trained_in_shards_is_refused(target, tmp_path, monkeypatch, name, fields, shards, message):
     if shards == 1:
-        monkeypatch.setenv("WORLD_SIZE", "5")
+        monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UsageError, match=message):
         check_plans([make_plan(name, target, fields, tmp_path)], shards)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from sae_lens.saes.sae import TrainStepInput
+from torch import Tensor
 
 import sae_variants
-from sae_variants.ops.consistency import contrastive_loss, similarity_loss, variance_loss
+from sae_variants.ops.consistency import EPSILON, contrastive_loss, similarity_loss, variance_loss
+from sae_variants.ops.shards import Shards
 
 
 def test_variance_by_hand():
@@ -64,6 +67,41 @@ def test_windows_of_one_context_are_no_negatives_of_each_other():
     alone = losses(sae, acts)["consistency_loss"].item()
     sae.context_N = torch.arange(8).repeat_interleave(4) // 2
     assert losses(sae, acts)["consistency_loss"].item() < alone
+
+
+class OneGroup(Shards):
+    """One of several groups of windows, all of whose codes and sums are known."""
+
+    def __init__(self, parts: tuple[Tensor, ...], group: int, sums: list[Tensor]) -> None:
+        self.parts, self.groups, self.group, self.sums = parts, len(parts), group, sums
+        self.own_sum = torch.empty(0)
+
+    def of_all_groups(self, codes_mWL: Tensor) -> tuple[Tensor, int]:
+        every = [self.normalized(part, EPSILON) for part in self.parts]
+        torch.testing.assert_close(codes_mWL, every[self.group])
+        return torch.cat(every), sum(map(len, self.parts[: self.group]))
+
+    def of_other_groups(self, values: Tensor, purpose: str) -> Tensor:
+        self.own_sum = values
+        return torch.stack([s for group, s in enumerate(self.sums or [values] * self.groups) if group != self.group])
+
+
+@pytest.mark.parametrize("sizes", [(3, 5), (1, 7), (0, 6, 2)])
+def test_the_mean_over_groups_of_windows_is_the_loss_of_all(sizes):
+    """The first windows are of one context: the first group alone has no negatives for its own."""
+    slow = torch.rand(8, 4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    options: Any = {"pairs": "earlier", "context_n": torch.tensor([7, 7, 7, 7, 1, 2, 2, 3])}
+    expected = contrastive_loss(slow, **options)
+    (expected_gradient,) = torch.autograd.grad(expected, slow)
+    parts = slow.split(sizes)
+    sums: list[Tensor] = []
+    for _ in range(2):  # the second time, the sums of the others are known
+        groups = [OneGroup(parts, group, sums) for group in range(len(parts))]
+        each = [contrastive_loss(part, **options, shards=group) for part, group in zip(parts, groups, strict=True)]
+        sums = [group.own_sum for group in groups]
+    mean = torch.stack(each).mean()
+    torch.testing.assert_close(mean, expected)
+    torch.testing.assert_close(torch.autograd.grad(mean, slow)[0], expected_gradient)
 
 
 def test_a_batch_without_a_mask_of_special_tokens_leaves_none_behind():

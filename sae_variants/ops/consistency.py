@@ -1,9 +1,11 @@
 """Consistency of latents over the tokens of a window, in three forms.
 
-Shapes: n windows, W tokens in a window, L latents, P pairs of tokens of a window.
+Shapes: n windows, m of them in this process, W tokens in a window, L latents, P pairs of tokens of a window.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +16,16 @@ from sae_variants.ops.shards import HERE, Shards
 EPSILON = 1e-6
 
 
-def split_pairs(codes_nWL: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
-    """Return the codes [n, P, L] of the later and of the earlier token of P pairs of tokens of every window."""
+def pairs_of(codes_nWL: Tensor, pairs: str) -> tuple[Any, Any]:
+    """Return the places in a window of the later and of the earlier tokens of P pairs of its tokens."""
     if pairs == "adjacent":
-        return codes_nWL[:, 1:], codes_nWL[:, :-1]
-    later, earlier = torch.tril_indices(codes_nWL.shape[1], codes_nWL.shape[1], offset=-1)
-    return codes_nWL[:, later], codes_nWL[:, earlier]
+        return slice(1, None), slice(None, -1)
+    later_P, earlier_P = torch.tril_indices(codes_nWL.shape[1], codes_nWL.shape[1], offset=-1)
+    return later_P, earlier_P
 
 
 def contrastive_loss(
-    slow_nWL: Tensor,
+    slow_mWL: Tensor,
     contrast: str = "cosine",
     temperature: float = 0.1,
     pairs: str = "adjacent",
@@ -33,28 +35,43 @@ def contrastive_loss(
     """Return the symmetric InfoNCE loss over pairs of tokens.
 
     The negatives of a window are the windows of other contexts, at the same two positions: what lasts through a context
-    would be punished if its windows were told apart.
+    would be punished if its windows were told apart. Where the windows lie in several groups of processes, a process
+    compares the later tokens of its own ones with the earlier tokens of all, and the mean of the groups is the loss.
 
     Args:
-        slow_nWL: Slow latents [n, W, L].
+        slow_mWL: Slow latents [m, W, L] of the windows of this process, m of n.
         contrast: `cosine` or `dot`.
         temperature: Divisor of the cosine.
         pairs: `adjacent` or `earlier`.
-        context_n: Number [n] of the context of each window; None if no two windows have the same.
-        shards: Where other slow latents of the same windows lie.
+        context_n: Number [n] of the context of each window of all groups; None if no two windows have the same.
+        shards: Where other windows, and other slow latents of the same windows, lie.
     """
-    windows = len(slow_nWL)
-    codes = shards.normalized(slow_nWL, EPSILON) if contrast == "cosine" else slow_nWL
+    codes_mWL = shards.normalized(slow_mWL, EPSILON) if contrast == "cosine" else slow_mWL
     scale = 1 / temperature if contrast == "cosine" else 1.0
-    later_nPL, earlier_nPL = split_pairs(codes, pairs)
-    logits_Pnn = shards.join(scale * later_nPL.transpose(0, 1) @ earlier_nPL.permute(1, 2, 0), "contrasts")
+    codes_nWL, first = shards.of_all_groups(codes_mWL)
+    m, n = len(codes_mWL), len(codes_nWL)
+    own = slice(first, first + m)
+    later, earlier = pairs_of(codes_mWL, pairs)
+    later_PmL, earlier_PLn = codes_mWL[:, later].transpose(0, 1), codes_nWL[:, earlier].permute(1, 2, 0)
+    logits_Pmn = shards.join(scale * later_PmL @ earlier_PLn, "contrasts")
     if context_n is not None:
-        same_nn = context_n[:, None] == context_n
-        logits_Pnn = logits_Pnn.masked_fill(same_nn.fill_diagonal_(False), -torch.inf)
-    target = torch.arange(windows, device=codes.device).expand(len(logits_Pnn), windows)
-    forward = F.cross_entropy(logits_Pnn.flatten(0, 1), target.flatten())
-    backward = F.cross_entropy(logits_Pnn.transpose(1, 2).flatten(0, 1), target.flatten())
+        same_mn = context_n[own, None] == context_n
+        same_mn[:, own].fill_diagonal_(False)
+        logits_Pmn = logits_Pmn.masked_fill(same_mn, -torch.inf)
+    earlier_Pmm = [logits_Pmn[:, :, own].transpose(1, 2)]  # tokens of own windows, against the later ones of all
+    if shards.groups > 1:  # those of another group count as one, with the logarithm of the sum of their exponentials
+        others_gPn = shards.of_other_groups(logits_Pmn.logsumexp(1), "contrasts")
+        earlier_Pmm.append(others_gPn[:, :, own].permute(1, 2, 0))
+    target_m = torch.arange(m, device=codes_mWL.device)
+    pairs_of_mean = len(logits_Pmn) * n / shards.groups
+    forward = _cross_entropy(logits_Pmn, first + target_m) / pairs_of_mean
+    backward = _cross_entropy(torch.cat(earlier_Pmm, -1), target_m) / pairs_of_mean
     return (forward + backward) / 2
+
+
+def _cross_entropy(logits_PmC: Tensor, target_m: Tensor) -> Tensor:
+    """Return the sum of the cross entropies of logits [P, m, C], of which one [m] is the right one."""
+    return F.cross_entropy(logits_PmC.flatten(0, 1), target_m.repeat(len(logits_PmC)), reduction="sum")
 
 
 def variance_loss(slow_nWL: Tensor) -> Tensor:
@@ -71,5 +88,5 @@ def variance_loss(slow_nWL: Tensor) -> Tensor:
 
 def similarity_loss(slow_nWL: Tensor, pairs: str = "adjacent") -> Tensor:
     """Return the mean of 1 - cos between the codes of pairs of tokens; between 0 and 1 for non-negative codes."""
-    later_nPL, earlier_nPL = split_pairs(slow_nWL, pairs)
-    return (1 - F.cosine_similarity(later_nPL, earlier_nPL, dim=-1, eps=EPSILON)).mean()
+    later, earlier = pairs_of(slow_nWL, pairs)
+    return (1 - F.cosine_similarity(slow_nWL[:, later], slow_nWL[:, earlier], dim=-1, eps=EPSILON)).mean()

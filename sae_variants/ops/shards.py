@@ -3,7 +3,8 @@
 An SAE asks this object wherever a number depends on latents or tokens that another process may hold. In one process
 every answer is what was given, so that nothing is added to a step.
 
-Shapes: N tokens, D = d_in, S latents, k candidates of a token, M values, L latents of a code.
+Shapes: N tokens, D = d_in, S latents, k candidates of a token, M values; n windows of W tokens, m of them here, and L
+latents of their codes.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ class Shards:
         """
         return top_k_mask(values_M, n)
 
-    def top_k_ids(self, values_M: Tensor, n: int) -> Tensor:
-        """Return the indices of those of this process's values that are among the n largest of all processes."""
-        return values_M.topk(n).indices
+    def top_k_ids(self, values_S: Tensor, n: int) -> Tensor:
+        """Return the latents of this shard whose values are among the n largest of all shards."""
+        return values_S.topk(n).indices
 
     def ranked(self, values_M: Tensor, first: int, last: int) -> Tensor:
         """Return those of the values of all processes that are the first-th to the last-th largest."""
@@ -76,7 +77,18 @@ class Shards:
         """Return the mean [D] of all tokens of the batch."""
         return x_ND.mean(0)
 
-    def over_tokens(self, sums: Tensor) -> Tensor:
+    def of_all_groups(self, codes_mWL: Tensor) -> tuple[Tensor, int]:
+        """Return the codes [n, W, L] of the windows of all groups, and the number of windows before this process's.
+
+        A code that is zero gets no gradient from other groups.
+        """
+        return codes_mWL, 0
+
+    def of_other_groups(self, values: Tensor, purpose: str) -> Tensor:
+        """Return the tensors [...] of the other groups as one [groups - 1, ...]."""
+        return values.new_empty(0, *values.shape)
+
+    def over_tokens(self, sums: Tensor, purpose: str = "numbers") -> Tensor:
         """Return sums over this process's tokens as sums over all tokens of the batch, without gradient."""
         return sums
 

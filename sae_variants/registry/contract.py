@@ -132,8 +132,6 @@ class TrainingHooks:
     in_shards: ClassVar[dict[str, Any] | None] = None
     """Fields that need all latents in one process, with the values at which they do not; None if the variant does. A
     variant that does not has an attribute `shards` and asks it for what depends on other latents or tokens."""
-    in_groups: ClassVar[bool] = True
-    """Whether the tokens of a batch, too, may lie in several processes."""
 
     def in_saved_order(self, values: Tensor, axis: int = 0) -> Tensor:
         """Return values of the latents, along an axis, in the order in which the latents are saved."""

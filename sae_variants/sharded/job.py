@@ -27,7 +27,6 @@ from sae_variants.training.plan import RECORD, Plan
 from sae_variants.training.trainer import make_trainer, weight_seed
 
 if TYPE_CHECKING:
-    from sae_lens.saes.sae import TrainStepOutput
     from sae_lens.training.sae_trainer import SAETrainer
     from torch import Tensor
 
@@ -195,16 +194,6 @@ class ShardedJob(Job):
             replace_folder(plan.folder, folder)
             remove_folder(plan.checkpoint)
         shards.ranks.wait()
-
-    @override
-    def _report(self, output: TrainStepOutput) -> dict[str, Any]:
-        shards, fires = self.shards, output.feature_acts.bool()
-        output.metrics = {
-            "l0": lambda: shards.over_latents(fires.sum(-1).float().mean()).item(),
-            "dead": lambda: (shards.over_latents(self.trainer.dead_neurons.float().mean()) / shards.count).item(),
-            **output.metrics,
-        }
-        return super()._report(output)
 
     def _prepare(self, folder: Path) -> None:
         """Make an empty folder, once, before any process writes to it."""

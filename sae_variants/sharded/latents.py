@@ -10,19 +10,21 @@ one group of tokens, the bytes that a process gives do not depend on d_sae. In a
     batch top-k  N D (1 + 2 T) of the last reconstruction, and of T in the encoder and back; D; and 2052 a selection of
                  the largest activations, T + 1 times, and of the slow latents
     AuxK         N k_aux of candidates and N D more, if a latent is dead
-    contrastive  P n² of logits, for n windows of W tokens and P pairs of them in each, and 2 n W of norms and back
+    contrastive  P m n of logits and 2 m W of norms and back, for m of n windows of W tokens and P pairs of them in each
 
-and some tens of sums. With several groups, the gradients of a shard, 2 D S of weights, are summed over them.
+and some tens of sums. With G groups, the gradients of a shard, 2 D S of weights, are summed over them, and they give
+
+    AuxK         S marks of dead latents
+    slow latents 3 S of the moments by which they are chosen, in one step in four
+    contrastive  (3 + G) c of codes and back, of which up to c are not zero in a group, and (1 + G) P n of sums and back
 
 Shapes: N tokens of this process's group, D = d_in, k candidates of a token, C of all shards, S latents of this shard, M
-values, m of which are candidates, R processes.
+values, m of which are candidates, R processes; in codes, m of n windows of W tokens, L latents, c that fire.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,6 +34,7 @@ from typing_extensions import override
 
 from sae_variants.ops.largest import keys_of, nth_largest_key, top_k_ids, values_of
 from sae_variants.ops.shards import Shards
+from sae_variants.sharded.collectives import Collectives
 from sae_variants.sharded.ranks import ALL, LATENTS, TOKENS, Ranks
 
 MOST_NORM = 1.0
@@ -40,60 +43,24 @@ ENCODER, SHARDED, REPLICATED = "W_enc", ("W_enc", "b_enc", "W_dec"), ("b_dec",)
 """Parameters by where they lie; the encoder's columns, and the other's rows, belong to latents."""
 
 
-class _WithValue(torch.autograd.Function):
-    """Value of one tensor with the gradient of another; asks for a call at the end of the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, value: Tensor, queue: Callable[[], None]) -> Any:
-        ctx.queue = queue
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        ctx.queue()
-        return gradient, None, None
-
-
-class _Sum(torch.autograd.Function):
-    """Sum over the shards, forward and, of the gradients, backward."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, add: Callable[[Tensor], Tensor]) -> Any:
-        ctx.add = add
-        return add(own)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        return ctx.add(gradient), None
-
-
-class LatentShards(Shards):
+class LatentShards(Collectives, Shards):
     """A shard of the latents, and a group of the tokens."""
 
     def __init__(self, ranks: Ranks) -> None:
-        """Remember the groups of processes."""
+        """Remember this process's place among the others."""
+        super().__init__(ranks)
         self.ranks, self.count, self.groups = ranks, ranks.shards, ranks.groups
         self.group, self.index = ranks.mesh.get_coordinate() or (0, 0)
-        self._processes = {ALL: dist.group.WORLD, **{name: ranks.mesh.get_group(name) for name in (LATENTS, TOKENS)}}
-        self.sent: Counter[str] = Counter()
-        """Bytes that this process gave to collectives, by what they were for."""
         self.after_backward: Callable[[], None] = lambda: None
         """Is called once at the end of each backward pass."""
         self._is_queued = False
 
-    def _sum(self, values: Tensor, over: str, purpose: str, kind: str = "SUM") -> Tensor:
-        processes = self._processes[over]
-        if dist.get_world_size(processes) == 1:
-            return values.detach()
-        reduced = values.detach().clone(memory_format=torch.contiguous_format)
-        self.sent[purpose] += reduced.nbytes
-        dist.all_reduce(reduced, getattr(dist.ReduceOp, kind), processes)
-        return reduced
-
-    def _queue(self) -> None:
+    def _same(self, gradient: Tensor) -> Tensor:
+        """Return the gradient as it is, and let the backward pass end with a call."""
         if not self._is_queued:
             self._is_queued = True
             torch.autograd.Variable._execution_engine.queue_callback(self._finish)  # type: ignore[attr-defined]
+        return gradient
 
     def _finish(self) -> None:
         self._is_queued = False
@@ -121,45 +88,39 @@ class LatentShards(Shards):
 
     @override
     def top_k_mask(self, values_M: Tensor, n: int) -> Tensor:
+        return self._top_k_mask(values_M, n, ALL, self.ranks.rank)
+
+    @override
+    def top_k_ids(self, values_S: Tensor, n: int) -> Tensor:
+        return self._top_k_mask(values_S, n, LATENTS, self.index).nonzero().squeeze(1)
+
+    def _top_k_mask(self, values_M: Tensor, n: int, over: str, number: int) -> Tensor:
+        """Return the mask [M] of the n largest over some processes, of which this one has a number."""
         ids_m = top_k_ids(values_M, min(n, len(values_M)))  # no others can be among the n largest
         keys_m = keys_of(values_M[ids_m])
-        bound = nth_largest_key(keys_m, n, self._add_counts)
+        bound = nth_largest_key(keys_m, n, lambda counts: self._sum(counts, over, "counts"))
         is_equal_m = keys_m == bound
-        counts = torch.stack([(keys_m > bound).sum(), is_equal_m.sum()])
-        counts_R2 = self._gather(counts, ALL, "counts")
-        room = n - counts_R2[:, 0].sum() - counts_R2[: self.ranks.rank, 1].sum()
+        counts_R2 = self._gather(torch.stack([(keys_m > bound).sum(), is_equal_m.sum()]), over, "counts")
+        room = n - counts_R2[:, 0].sum() - counts_R2[:number, 1].sum()
         kept_m = (keys_m > bound) | (is_equal_m & (is_equal_m.cumsum(0) <= room))
         return torch.zeros_like(values_M, dtype=torch.bool).index_copy_(0, ids_m, kept_m)
 
     @override
-    def top_k_ids(self, values_M: Tensor, n: int) -> Tensor:
-        return self.top_k_mask(values_M, n).nonzero().squeeze(1)
-
-    @override
     def ranked(self, values_M: Tensor, first: int, last: int) -> Tensor:
-        keys = [nth_largest_key(keys_of(values_M), n, self._add_counts) for n in range(first, last + 1)]
+        keys_M = keys_of(values_M)
+        keys = [nth_largest_key(keys_M, n, lambda c: self._sum(c, ALL, "counts")) for n in range(first, last + 1)]
         return values_of(torch.stack(keys), values_M.dtype)
-
-    def _add_counts(self, counts: Tensor) -> Tensor:
-        return self._sum(counts, ALL, "counts")
-
-    def _gather(self, own: Tensor, over: str, purpose: str) -> Tensor:
-        """Return the tensors [...] of the processes as one [R, ...]."""
-        processes = self._processes[over]
-        gathered = own.new_empty(dist.get_world_size(processes) * own.numel())
-        self.sent[purpose] += own.nbytes
-        dist.all_gather_into_tensor(gathered, own.flatten(), processes)
-        return gathered.view(-1, *own.shape)
 
     @override
     def join(self, partial: Tensor, purpose: str = "reconstructions") -> Tensor:
-        joined: Any = _WithValue.apply(partial, self._sum(partial, LATENTS, purpose), self._queue)
-        return joined
+        return self._of_all(partial, self._sum(partial, LATENTS, purpose), self._same)
 
     @override
     def join_within(self, partial: Tensor, purpose: str = "reconstructions") -> Tensor:
-        joined: Any = _Sum.apply(partial, lambda values: self._sum(values, LATENTS, purpose))
-        return joined
+        def add(values: Tensor) -> Tensor:
+            return self._sum(values, LATENTS, purpose)
+
+        return self._of_all(partial, add(partial), add)
 
     @override
     def normalized(self, codes: Tensor, epsilon: float) -> Tensor:
@@ -171,8 +132,32 @@ class LatentShards(Shards):
         return self.over_tokens(x_ND.sum(0)) / self.over_tokens(x_ND.new_tensor(len(x_ND)))
 
     @override
-    def over_tokens(self, sums: Tensor) -> Tensor:
-        return self._sum(sums, TOKENS, "numbers")
+    def of_all_groups(self, codes_mWL: Tensor) -> tuple[Tensor, int]:
+        if self.groups == 1:
+            return codes_mWL, 0
+        values_M, numbers = codes_mWL.flatten(), codes_mWL.shape[1:].numel()
+        ids_c = values_M.detach().nonzero().squeeze(1)
+        sizes = self._gather(ids_c.new_tensor([len(codes_mWL), len(ids_c)]), TOKENS, "numbers")
+        windows, fire = sizes.mT.tolist()
+        first, room = sum(windows[: self.group]), (0, max(fire) - len(ids_c))  # all give as many, some of them zeros
+        ids = self._gather(pad(ids_c + first * numbers, room), TOKENS, "codes")
+        values = self._of_groups(pad(values_M[ids_c], room), "codes")
+        all_M = values.new_zeros(sum(windows) * numbers).index_add(0, ids.flatten(), values.flatten())
+        return all_M.view(sum(windows), *codes_mWL.shape[1:]), first
+
+    @override
+    def of_other_groups(self, values: Tensor, purpose: str) -> Tensor:
+        every = self._of_groups(values, purpose)
+        return torch.cat([every[: self.group], every[self.group + 1 :]])
+
+    def _of_groups(self, own: Tensor, purpose: str) -> Tensor:
+        """Return the tensors [...] of the groups as one [groups, ...], whose gradients are summed over them."""
+        every = self._gather(own.detach(), TOKENS, purpose)
+        return self._of_all(own, every, lambda gradient: self._sum(gradient, TOKENS, purpose)[self.group])
+
+    @override
+    def over_tokens(self, sums: Tensor, purpose: str = "numbers") -> Tensor:
+        return self._sum(sums, TOKENS, purpose)
 
     @override
     def over_latents(self, sums: Tensor) -> Tensor:
@@ -180,8 +165,7 @@ class LatentShards(Shards):
 
     @override
     def shown(self, loss: Tensor) -> Tensor:
-        value: Any = _WithValue.apply(loss, self.over_tokens(loss), self._queue)
-        return value
+        return self._of_all(loss, self.over_tokens(loss), self._same)
 
     @override
     def average(self, loss: Tensor) -> Tensor:

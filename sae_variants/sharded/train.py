@@ -23,8 +23,7 @@ from sae_variants.training.train import TrainingFailed, train_together
 
 def check_plans(plans: list[Plan], shards: int) -> None:
     """Raise a UsageError, before any work, if an SAE cannot be trained in shards."""
-    world = int(os.environ.get(WORLD, shards))
-    groups = world // shards
+    groups = int(os.environ.get(WORLD, shards)) // shards
     for plan in plans:
         width, values = plan.settings.d_sae, plan.values
         hooks = _hooks(plan.name)
@@ -36,19 +35,17 @@ def check_plans(plans: list[Plan], shards: int) -> None:
         for field, value in hooks.in_shards.items():
             if values[field] != value:
                 raise UsageError(f"{field} of {plan.name} must be {value} with --shards, not {values[field]}")
-        if groups > 1 and not hooks.in_groups:
-            raise UsageError(
-                f"the tokens of {plan.name} cannot lie in {groups} groups of processes, because its loss compares all "
-                f"windows of a batch: give --shards {world}, or start {shards} process{'es' if shards > 1 else ''}"
-            )
         if width % shards:
             raise UsageError(f"--shards {shards} does not divide d_sae = {width}: give a divisor of it")
         if width // shards < values["k"]:
             latents = f"{width // shards} latents a shard, fewer than k = {values['k']}"
             raise UsageError(f"--shards {shards} leaves {latents}: give --shards {int(width // values['k'])} or fewer")
-        if plan.settings.batch_tokens % groups:
+        window = values.get("window", 1)
+        if plan.settings.batch_tokens % (groups * window):
+            whole = f", each with whole windows of {window} tokens" if window > 1 else ""
             raise UsageError(
-                f"batch_tokens = {plan.settings.batch_tokens} must be a multiple of the {groups} groups of processes"
+                f"batch_tokens = {plan.settings.batch_tokens} must be a multiple of {groups * window}, for the "
+                f"{groups} groups of processes{whole}"
             )
 
 

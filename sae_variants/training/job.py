@@ -94,16 +94,20 @@ class Job:
         """Set `report`, and return its numbers."""
         import torch
 
+        from sae_variants.ops.shards import HERE
+
         with torch.no_grad():
             loss = output.loss.item()
             if loss != loss or loss in (float("inf"), float("-inf")):
                 title = self.plan.title
                 self.failure = f"training {title} diverged at step {self.at} (loss {loss}): lower --learning-rate"
-            x, error = output.sae_in, (output.sae_in - output.sae_out).pow(2).sum()
-            explained = 1 - (error / (x - x.mean(0)).pow(2).sum().clamp(min=1e-12)).item()
+            shards, x = getattr(self.trainer.sae, "shards", HERE), output.sae_in
+            error, total = ((x - other).pow(2).sum() for other in (output.sae_out, shards.mean(x)))
+            explained = 1 - (shards.over_tokens(error) / shards.over_tokens(total).clamp(min=1e-12)).item()
+            acts, dead_S = output.feature_acts, self.trainer.dead_neurons
             metrics: dict[str, Any] = {
-                "l0": lambda: output.feature_acts.bool().sum(-1).float().mean().item(),
-                "dead": lambda: self.trainer.dead_neurons.float().mean().item(),
+                "l0": lambda: shards.average(shards.over_latents(acts.bool().sum(-1).float().mean())).item(),
+                "dead": lambda: (shards.over_latents(shards.least(dead_S.float()).mean()) / shards.count).item(),
                 **output.metrics,
             }
             l0, dead = (value() if callable(value) else value for value in (metrics["l0"], metrics["dead"]))
