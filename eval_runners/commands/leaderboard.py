@@ -63,7 +63,8 @@ def main(argv: list[str]) -> int:
     if args.readme:
         folders = [Path(folder) for folder in args.results] or [PUBLISHED, BASELINES]
         results, _ = read_folders(folders, bool(args.results))
-        return max([_fill(Path(file), results, args.check) for file in args.readme])
+        boards = make_boards(results)
+        return max([_fill(Path(file), results, boards, args.check) for file in args.readme])
     if args.picture:
         check_pictures(Path(args.picture), FORMATS, "--picture")
     results, broken = read_some(args)
@@ -120,9 +121,9 @@ def _parser() -> Parser:
     return parser
 
 
-def _fill(file: Path, results: Sequence[Result], check: bool) -> int:
+def _fill(file: Path, results: Sequence[Result], boards: Sequence[Board], check: bool) -> int:
     """Fill the blocks and numbers of a document. With `check`, write nothing and return 1 if that would change it."""
-    text, filled = fill_blocks(file, results)
+    text, filled = fill_blocks(file, results, boards)
     if check:
         print(f"{file}: {'up to date' if filled == text else 'out of date: run make leaderboard'}")
         return int(filled != text)

@@ -12,7 +12,6 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval_runners.leaderboard.boards import make_boards
 from eval_runners.leaderboard.catalogue import evaluation_table, variant_table
 from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.reliability import reliability_markdown
@@ -32,8 +31,13 @@ WIDEST = 10
 """Largest number of columns in a document's table, the name's and the sizes' included."""
 
 
-def fill_blocks(file: Path, results: Sequence[Result]) -> tuple[str, str]:
+def fill_blocks(file: Path, results: Sequence[Result], boards: Sequence[Board]) -> tuple[str, str]:
     """Generate the blocks of a document, and the numbers in its sentences.
+
+    Args:
+        file: the document.
+        results: results that it is filled from.
+        boards: boards of these results.
 
     Returns:
         The document as it is, and as it should be.
@@ -48,7 +52,6 @@ def fill_blocks(file: Path, results: Sequence[Result]) -> tuple[str, str]:
         raise UsageError(f"cannot read {file}: {error.strerror}") from error
     if not COMMENT.search(text):
         raise UsageError(f"{file} has no table or number: no <!-- leaderboard --> ... <!-- /leaderboard -->")
-    boards = make_boards(results)
 
     def fill_block(match: re.Match[str]) -> str:
         options = match["options"].strip()
