@@ -171,6 +171,57 @@ def test_help_imports_nothing_heavy(words):
     assert done.returncode == 0, done.stderr
 
 
+REFUSED = [
+    "variants train tpok",
+    "variants train tree foo",
+    "variants train stock:abstopk",
+    "variants train topk --target nowhere",
+    "variants train topk --d-sae 0",
+    "variants train topk --seeds 0,-1",
+    "variants train topk --grid d_sae=64,0",
+    "variants train topk --grid k=1,2 --k 3",
+    "variants train topk --train.kk 3",
+    "variants train topk --shards 2",
+    "variants options tpok",
+    "variants convert nowhere/x new",
+    "runners core --sae tpok",
+    "runners core --sae nowhere/x",
+    "runners core --sae topk --target nowhere",
+    "runners core --sae topk --train.d-sae 0",
+    "runners core --sae topk --context-size 0",
+    "runners core --sae topk --baseline nowhere",
+    "runners absorption --sae tpok",
+    "runners suite --evals cor --sae topk",
+    "runners suite --sae topk --seeds x",
+    "runners suite --sae topk --l0 x",
+    "runners suite --sae topk --train.d-sae 0",
+    "runners reliability --sae tpok",
+    "runners leaderboard --results nowhere",
+    "runners report --results nowhere",
+    "runners case-study --sae tpok",
+    "runners human-study make --sae tpok",
+    "runners export neuronpedia --sae tpok new",
+]
+"""Commands that no variant's class is needed to refuse."""
+
+
+def test_what_needs_no_variant_is_refused_before_anything_heavy_is_imported(tmp_path):
+    script = f"""
+import sys
+from eval_runners.__main__ import main as runners
+from sae_variants.__main__ import main as variants
+from sae_variants.common.console import run_command
+for words in {[row.split() for row in REFUSED]!r}:
+    try: run_command(lambda: globals()[words[0]](words[1:]))
+    except SystemExit as ended: assert ended.code == 2, words
+    heavy = {{'torch', 'sae_lens', 'sae_bench', 'transformers', 'datasets', 'pandas'}} & set(sys.modules)
+    assert not heavy, (words, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(" ")[0] for line in done.stderr.splitlines()] == ["error:"] * len(REFUSED), done.stderr
+
+
 @pytest.mark.parametrize(
     "module",
     [

@@ -18,9 +18,11 @@ from layouts import V6, K, S
 from eval_runners.commands import evaluate as eval_command
 from eval_runners.harness.find_sae import SAERequest, locate_all, locate_name, resolve_requests
 from eval_runners.harness.fit import check_fits
+from eval_runners.harness.saved_sae import check_form
 from eval_runners.leaderboard.rows import sae_identity
 from sae_variants.common.errors import UsageError
 from sae_variants.formats.releases import releases
+from sae_variants.registry.variants import check_variant_name, is_variant, scorable_names
 from sae_variants.training.plan import make_plan
 
 FILES = {"cfg.json", "sae_weights.safetensors"}
@@ -226,6 +228,23 @@ def test_names_are_checked_before_anything_is_downloaded_or_trained(target, caps
         with pytest.raises(UsageError, match=line):
             resolve_requests([name], target)
     assert "blocks.0.hook_resid_pre" in capsys.readouterr().out
+
+
+def test_a_name_shows_whether_it_is_a_variant_s_or_a_release_s():
+    for name in scorable_names():
+        assert is_variant(name)
+        check_variant_name(name)
+    for release in releases():
+        assert not is_variant(release)
+        check_form(release)
+
+
+def test_a_folder_may_have_nearly_the_name_of_a_variant(target, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "topk2").mkdir()
+    assert [request.plan for request in resolve_requests(["topk2"], target)] == [None]
+    with pytest.raises(UsageError, match="unknown SAE 'topk3': did you mean 'topk'"):
+        resolve_requests(["topk3"], target)
 
 
 def test_a_seed_that_is_no_number_is_no_seed(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -11,6 +12,8 @@ from conftest import TINY
 from eval_runners.commands import evaluate as eval_command
 from sae_variants import __main__ as variants_main
 from sae_variants.common.errors import UsageError
+from sae_variants.language_model.target import load_target
+from sae_variants.registry import variants
 from sae_variants.training import train as train_module
 from sae_variants.training.grid import make_plans, parse_grid
 from sae_variants.training.train import _train_group
@@ -41,6 +44,33 @@ def test_what_is_no_grid_is_refused(option):
         parse_grid([option])
     with pytest.raises(UsageError, match="--vary is written FIELD=VALUE"):
         parse_grid([], [option])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "points", "seeds", "says"),
+    [
+        ({}, {"d_sae": 0}, [{}], [0], "d_sae must be at least 1, not 0"),
+        ({}, {}, [{"d_sae": 64}, {"d_sae": 2.5}], [0], "d_sae must be int, not 2.5"),
+        ({}, {}, [{}], [0, -1], "seed must not be negative"),
+        ({"training_tokens": 512}, {"batch_tokens": 1024}, [{}], [0], "512 are fewer than one batch of 1024 tokens"),
+        ({"learning_rate": "x"}, {}, [{}], [0], r"learning_rate in \[train\] of sandbox must be float, not 'x'"),
+        ({}, {"k": 4}, [{"k": 2}], [0], "k is given twice"),
+        ({}, {}, [{"seed": 1}], [0], "give --seeds"),
+    ],
+)
+def test_a_sweep_is_checked_before_its_variants_are_imported(monkeypatch, recipe, overrides, points, seeds, says):
+    monkeypatch.setattr(variants, "import_variants", lambda: pytest.fail("imports variants"))
+    target = replace(load_target("sandbox"), train=recipe)
+    with pytest.raises(UsageError, match=says):
+        make_plans(["topk"], target, overrides, points, seeds)
+
+
+def test_a_variant_s_own_recipe_counts_in_the_check_of_a_sweep(target):
+    small = replace(
+        target, train={**target.train, "training_tokens": 512}, variants={"topk": {"training_tokens": 4096}}
+    )
+    (plan,) = make_plans(["topk"], small, {"batch_tokens": 1024}, [{}], [0])
+    assert plan.settings.steps == 4
 
 
 def labels(target, names, overrides, options, seeds=(0,)):

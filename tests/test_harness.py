@@ -89,7 +89,7 @@ def test_an_sae_that_cannot_be_trained_is_a_failure_or_an_error(target, trained,
 
 @pytest.fixture
 def scoring(target, tmp_path):
-    return prepare_scoring("core", target, CORE, tmp_path / "out", "cpu", ["python"])
+    return prepare_scoring("core", target, CORE, tmp_path / "out", ["python"])
 
 
 @pytest.fixture
@@ -112,8 +112,8 @@ def test_an_error_stops_the_scoring_unless_it_keeps_going(scoring, two_saes, mod
 
     monkeypatch.setattr(Core, "evaluate", fails_for_the_first)
     with pytest.raises(type(error)):
-        score_all([scoring], two_saes, lambda: model, force=False)
-    scored, failures, _ = score_all([scoring], two_saes, lambda: model, force=False, keep_going=True)
+        score_all([scoring], two_saes, lambda: model, "cpu", force=False)
+    scored, failures, _ = score_all([scoring], two_saes, lambda: model, "cpu", force=False, keep_going=True)
     assert [sae.label for sae, _ in scored] == [two_saes[1].label]
     assert failures == [f"core of [1/2] {two_saes[0].label}: {line}"]
     assert [path.parent.name for path in scoring.location.root.rglob("*.json")] == ["random"]
@@ -124,7 +124,7 @@ def test_an_untrained_sae_stops_nothing(scoring, two_saes, model, monkeypatch):
         raise Untrained("no weights")
 
     monkeypatch.setattr(Core, "evaluate", untrained)
-    scored, failures, _ = score_all([scoring], two_saes, lambda: model, force=False)
+    scored, failures, _ = score_all([scoring], two_saes, lambda: model, "cpu", force=False)
     assert scored == []
     assert failures == [
         f"[{number}/2] {sae.label}: untrained: no weights; there is no result"
@@ -133,15 +133,15 @@ def test_an_untrained_sae_stops_nothing(scoring, two_saes, model, monkeypatch):
 
 
 def test_a_finished_result_is_reused_without_the_language_model(scoring, two_saes, model):
-    first, *_ = score_all([scoring], two_saes, lambda: model, force=False)
-    again, *_ = score_all([scoring], two_saes, lambda: pytest.fail("loaded the model"), force=False)
+    first, *_ = score_all([scoring], two_saes, lambda: model, "cpu", force=False)
+    again, *_ = score_all([scoring], two_saes, lambda: pytest.fail("loaded the model"), "cpu", force=False)
     assert [result for _, result in again] == [result for _, result in first]
 
 
 def test_what_another_process_evaluates_comes_last_and_is_waited_for(scoring, two_saes, model, capsys):
     first, second = (scoring.location.path(sae) for sae in two_saes)
     with ThreadPoolExecutor() as pool, claimed(first):
-        scoring_all = pool.submit(score_all, [scoring], two_saes, lambda: model, force=False)
+        scoring_all = pool.submit(score_all, [scoring], two_saes, lambda: model, "cpu", force=False)
         shown = ""
         while "waiting for it" not in shown:
             assert not scoring_all.done()
@@ -176,7 +176,7 @@ def follow(monkeypatch, scoring, located, model, workers: int) -> tuple[dict[str
     monkeypatch.setattr(Core, "evaluate", evaluate)
     monkeypatch.setenv(WORKER, str(workers))
     monkeypatch.setenv(LAUNCH, str(scoring.location.root.parent / "launch"))
-    score_all([scoring], located, lambda: model, force=False)
+    score_all([scoring], located, lambda: model, "cpu", force=False)
     return following, claims
 
 
@@ -224,7 +224,7 @@ def test_a_worker_compares_its_saes_with_the_clean_predictions_at_once_and_no_nu
             patch.setenv(WORKER, worker)
             patch.setattr(model, "forward", lambda *a, **k: (runs.append(k.get("start_at_layer")), forward(*a, **k))[1])
             elsewhere = replace(scoring, location=replace(scoring.location, root=tmp_path / root))
-            scored, failures, _ = score_all([elsewhere], two_saes, lambda: model, force=False)
+            scored, failures, _ = score_all([elsewhere], two_saes, lambda: model, "cpu", force=False)
         assert failures == []
         return [result["eval_result_metrics"] for _, result in scored], sum(run is not None for run in runs)
 
@@ -245,7 +245,7 @@ def test_an_error_releases_what_a_worker_has_claimed(scoring, six_saes, model, m
     monkeypatch.setattr(Core, "evaluate", fail)
     monkeypatch.setenv(WORKER, "1")
     with pytest.raises(RuntimeError, match="out of luck"):
-        score_all([scoring], six_saes, lambda: model, force=False)
+        score_all([scoring], six_saes, lambda: model, "cpu", force=False)
     assert len(claims) == 6
     assert not list(scoring.location.root.rglob("*.claim"))
 
@@ -265,7 +265,7 @@ def test_what_the_model_cannot_do_is_known_to_all_processes_of_a_launch(scoring,
     monkeypatch.setenv(LAUNCH, str(scoring.location.root.parent / "launch"))
     for workers in ("1", "1", ""):  # two workers, and the command that waits for them
         monkeypatch.setenv(WORKER, workers)
-        outcome = score_all([scoring], two_saes, lambda: model, force=False, keep_going=True)
+        outcome = score_all([scoring], two_saes, lambda: model, "cpu", force=False, keep_going=True)
         assert outcome == ([], [], {"core": "knows no letters"})
     assert tries == [0]
     assert not any(cell.is_left for cell in cells())
@@ -293,7 +293,7 @@ def test_of_a_group_an_evaluation_that_does_not_support_an_sae_is_left_out(
     scoring, target, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(N2G, "why_unsupported", refuse_temporal)
-    n2g = replace(prepare_scoring("n2g", target, {}, tmp_path, "cpu", []), is_optional=True)
+    n2g = replace(prepare_scoring("n2g", target, {}, tmp_path, []), is_optional=True)
     requests = [SAERequest("temporal", make_plan("temporal", target, tiny("temporal"), tmp_path))]
     left_out = {}
     assert leave_out_unsupported([scoring, n2g], requests, left_out) == [scoring]
@@ -381,6 +381,6 @@ def test_a_context_longer_than_the_model_is_refused_before_anything_else(name, o
     given = {option: 100_000}
     if name == "tpp":
         given |= {"dataset_names": (register_task_file(str(tasks_file)),), "train_set_size": 40, "test_set_size": 20}
-    long = prepare_scoring(name, target, given, tmp_path, "cpu", [])
+    long = prepare_scoring(name, target, given, tmp_path, [])
     with pytest.raises(UsageError, match=f"--{option.replace('_', '-')} 100000 exceeds the model's 128 positions"):
         check_supported([long], [])

@@ -96,7 +96,7 @@ def test_the_gemma_targets_are_compared_with_the_baselines_out_of_the_box():
     for target_name, evaluation in (("gemma-2-2b-l5", "sparse_probing"), ("gemma-2-2b-l19", "core")):
         target = load_target(target_name)
         (file,) = BASELINES.glob(f"{evaluation}_*.json")
-        scoring = prepare_scoring(evaluation, target, {}, Path("x"), "cpu", [])
+        scoring = prepare_scoring(evaluation, target, {}, Path("x"), [])
         assert _baseline(str(file), scoring)
 
 

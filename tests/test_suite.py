@@ -215,7 +215,7 @@ def test_a_picture_shows_the_table_s_means_and_errors():
 
 
 def test_scoring_is_prepared_with_the_targets_settings():
-    scoring = prepare_scoring("core", load_target("sandbox"), {"context_size": 64}, None, "cpu", [])
+    scoring = prepare_scoring("core", load_target("sandbox"), {"context_size": 64}, None, [])
     assert (scoring.settings.context_size, scoring.settings.n_eval_reconstruction_batches) == (64, 16)
 
 

@@ -26,7 +26,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval_runners.harness.find_sae import known_width, locate_all, resolve_requests
+from eval_runners.harness.find_sae import check_requests, known_width, locate_all, resolve_requests
 from eval_runners.harness.fit import load_for_target
 from eval_runners.harness.options import parse_with_overrides
 from eval_runners.harness.target_model import model_loader, require_source
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     else:
         check_case_folder(Path(args.folder), "--folder")
     hide_host_warnings()
-    target, device = target_from(args), device_from(args)
+    target = target_from(args)
     require_source("case-study", target, needs_truth=None)
     if target.synthetic and args.picture:
         raise UsageError(f"--picture draws a latent on text, and {target.name} is synthetic: leave it out")
@@ -86,6 +86,8 @@ def main(argv: list[str]) -> int:
         raise UsageError(
             f"--sae twice shows SAEs on text, and {target.name} is synthetic: give one, and a page for each"
         )
+    check_requests(args.sae, target, overrides, seeds=[args.seed])
+    device = device_from(args)
     requests = resolve_requests(args.sae, target, overrides, seeds=[args.seed], trained=args.trained)
     choice = args.latents or LatentChoice.parse(LATENTS)
     if width := known_width(requests[0]):

@@ -7,11 +7,12 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from eval_runners.contract.contract import Evaluator, Result
 from eval_runners.contract.registry import evaluator_modules, load_evaluator
 from eval_runners.harness.cells import cells_of
+from eval_runners.harness.find_sae import SAERequest, check_requests, locate_requests, resolve_requests
 from eval_runners.harness.options import TRAIN_PREFIX, add_scoring_options, parse_with_overrides
 from eval_runners.harness.score import (
     Scored,
@@ -35,9 +36,6 @@ from sae_variants.launch.options import add_launch_options, launch_of, without_l
 from sae_variants.launch.share import share_work
 from sae_variants.training.grid import grid_fields, parse_grid
 
-if TYPE_CHECKING:
-    from eval_runners.harness.find_sae import SAERequest
-
 REQUIRED = ("dataset_names", "k_values", "ks", "context_length", "context_size")
 """Settings that a baseline must hold, where the evaluator has them, beside the model."""
 
@@ -60,21 +58,21 @@ def main(name: str, argv: list[str]) -> int:
     Raises:
         UsageError: input that cannot work; raised before any SAE is trained wherever that is possible.
     """
-    from eval_runners.harness.find_sae import locate_requests, resolve_requests
-
     evaluator, module = load_evaluator(name), evaluator_modules()[name]
     module_args = [module] if module == f"eval_runners.{name}" else ["eval_runners", name]
     args, overrides = parse_with_overrides(_parser(evaluator, module_args), argv)
     hide_host_warnings()
-    targets, device, output = targets_from(args), device_from(args), Path(args.output)
+    targets, output = targets_from(args), Path(args.output)
     if args.csv:
         check_file_writable(Path(args.csv), "--csv")
     launch, argv = launch_of(args), without_launch_options(argv)
     given, command = given_fields(args, evaluator.settings_class), ["python", "-m", *module_args, *argv]
-    scorings = [prepare_scoring(name, target, given, output, device, command) for target in targets]
+    grid_points, names = parse_grid(args.grid, args.vary), list(dict.fromkeys(args.saes))
+    for target in targets:
+        check_requests(names, target, overrides, grid_points, args.seeds)
+    scorings = [prepare_scoring(name, target, given, output, command) for target in targets]
     baseline = _baseline(args.baseline, scorings[0]) if args.baseline is not None else None
-    grid_points = parse_grid(args.grid, args.vary)
-    names = list(dict.fromkeys(args.saes))
+    device = device_from(args)
     all_requests = [
         resolve_requests(names, target, overrides, grid_points, args.seeds, args.trained) for target in targets
     ]
@@ -89,7 +87,7 @@ def main(name: str, argv: list[str]) -> int:
     for scoring, requests in zip(scorings, all_requests, strict=True):
         axes, shares = grid_fields(grid_points), snapshot_shares([scoring])
         located, untrainable = locate_requests(requests, device, axes, shares)
-        of_target, unscored, _ = score_all([scoring], located, model_loader(scoring.target, device), args.force)
+        of_target, unscored, _ = score_all([scoring], located, model_loader(scoring.target, device), device, args.force)
         if of_target:
             _print_tables(scoring, of_target, args, baseline)
         scored += of_target

@@ -19,7 +19,7 @@ from eval_runners.harness.evaluations import (
     print_left_out,
     split_names,
 )
-from eval_runners.harness.find_sae import locate_requests, resolve_requests
+from eval_runners.harness.find_sae import check_requests, locate_requests, resolve_requests
 from eval_runners.harness.options import add_scoring_options
 from eval_runners.harness.score import (
     Scored,
@@ -62,23 +62,23 @@ def main(argv: list[str]) -> int:
         check_file_writable(Path(args.markdown), "--markdown")
     overrides, given = split_options(unknown, expand_groups(names), "reliability")
     hide_host_warnings()
-    target, device, output = target_from(args), device_from(args), Path(args.output)
+    grid_points, target, output = parse_grid(args.grid, args.vary), target_from(args), Path(args.output)
+    saes = list(dict.fromkeys(args.saes))
+    check_requests(saes, target, overrides, grid_points, args.seeds)
     command = ["python", "-m", "eval_runners", "reliability", *argv]
-    scorings, left_out = prepare_scorings(names, target, given, output, device, command)
+    scorings, left_out = prepare_scorings(names, target, given, output, command)
     print_left_out(left_out)  # now, too, because the rest takes long
     further = [
         replace(
-            prepare_scoring(name, replace(target, eval_seed=seed), given[name], output, device, command),
+            prepare_scoring(name, replace(target, eval_seed=seed), given[name], output, command),
             is_optional=scoring.is_optional,
         )
         for seed in further_seeds
         for scoring in scorings
         for name in [scoring.evaluator.name]
     ]
-    grid_points = parse_grid(args.grid, args.vary)
-    requests = resolve_requests(
-        list(dict.fromkeys(args.saes)), target, overrides, grid_points, args.seeds, args.trained
-    )
+    device = device_from(args)
+    requests = resolve_requests(saes, target, overrides, grid_points, args.seeds, args.trained)
     check_training_options(overrides, args, [requests])
     if len({request.plan.label for request in requests if request.plan and request.plan.learns}) < 2:
         raise UsageError("--sae must name two SAEs at least that are trained here: differences are between SAEs")
@@ -86,11 +86,13 @@ def main(argv: list[str]) -> int:
     check_folder_writable(output)
     located, untrainable = locate_requests(requests, device, grid_fields(grid_points), snapshot_shares(scorings))
     load_model = model_loader(target, device)
-    scored, failures, impossible = score_all(scorings, located, load_model, args.force, keep_going=True)
+    scored, failures, impossible = score_all(scorings, located, load_model, device, args.force, keep_going=True)
     left_out |= impossible
     of_first_seed = [sae for sae in located if sae.seed == args.seeds[0]]
     further = [scoring for scoring in further if scoring.evaluator.name not in left_out]
-    again, further_failures, impossible = score_all(further, of_first_seed, load_model, args.force, keep_going=True)
+    again, further_failures, impossible = score_all(
+        further, of_first_seed, load_model, device, args.force, keep_going=True
+    )
     _print_table([*scored, *again], args.markdown)
     print_left_out(left_out | impossible)
     return report_failures([*scored, *again], [*untrainable, *failures, *further_failures])

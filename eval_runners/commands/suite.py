@@ -23,7 +23,7 @@ from eval_runners.harness.evaluations import (
     print_left_out,
     split_names,
 )
-from eval_runners.harness.find_sae import SAERequest, locate_requests, resolve_requests
+from eval_runners.harness.find_sae import SAERequest, check_requests, locate_requests, resolve_requests
 from eval_runners.harness.options import DEFAULT_OUTPUT, add_scoring_options
 from eval_runners.harness.score import snapshot_shares
 from eval_runners.harness.score_many import report_failures, score_all
@@ -47,7 +47,7 @@ from sae_variants.language_model.target import Target
 from sae_variants.launch.control import CONTROLS, control
 from sae_variants.launch.options import add_launch_options, launch_of, without_launch_options
 from sae_variants.launch.share import share_work
-from sae_variants.registry.variants import find_variant, scorable_names
+from sae_variants.registry.variants import find_variant, is_variant
 from sae_variants.training.grid import GridPoint, grid_fields, parse_grid
 from sae_variants.training.plan import applicable_overrides, check_overrides
 
@@ -69,7 +69,8 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     known, unknown = split_unknown_options(parser, argv)
     args = parser.parse_args(known)
-    names = split_names(args.evals)
+    names, saes = split_names(args.evals), list(dict.fromkeys(args.saes))
+    levels = _parse_l0(args.l0) if args.l0 is not None else []
     if args.picture:
         check_picture(Path(args.picture), args.grid)
     for file, option in ((args.csv, "--csv"), (args.picture, "--picture")):
@@ -78,12 +79,13 @@ def main(argv: list[str]) -> int:
     launch, argv = launch_of(args), without_launch_options(argv)
     overrides, given = split_options(unknown, expand_groups(names))
     hide_host_warnings()
-    target, device, output = target_from(args), device_from(args), Path(args.output)
+    grid_points, target, output = parse_grid(args.grid, args.vary), target_from(args), Path(args.output)
+    check_requests(saes, target, overrides, grid_points, args.seeds)
     command = ["python", "-m", "eval_runners", "suite", *argv]
-    scorings, left_out = prepare_scorings(names, target, given, output, device, command)
+    scorings, left_out = prepare_scorings(names, target, given, output, command)
     print_left_out(left_out)  # now, too, because the rest takes long
-    grid_points = parse_grid(args.grid, args.vary)
-    requests = _requests(args, target, overrides, grid_points)
+    device = device_from(args)
+    requests = _requests(saes, levels, args, target, overrides, grid_points)
     check_training_options(overrides, args, [requests])
     scorings = leave_out_unsupported(scorings, requests, left_out)
     check_folder_writable(output)
@@ -93,9 +95,8 @@ def main(argv: list[str]) -> int:
         if not share_work(launch, "eval_runners", ["suite", *argv], output, cells):
             return 0
     located, untrainable = locate_requests(requests, device, axes, snapshot_shares(scorings))
-    scored, unscored, impossible = score_all(
-        scorings, located, model_loader(target, device), args.force, keep_going=True
-    )
+    load_model = model_loader(target, device)
+    scored, unscored, impossible = score_all(scorings, located, load_model, device, args.force, keep_going=True)
     if scored:
         print_boards(make_boards([result for _, result in scored]))
         for scoring in scorings:
@@ -161,20 +162,24 @@ def _parse_l0(text: str) -> list[float]:
 
 
 def _requests(
-    args: Namespace, target: Target, overrides: dict[str, Any], grid_points: Sequence[GridPoint]
+    names: Sequence[str],
+    levels: Sequence[float],
+    args: Namespace,
+    target: Target,
+    overrides: dict[str, Any],
+    grid_points: Sequence[GridPoint],
 ) -> list[SAERequest]:
     """One request for every SAE, grid point, L0 and seed.
 
     Raises:
         UsageError: an unknown name or field, or an SAE without k whose coefficient for an L0 the target does not know.
     """
-    names, variants, axes = list(dict.fromkeys(args.saes)), scorable_names(), grid_fields(list(grid_points))
-    levels = _parse_l0(args.l0) if args.l0 is not None else []
-    if trained_here := [name for name in names if name in variants]:
+    axes = grid_fields(list(grid_points))
+    if trained_here := [name for name in names if is_variant(name)]:
         check_overrides(trained_here, {**overrides, **dict.fromkeys(axes)})
     requests: list[SAERequest] = []
     for name in names:
-        if name not in variants:
+        if not is_variant(name):
             requests += resolve_requests([name], target)
             continue
         l0_settings = [_l0_setting(name, level, target) for level in levels] or [{}]

@@ -38,7 +38,6 @@ def prepare_scorings(
     target: Target,
     given: Mapping[str, Mapping[str, Any]],
     output: Path,
-    device: str,
     command: Sequence[str],
 ) -> tuple[list[Scoring], dict[str, str]]:
     """Settle the settings of several evaluations, before anything is trained.
@@ -51,7 +50,6 @@ def prepare_scorings(
         target: the language model, hook and text.
         given: evaluation -> settings by field.
         output: root of the results.
-        device: device that the evaluations run on.
         command: arguments of the command line, for the provenance.
 
     Returns:
@@ -65,7 +63,7 @@ def prepare_scorings(
     for name in expand_groups(names):
         is_optional = name not in names and not given.get(name)
         try:
-            scoring = prepare_scoring(name, target, given.get(name, {}), output, device, command)
+            scoring = prepare_scoring(name, target, given.get(name, {}), output, command)
         except UsageError as error:
             if not is_optional:
                 raise

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from eval_runners.contract.located import LocatedSAE
-from eval_runners.harness.saved_sae import check_source, locate_name
+from eval_runners.harness.saved_sae import check_form, check_source, locate_name
 from sae_variants.common.errors import UsageError
 from sae_variants.formats.hub import parse_hub_id
 from sae_variants.formats.source import is_folder
 from sae_variants.language_model.target import Target
 from sae_variants.registry.saved_config import CONFIG, read_config
-from sae_variants.registry.variants import scorable_names
-from sae_variants.training.grid import GridPoint, make_plans
+from sae_variants.registry.variants import is_variant
+from sae_variants.training.grid import GridPoint, check_sweep, make_plans
 from sae_variants.training.plan import RECORD, Plan
 from sae_variants.training.sharing import is_missing
 from sae_variants.training.train import TrainingFailed, train_plans
@@ -41,6 +41,26 @@ class SAERequest:
     def key(self) -> Path | str:
         """Equal for two requests exactly when they are for the same SAE."""
         return self.plan.sae_folder if self.plan else str(parse_hub_id(self.name) or self.name)
+
+
+def check_requests(
+    names: Sequence[str],
+    target: Target,
+    overrides: Mapping[str, Any],
+    grid_points: Sequence[GridPoint] = ({},),
+    seeds: Sequence[int] = (0,),
+) -> None:
+    """Refuse of what `resolve_requests` refuses as much as can be without the seconds of importing SAELens.
+
+    Raises:
+        UsageError: a name or a training setting that cannot be.
+    """
+    if "seed" in overrides:
+        raise UsageError("--train.seed is written --seeds")
+    for name in names:
+        if not is_variant(name):
+            check_form(name)
+    check_sweep([name for name in names if is_variant(name)], target, dict(overrides), list(grid_points), list(seeds))
 
 
 def resolve_requests(
@@ -64,19 +84,17 @@ def resolve_requests(
     Raises:
         UsageError: an unknown name, or a field that none of the variants has.
     """
-    known = scorable_names()
-    for name in names:
-        if name not in known:
-            check_source(name, known)
     overrides = dict(overrides or {})
-    if "seed" in overrides:
-        raise UsageError("--train.seed is written --seeds")
-    variants = [name for name in names if name in known]
+    check_requests(names, target, overrides, grid_points, seeds)
+    variants = [name for name in names if is_variant(name)]
+    for name in names:
+        if name not in variants:
+            check_source(name)
     plans = make_plans(variants, target, overrides, list(grid_points), list(seeds), trained) if variants else []
     requests: list[SAERequest] = []
     for name in names:
         planned = [SAERequest(name, plan) for plan in plans if plan.full_name == name]
-        requests += planned if name in known else [SAERequest(name)]
+        requests += planned if name in variants else [SAERequest(name)]
     return requests
 
 

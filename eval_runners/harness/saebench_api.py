@@ -109,7 +109,7 @@ def make_run_eval(name: str, target: str | Target) -> RunEval:
         for option in options:
             check_name("argument of run_eval", option, NO_EFFECT)
         given = settings_of(load_evaluator(evaluation), resolved, config)
-        scoring = prepare_scoring(evaluation, resolved, given, Path(output_path), device, ["python", *sys.argv])
+        scoring = prepare_scoring(evaluation, resolved, given, Path(output_path), ["python", *sys.argv])
         check_positions(resolved, scoring.settings)
         for pair in selected_saes:
             if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str) or pair[1] is None:
@@ -191,7 +191,7 @@ def run_evals(
         name: settings_of(load_evaluator(name), target, config)
         for name, config in ((_our_name(name), config) for name, config in (settings or {}).items())
     }
-    scorings, left_out = prepare_scorings(names, target, given, Path(output_path), device, ["python", *sys.argv])
+    scorings, left_out = prepare_scorings(names, target, given, Path(output_path), ["python", *sys.argv])
     results: dict[str, dict[str, Result]] = {}
     for scoring in scorings:
         name = scoring.evaluator.name

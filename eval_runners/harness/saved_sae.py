@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,40 @@ from sae_variants.formats.releases import check_known, check_release, list_relea
 from sae_variants.formats.source import is_folder, open_source
 from sae_variants.registry.contract import config_hooks
 from sae_variants.registry.saved_config import read_config
+from sae_variants.registry.variants import check_variant_name, own_variant_names, scorable_names
 from sae_variants.training.plan import RECORD, TRACE, hash_kind
 
 PUBLISHED_RECORD = "runner_cfg.json"
 """Name of the training record in a published repository."""
 TRAINED_HERE = re.compile("[0-9a-f]{12}")
 """Names of folders that training gives."""
+SLIP = 0.75
+"""Likeness of a name and a variant's, from 0 to 1, from which on it is that one misspelt; no release is so alike."""
 
 
-def check_source(name: str, variants: Sequence[str]) -> None:
-    """Check that a name is a folder, an SAE on the Hub or in SAELens' registry, as far as no network is needed."""
+def check_form(name: str) -> None:
+    """Check a name as far as it can be without the seconds of importing SAELens."""
     if is_folder(name) or parse_hub_id(name):
         return
     if "/" in name.partition(":")[0]:
         raise UsageError(
             f"no folder {name!r}; an SAE on the Hub is written user/repo:path, a released one RELEASE:SAE_ID"
         )
+    if not name or difflib.get_close_matches(name, own_variant_names(), cutoff=SLIP):
+        check_variant_name(name)
+
+
+def check_source(name: str) -> None:
+    """Check that a name is a folder, an SAE on the Hub or in SAELens' registry, as far as no network is needed."""
+    check_form(name)
+    if is_folder(name) or parse_hub_id(name):
+        return
     if parts := split_release(name):
         if not parts[1]:
             print("\n".join(list_release(parts[0])))
         check_release(*parts)
     else:
+        variants = scorable_names()
         check_known(name, variants)
         check_name("SAE", name, variants)
 

@@ -50,7 +50,7 @@ class Scoring:
 
 
 def prepare_scoring(
-    name: str, target: Target, given: Mapping[str, Any], output: Path, device: str, command: Sequence[str]
+    name: str, target: Target, given: Mapping[str, Any], output: Path, command: Sequence[str]
 ) -> Scoring:
     """Settle an evaluator's settings: its defaults, then the target's, then those that are given.
 
@@ -59,7 +59,6 @@ def prepare_scoring(
         target: the language model, hook and text. Its `eval_seed` is added to the evaluator's own seed.
         given: settings by field, as given on the command line.
         output: root of the results.
-        device: device that the evaluation runs on.
         command: arguments of the command line, for the provenance.
 
     Raises:
@@ -85,7 +84,7 @@ def prepare_scoring(
             raise UsageError(f"{to_option(field)} must be at least {least}, not {value}")
     own = {field: getattr(settings, field) + target.eval_seed for field in OWN_SEEDS if field in hints}
     settings, versions = evaluator.prepare(target, replace(settings, **own))
-    location = ResultLocation(output, name, target, asdict(settings), versions, device, command, evaluator.version)
+    location = ResultLocation(output, name, target, asdict(settings), versions, command, evaluator.version)
     return Scoring(evaluator, settings, location)
 
 
@@ -123,6 +122,7 @@ def score_sae(
     located: LocatedSAE,
     title: str,
     load_model: Callable[[], LoadedModel],
+    device: str,
     force: bool = False,
     timeout: float = -1.0,
     following: Sequence[LocatedSAE] = (),
@@ -134,6 +134,7 @@ def score_sae(
         located: the SAE.
         title: names the SAE in what is printed.
         load_model: loads the target's language model; called only if the result is missing.
+        device: device that the evaluation runs on.
         force: evaluate again although there is a result.
         timeout: seconds to wait for another process that makes the result; without limit if negative.
         following: SAEs that come next with the same evaluator; those that have a result are left out.
@@ -151,7 +152,7 @@ def score_sae(
     with claimed(path, timeout):
         if not force and (result := _reusable_result(path, located, title)):  # made meanwhile
             return result
-        target, device, model = scoring.target, scoring.location.device, load_model()
+        target, model = scoring.target, load_model()
         truth = model if target.synthetic else None
         missing = [other for other in following if force or not scoring.location.path(other).exists()]
         context = Context(model, device, located, truth, missing)
@@ -179,7 +180,7 @@ def evaluate_sae(scoring: Scoring, sae: SAE[Any], context: Context) -> tuple[Res
     if not isinstance(evaluation, Evaluation):
         evaluation = Evaluation(evaluation)
     output = evaluation.host_output or make_output(evaluator, settings, evaluation.values, sae, target)
-    result = scoring.location.complete(output, evaluation, context.located, time.time() - started)
+    result = scoring.location.complete(output, evaluation, context, time.time() - started)
     validate_result(output_class(evaluator), result)
     return result, evaluation.files
 

@@ -37,6 +37,7 @@ def score_all(
     scorings: Sequence[Scoring],
     located: Sequence[LocatedSAE],
     load_model: Callable[[], LoadedModel],
+    device: str,
     force: bool,
     keep_going: bool = False,
 ) -> Outcome:
@@ -46,6 +47,7 @@ def score_all(
         scorings: evaluators with their settings.
         located: the SAEs.
         load_model: loads the target's language model; called only if a result is missing.
+        device: device that the evaluations run on.
         force: evaluate again although there is a result.
         keep_going: turn errors into failures, so that the other SAEs are still scored.
 
@@ -92,7 +94,7 @@ def score_all(
                 try:
                     if reason := failure_of(scoring.location.folder):
                         raise CannotDo(reason)
-                    scored[number] = sae, score_sae(scoring, sae, title, load_model, force, timeout, following)
+                    scored[number] = sae, score_sae(scoring, sae, title, load_model, device, force, timeout, following)
                 except Timeout:
                     busy.append(number)
                     continue

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eval_runners.contract.contract import UNSTRUCTURED, Evaluation, Result
+from eval_runners.contract.contract import UNSTRUCTURED, Context, Evaluation, Result
 from eval_runners.contract.located import LocatedSAE
 from eval_runners.store.paths import without_paths
 from sae_variants.common.files import write_atomically
@@ -43,8 +43,6 @@ class ResultLocation:
     """The evaluator's settings by field."""
     versions: Mapping[str, str]
     """Versions, by name, of the data that the evaluation reads beside the target's text."""
-    device: str
-    """Device that the evaluation runs on."""
     command: Sequence[str]
     """Arguments of the command line that gave the results."""
     evaluator_version: int = 1
@@ -73,16 +71,16 @@ class ResultLocation:
         }
         return self.folder / folder_name(located.label) / f"{hash_value(key)}.json"
 
-    def complete(self, output: Result, evaluation: Evaluation, located: LocatedSAE | None, seconds: float) -> Result:
+    def complete(self, output: Result, evaluation: Evaluation, context: Context, seconds: float) -> Result:
         """Add values, the verdict and provenance to an output, under `eval_result_unstructured`.
 
         Args:
             output: the numbers in SAEBench's envelope.
             evaluation: holds the added values and the reasons to treat the SAE as untrained.
-            located: the SAE; None for an SAE that exists in memory only, whose ids the caller sets.
+            context: names the SAE and the device. Of an SAE that exists in memory only, the caller sets the ids.
             seconds: wall-clock time of the evaluation.
         """
-        failures = list(evaluation.failures)
+        located, failures = context.located, list(evaluation.failures)
         if located and located.training_tokens is not None and located.training_tokens <= 0:
             failures.insert(0, "trained on 0 tokens")
         unstructured = {
@@ -91,19 +89,19 @@ class ResultLocation:
             "files": sorted(evaluation.files),
             "trained": not failures,
             "not_trained_because": failures,
-            "provenance": self.provenance(located, seconds),
+            "provenance": self.provenance(located, context.device, seconds),
         }
         ids = {"sae_lens_id": located.label, "sae_lens_release_id": self.target.name} if located else {}
         return {**output, **ids, UNSTRUCTURED: unstructured}
 
-    def provenance(self, located: LocatedSAE | None, seconds: float) -> dict[str, Any]:
+    def provenance(self, located: LocatedSAE | None, device: str, seconds: float) -> dict[str, Any]:
         """Versions, command, device, duration, SAE and text behind a result."""
         packages = ("sae-variants", "sae-lens", "sae-bench", "transformer-lens", "torch")
         return {
             "command": shlex.join(without_paths(list(self.command))),
             "commit": self.commit,
             "versions": {package: version(package) for package in packages},
-            "device": self.device,
+            "device": device,
             "evaluator_version": self.evaluator_version,
             "eval_seed": self.target.eval_seed,
             "seconds": round(seconds, 1),

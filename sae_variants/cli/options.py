@@ -59,7 +59,7 @@ def parse_extra_options(unknown: Sequence[str], prefix: str = "") -> dict[str, A
         prefix: What every name begins with, such as `train.`; it is removed.
 
     Raises:
-        UsageError: An option has another prefix or no value.
+        UsageError: An option has another prefix or no value, or its name is none of a field.
     """
     options: dict[str, Any] = {}
     for argument, *values in group_arguments(unknown):
@@ -69,6 +69,8 @@ def parse_extra_options(unknown: Sequence[str], prefix: str = "") -> dict[str, A
             raise UsageError(f"unknown option or argument {argument!r}")
         if not equals and not values:
             raise UsageError(f"option {option} needs a value")
+        if "." in name:
+            raise UsageError(f"unknown option {option}: write a config field as --{prefix}{name.rpartition('.')[2]}")
         options[name.replace("-", "_")] = parse_value(values[0] if values else value)
     return options
 

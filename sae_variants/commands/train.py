@@ -22,7 +22,7 @@ from sae_variants.common.errors import UsageError
 from sae_variants.launch.options import add_launch_options, launch_of, without_launch_options
 from sae_variants.launch.share import Cell, share_work
 from sae_variants.sharded.ranks import check_shards, is_first_process, is_torchrun
-from sae_variants.training.grid import make_plans, parse_grid
+from sae_variants.training.grid import check_sweep, make_plans, parse_grid
 from sae_variants.training.log import LOG, LogSettings
 from sae_variants.training.plan import TrainSettings, applicable_overrides
 from sae_variants.training.tracking import LIBRARIES
@@ -78,16 +78,18 @@ def main(argv: list[str]) -> int:
     if args.l0 is not None:
         overrides["k"] = args.l0
     log = log_settings(args.log, args.log_heldout)
-    target, device = target_from(args), device_from(args)
-    seeds = args.seeds if args.seeds is not None else [overrides.pop("seed", 0)]
-    grid_points = parse_grid(args.grid, args.vary)
-    plans = make_plans(args.names, target, overrides, grid_points, seeds, args.output or args.trained)
-    for name in args.names:
-        for field in overrides.keys() - applicable_overrides(name, overrides).keys():
-            print(f"{name} has no {field}; it is trained without", file=sys.stderr)
     in_shards = bool(args.shards) or is_torchrun()
     if in_shards and (launch or log):
         raise UsageError(f"{'--launch' if launch else '--log'} does not go with torchrun and --shards: leave it out")
+    shards = check_shards(args.shards) if in_shards else 0
+    seeds = args.seeds if args.seeds is not None else [overrides.pop("seed", 0)]
+    grid_points, target = parse_grid(args.grid, args.vary), target_from(args)
+    check_sweep(args.names, target, overrides, grid_points, seeds)
+    device = device_from(args)
+    plans = make_plans(args.names, target, overrides, grid_points, seeds, args.output or args.trained)
+    for name in args.names if is_first_process() else ():
+        for field in overrides.keys() - applicable_overrides(name, overrides).keys():
+            print(f"{name} has no {field}; it is trained without", file=sys.stderr)
     if launch:
 
         def cells() -> list[Cell]:
@@ -99,7 +101,6 @@ def main(argv: list[str]) -> int:
     if in_shards:
         from sae_variants.sharded.train import check_plans, train_sharded
 
-        shards = check_shards(args.shards)
         check_plans(plans, shards)
         train_sharded(plans, shards, device, args.force)
         if not is_first_process():

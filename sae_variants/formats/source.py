@@ -71,7 +71,7 @@ def open_source(name: str, beside: Collection[str] = ()) -> Source:
             return _open_release(*registered)
         folder, layout = download_sae(hub_id, beside)
         return _as_saelens(folder, layout)
-    if release := split_release(name):
+    if "/" not in name.partition(":")[0] and (release := split_release(name)):
         return _open_release(*release)
     raise UsageError(f"no folder {name!r}; an SAE on the Hub is written user/repo:path, a released one RELEASE:SAE_ID")
 

@@ -133,10 +133,22 @@ def split_part(name: str) -> tuple[str, str]:
     return (name, "") if name.startswith(STOCK_PREFIX) or not part else (whole, part)
 
 
-def find_variant(name: str) -> Variant:
-    """Return the variant of that name or with that part; raise a UsageError with the nearest names if none exists."""
+def is_variant(name: str) -> bool:
+    """Return whether a name has the form of a variant's or a part's; unlike `find_variant`, import nothing."""
+    return name.startswith(STOCK_PREFIX) or split_part(name)[0] in own_variant_names()
+
+
+def check_variant_name(name: str) -> None:
+    """Raise a UsageError for a name that is no variant's, as far as it shows without importing SAELens for seconds."""
     if name in UNSCORABLE:
         raise UsageError(f"unknown SAE {name!r}: it is not offered, because {UNSCORABLE[name]}")
+    if ":" not in name:
+        check_name("SAE", name, [*own_variant_names(), f"{STOCK_PREFIX}ARCHITECTURE"])
+
+
+def find_variant(name: str) -> Variant:
+    """Return the variant of that name or with that part; raise a UsageError with the nearest names if none exists."""
+    check_variant_name(name)
     check_name("SAE", name, scorable_names())
     name, _ = split_part(name)
     if not name.startswith(STOCK_PREFIX):

@@ -17,8 +17,10 @@ from typing import Any
 from sae_variants.common.errors import UsageError
 from sae_variants.common.values import parse_value
 from sae_variants.language_model.target import Target
+from sae_variants.registry.variants import check_variant_name, split_part
 from sae_variants.training.plan import Plan, applicable_overrides, check_overrides, make_plan
-from sae_variants.training.recipe import check_recipe
+from sae_variants.training.recipe import check_recipe, check_settings
+from sae_variants.training.settings import make_settings
 
 GridPoint = dict[str, Any]
 
@@ -67,6 +69,34 @@ def grid_fields(points: list[GridPoint]) -> list[str]:
     return list(dict.fromkeys(field for point in points for field in point))
 
 
+def check_sweep(
+    names: list[str], target: Target, overrides: dict[str, Any], points: list[GridPoint], seeds: list[int]
+) -> None:
+    """Refuse what cannot be planned whatever the variant, before variants are imported, which takes seconds.
+
+    Args:
+        names: Names of SAEs.
+        target: Language model, hook and text.
+        overrides: Fields that are the same at every grid point.
+        points: Grid points.
+        seeds: Training seeds.
+
+    Raises:
+        UsageError: A name is misspelt, a field is set both in the grid and outside it, or a setting is refused.
+    """
+    for field in grid_fields(points):
+        if field in overrides:
+            raise UsageError(f"{field} is given twice: in --grid or --vary, and by itself")
+        if field == "seed":
+            raise UsageError("seeds are not part of the grid: give --seeds")
+    for name in names:
+        check_variant_name(name)
+    check_settings(target)
+    for name, point, seed in itertools.product(names, points, seeds):
+        recipe = {**target.train, **target.variants.get(split_part(name)[0], {})}
+        make_settings({**recipe, **overrides, **point, "seed": seed})
+
+
 def make_plans(
     names: list[str],
     target: Target,
@@ -86,15 +116,11 @@ def make_plans(
         root: Root of trained SAEs.
 
     Raises:
-        UsageError: No SAE has a field, or a field is set both in the grid and outside it.
+        UsageError: No SAE has a field or the name, or `check_sweep` refuses.
     """
+    check_sweep(names, target, overrides, points, seeds)
     check_recipe(target)
     check_overrides(names, {**overrides, **dict.fromkeys(grid_fields(points))})
-    for field in grid_fields(points):
-        if field in overrides:
-            raise UsageError(f"{field} is given twice: in --grid or --vary, and by itself")
-        if field == "seed":
-            raise UsageError("seeds are not part of the grid: give --seeds")
     plans = [
         make_plan(name, target, {**applicable_overrides(name, {**overrides, **point}), "seed": seed}, root)
         for name in names

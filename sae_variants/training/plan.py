@@ -18,13 +18,12 @@ from typing import Any
 
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.hashing import hash_value
-from sae_variants.common.values import check_type
 from sae_variants.language_model.folders import model_id
 from sae_variants.language_model.target import Target
 from sae_variants.registry.build import make_config
 from sae_variants.registry.contract import config_hooks
 from sae_variants.registry.variants import STOCK_PREFIX, find_variant, split_part
-from sae_variants.training.settings import SETTING_NAMES, SETTING_TYPES, TrainSettings
+from sae_variants.training.settings import SETTING_NAMES, TrainSettings, make_settings
 
 CHECKPOINT_SUFFIX = ".checkpoint"
 SNAPSHOTS_SUFFIX = ".snapshots"
@@ -217,7 +216,7 @@ def make_plan(
     name, part = split_part(name)
     adapted = variant.config_class.recipe(target.train)
     values = {**target.train, **adapted, **target.variants.get(name, {}), **overrides}
-    settings = TrainSettings(**{k: check_type(k, v, SETTING_TYPES[k]) for k, v in values.items() if k in SETTING_NAMES})
+    settings = make_settings(values)
     settings = settings if "dead_after_tokens" in overrides else settings.with_mortal_latents()
     fields = {k: v for k, v in values.items() if k in variant.field_names - SETTING_NAMES}
     plan = Plan(name, target, settings, fields, trained_root(root), tuple(overrides), part)

@@ -13,12 +13,24 @@ from sae_variants.training.plan import make_plan
 from sae_variants.training.settings import SETTING_NAMES, SETTING_TYPES
 
 
+def check_settings(target: Target) -> None:
+    """Check the training settings in the tables `train` and `variants` of a target, for which no variant is imported.
+
+    Raises:
+        UsageError: A value of another type.
+    """
+    for table, values in {"train": target.train, **{f"variants.{n}": v for n, v in target.variants.items()}}.items():
+        for name in [name for name in values if name in SETTING_NAMES]:
+            check_type(f"{name} in [{table}] of {target.name}", values[name], SETTING_TYPES[name])
+
+
 def check_recipe(target: Target) -> None:
     """Check the tables `train`, `variants` and `l0` of a target.
 
     Raises:
         UsageError: An unknown field or variant, or a value of another type.
     """
+    check_settings(target)
     _check_fields(f"[train] of {target.name}", target.train, [find_variant(name) for name in variant_names()])
     for name, values in target.variants.items():
         _check_fields(f"[variants.{name}] of {target.name}", values, [find_variant(name)])
@@ -59,11 +71,10 @@ def _check_fields(where: str, values: dict[str, Any], variants: list[Variant]) -
     known = SETTING_NAMES.union(*(variant.field_names for variant in variants))
     for name, value in values.items():
         check_name(f"field in {where}", name, known)
-        hint = SETTING_TYPES.get(name)
-        if hint is None:  # of any variant that has the field
+        if name not in SETTING_NAMES:  # of any variant that has the field
             hints = (get_type_hints(variant.config_class) for variant in variants if name in variant.field_names)
             hint = Union[tuple(known_types.get(name, Any) for known_types in hints)]  # noqa: UP007
-        check_type(f"{name} in {where}", value, hint)
+            check_type(f"{name} in {where}", value, hint)
 
 
 def _is_number(text: str) -> bool:

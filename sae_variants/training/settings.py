@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
 from sae_variants.common.errors import UsageError
+from sae_variants.common.values import check_type
 
 DTYPES = ("float32", "bfloat16", "float64")
 MOST_SEED = 10**13
@@ -93,3 +95,8 @@ class TrainSettings:
 
 SETTING_TYPES: dict[str, Any] = get_type_hints(TrainSettings)
 SETTING_NAMES = frozenset(SETTING_TYPES)
+
+
+def make_settings(values: Mapping[str, Any]) -> TrainSettings:
+    """Return the training settings among values by name; raise a UsageError if one of them is refused."""
+    return TrainSettings(**{k: check_type(k, v, SETTING_TYPES[k]) for k, v in values.items() if k in SETTING_NAMES})

@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval_runners.harness.find_sae import locate_all, resolve_requests
+from eval_runners.harness.find_sae import check_requests, locate_all, resolve_requests
 from eval_runners.harness.fit import check_context_early, load_for_target
 from eval_runners.harness.options import parse_with_overrides
 from eval_runners.harness.target_model import model_loader, require_source
@@ -72,11 +72,13 @@ def main(argv: list[str]) -> int:
         raise UsageError("--sae is given once: an export holds one SAE")
     root = check_folder_writable(Path(args.folder), "FOLDER")
     hide_host_warnings()
-    target, device = target_from(args), device_from(args)
+    target = target_from(args)
     require_source("export neuronpedia", target)
     layer_of(target.hook_name)
     _check_names(args)
+    check_requests(args.sae, target, overrides, seeds=[args.seed])
     check_context_early(target, args)
+    device = device_from(args)
     (located,) = locate_all(resolve_requests(args.sae, target, overrides, [{}], [args.seed], args.trained), device)
     source, record = _source(args, located, target), _record(args, located, target)
     folder = root / source.folder

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from eval_runners.commands.human_study.files import COMMAND, read_key
-from eval_runners.contract.contract import Evaluation
+from eval_runners.contract.contract import Context, Evaluation
 from eval_runners.contract.registry import load_evaluator
 from eval_runners.data.heldout import tokenizer_of
-from eval_runners.harness.find_sae import locate_all, resolve_requests
+from eval_runners.harness.find_sae import check_requests, locate_all, resolve_requests
 from eval_runners.harness.fit import check_context, load_for_target
 from eval_runners.harness.options import add_sae_option, parse_with_overrides
 from eval_runners.harness.target_model import model_loader, require_source
@@ -37,28 +37,31 @@ def main(argv: list[str]) -> int:
     Raises:
         UsageError: anything that cannot work, before any SAE is trained where it can be known.
     """
-    from eval_runners.measures.firing import collect_firing
-    from eval_runners.measures.intruder_questions import Question, question_texts, sample_questions
-
     evaluator = load_evaluator("human_study")
     args, overrides = parse_with_overrides(_parser(evaluator.settings_class), argv)
     page, key_file = Path(args.output), Path(args.output).with_suffix(".key.json")
     for file in (page, key_file):
         check_file_writable(file, "--output")
     hide_host_warnings()
-    target, device = target_from(args), device_from(args)
+    target = target_from(args)
     require_source("human-study", target)
     settings = evaluator.settings_class(**given_fields(args, evaluator.settings_class))
     for name, smallest in SMALLEST.items():
         if getattr(settings, name) < smallest:
             raise UsageError(f"{to_option(name)} must be at least {smallest}, not {getattr(settings, name)}")
     names = list(dict.fromkeys([*args.saes, "random"]))
+    check_requests(names, target, overrides, seeds=args.seeds)
+    # PyTorch, which takes seconds, is imported after what can be refused without it.
+    from eval_runners.measures.firing import collect_firing
+    from eval_runners.measures.intruder_questions import Question, question_texts, sample_questions
+
+    device = device_from(args)
     requests = resolve_requests(names, target, overrides, seeds=args.seeds, trained=args.trained)
     located = locate_all(requests, device)
     model = model_loader(target, device)()
     check_context(settings.context_size, target, model)
     command = [*COMMAND, "make", *argv]
-    location = ResultLocation(Path(), evaluator.name, target, asdict(settings), {}, device, command, evaluator.version)
+    location = ResultLocation(Path(), evaluator.name, target, asdict(settings), {}, command, evaluator.version)
     saes: list[dict[str, Any]] = []
     questions: list[Question] = []
     for number, one in enumerate(located):
@@ -68,7 +71,7 @@ def main(argv: list[str]) -> int:
             firing, number, one.label, settings.items, settings.controls, settings.strongest, settings.seed
         )
         unscored = make_output(evaluator, settings, {}, sae, target)
-        result = location.complete(unscored, Evaluation(), one, 0.0)
+        result = location.complete(unscored, Evaluation(), Context(model, device, one), 0.0)
         saes.append({"path": str(location.path(one)), "learns": one.learns, "result": result})
     weights = [one.weight_hash for one in located]
     random.Random(f"{settings.seed} {weights}").shuffle(questions)  # only someone with the SAEs can undo it
