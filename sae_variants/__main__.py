@@ -11,9 +11,11 @@ from sae_variants.commands import convert, target, train
 from sae_variants.common.console import run_command
 from sae_variants.language_model.target import load_target, target_names
 from sae_variants.registry.variants import find_variant, variant_summaries
+from sae_variants.sharded.lost import refused_once
 from sae_variants.training.plan import SETTING_NAMES
 
 
+@refused_once()
 def main(argv: list[str]) -> int:
     """Run the command that the first word names."""
     run_by_name = {"train": train.main, "convert": convert.main, "target": target.main, "sae_lens": _run_sae_lens}

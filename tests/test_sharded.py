@@ -11,12 +11,15 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from sharded_worker import BATCH, D_IN, FIELDS, OF_VARIANT, STEPS, make_batches, run
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.api import CheckpointException
 
 from sae_variants.__main__ import main
 from sae_variants.commands import train
@@ -24,6 +27,7 @@ from sae_variants.common.console import run_command
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import backup_of
 from sae_variants.registry.build import load
+from sae_variants.sharded import lost as lost_module
 from sae_variants.sharded.job import ShardedJob
 from sae_variants.sharded.ranks import check_shards, is_torchrun
 from sae_variants.sharded.train import check_plans, make_job
@@ -178,6 +182,26 @@ def test_a_checkpoint_that_a_kill_left_beside_its_place_is_found(target, tmp_pat
     assert plan.checkpoint.is_dir()
 
 
+@pytest.mark.parametrize(
+    ("error", "raised", "says"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:1"), RuntimeError, "by peer"),
+        (CheckpointException("read", {1: (OSError("too short"), None)}), UsageError, "cannot be read .CheckpointExce"),
+        (RuntimeError("shape mismatch"), UsageError, r"cannot be read \(RuntimeError\): remove it to start anew"),
+    ],
+)
+def test_a_process_lost_while_a_checkpoint_is_read_is_no_damage(target, tmp_path, monkeypatch, error, raised, says):
+    plan = make_plan("topk", target, {}, tmp_path)
+    (plan.checkpoint / "shards").mkdir(parents=True)
+    (plan.checkpoint / "shards.json").write_text("{}")
+    ranks = SimpleNamespace(is_first=True, agree=lambda value: value)
+    trainer: Any = SimpleNamespace(sae=SimpleNamespace(shards=SimpleNamespace(ranks=ranks)))
+    monkeypatch.setattr(ShardedJob, "_state", lambda self: {})
+    monkeypatch.setattr(state_dict_loader, "load", Mock(side_effect=error))
+    with pytest.raises(raised, match=says):
+        ShardedJob(plan, trainer).resume()
+
+
 def test_of_equal_values_the_first_process_keeps_as_many_as_there_is_room_for(in_two):
     """Each has 1, 2, 0, 2, 2, 3; of the six largest, both 3 and four of the 2."""
     assert in_two["ties"][0] == [0, 1, 0, 1, 1, 1]
@@ -291,6 +315,17 @@ with lost.told_in_one_line(ranks, Path({str(tmp_path)!r})):
     assert (made.returncode, made.stderr.split("\n")) == (1, ["", expected, ""])
 
 
+DIES_WHILE_READING = """
+import os, signal, sys
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from sae_variants.__main__ import main
+from sae_variants.common.console import run_command
+if os.environ["RANK"] == sys.argv[1]:
+    HuggingFaceStorageReader.read_data = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+run_command(lambda: main(sys.argv[2:]))
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_process_that_dies_ends_the_others_and_the_next_start_resumes(tmp_path, lost):
@@ -316,6 +351,10 @@ def test_a_process_that_dies_ends_the_others_and_the_next_start_resumes(tmp_path
     assert steps
     with pytest.raises(SystemExit):
         run_command(lambda: main(words))
+    dying = [*TORCHRUN, "--nproc-per-node", "2", "--no-python", sys.executable, "-c", DIES_WHILE_READING, str(lost)]
+    output = subprocess.run([*dying, *words], env=ENVIRONMENT, capture_output=True, text=True, timeout=300).stderr
+    assert f"\nrank {lost} was lost, so the others were ended; the same command continues from {folder}\n" in output
+    assert "cannot be read" not in output
     subprocess.run([*command[:-1], str(tmp_path)], check=True, env=ENVIRONMENT, capture_output=True, timeout=300)
     (record,) = tmp_path.rglob("training.json")
     assert json.loads(record.read_text())["trained_tokens"] == TRAINED
@@ -347,6 +386,27 @@ def test_shards_without_torchrun_are_refused(of_torchrun, monkeypatch):
             assert not is_torchrun()
             with pytest.raises(UsageError, match="--shards 4 needs several processes: torchrun --nproc-per-node 4"):
                 check_shards(4)
+
+
+@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [lost_module.REFUSAL_SECONDS]), (None, [])])
+def test_the_first_process_refuses_at_once_and_another_one_if_it_is_not_ended(of_torchrun, monkeypatch, rank, waits):
+    monkeypatch.delenv("LOCAL_RANK")
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    waited: list[float] = []
+    monkeypatch.setattr(lost_module.time, "sleep", waited.append)
+    with pytest.raises(UsageError, match="unknown SAE 'tpok'"):
+        main(["train", "tpok"])
+    assert waited == waits
+
+
+def test_what_all_processes_refuse_is_said_once(tmp_path):
+    words = ["train", "stock:standard", "topk", "--k", "4", "--shards", "3", "--output", str(tmp_path)]
+    command = [*TORCHRUN, "--nproc-per-node", "2", "-m", "sae_variants", *words]
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert lines == ["error: --shards 3 does not divide the 2 processes of torchrun"]
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK"])

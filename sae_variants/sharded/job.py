@@ -21,6 +21,7 @@ from sae_variants.common.files import partial_of, remove_folder, replace_folder,
 from sae_variants.registry.contract import hooks_of
 from sae_variants.registry.saved_config import CONFIG, WEIGHTS
 from sae_variants.sharded.latents import ENCODER, REPLICATED, LatentShards
+from sae_variants.sharded.lost import has_lost_another
 from sae_variants.sharded.ranks import Ranks
 from sae_variants.training.job import SHARDED_STATE, Job
 from sae_variants.training.plan import RECORD, Plan
@@ -152,6 +153,8 @@ class ShardedJob(Job):
             )
             trainer.activation_scaler.scaling_factor = numbers["scaling_factor"]
         except (Exception, CheckpointException) as error:  # torch's is no Exception
+            if has_lost_another(error):
+                raise
             raise self._unreadable(error) from error
         if self.shards.group:  # the first group has the counts of all
             trainer.act_freq_scores.zero_()

@@ -2,6 +2,8 @@
 
 torchrun ends the others by SIGTERM once one is dead. They may wait in a collective then, which no signal handler of
 Python interrupts; so a thread waits for the signal, of which Python's own handler writes the number to a pipe.
+
+What all of them refuse is one line, too: the first one says it and ends, whereupon torchrun ends the others.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sae_variants.common.errors import UsageError
 from sae_variants.common.files import backup_of
-from sae_variants.sharded.ranks import Ranks
+from sae_variants.sharded.ranks import LOCAL_RANK, Ranks, is_torchrun
 
 GRACE_SECONDS = 2.0
 """How long a process that was told to end stays, so that it is not taken for the lost one; torchrun waits for 30 s."""
 SIGNAL_SECONDS = 10.0
 """How long a process that lost another one in a collective waits for torchrun's signal."""
+REFUSAL_SECONDS = 30.0
+"""How long a process that refuses waits for the first one of its host to refuse, too."""
 OF_COLLECTIVES = ("gloo", "NCCL", "peer", "Timed out")
 """Words of the errors of a collective that lost a process."""
 
@@ -63,6 +68,22 @@ def _is_there(process: int) -> bool:
 
 
 @contextlib.contextmanager
+def refused_once() -> Iterator[None]:
+    """Let the first process of a host alone say what all of them refuse; another one says what the first does not."""
+    try:
+        yield
+    except UsageError:
+        if is_torchrun() and os.environ[LOCAL_RANK] != "0":
+            time.sleep(REFUSAL_SECONDS)  # torchrun ends this process meanwhile, unless the first one goes on
+        raise
+
+
+def has_lost_another(error: BaseException) -> bool:
+    """Return whether an error is that of a collective that lost a process."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in OF_COLLECTIVES)
+
+
+@contextlib.contextmanager
 def told_in_one_line(ranks: Ranks, checkpoint: Path) -> Iterator[None]:
     """End this process with one line if another one is lost meanwhile.
 
@@ -75,7 +96,7 @@ def told_in_one_line(ranks: Ranks, checkpoint: Path) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if not any(word in str(error) for word in OF_COLLECTIVES):
+            if not has_lost_another(error):
                 raise
             time.sleep(SIGNAL_SECONDS)  # torchrun ends this process meanwhile, unless the lost one is of another host
             others.say(f"rank {ranks.rank} lost another process: {str(error).splitlines()[0]}")
