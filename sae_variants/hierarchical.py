@@ -4,7 +4,7 @@
 (`refinement.steps`). After a first phase the upper level starts from groups of lower latents that fire together
 (`two_level.groups`), and trains on the lower level without a gradient to it; the latents of its group are the children
 of an upper latent. With `separate = false` the levels train one after the other and then together, and two terms can
-make the children of a parent similar; both cost the lower level its features (results/ground_truth.md):
+make the children of a parent similar:
 
     λ_cos · mean over lower latents i of 1 - cos(row of i, row of its parent)
     λ_21 · Σ over groups G of siblings of √|G| · |f_G|₂        an L2,1 norm: few groups fire, not few latents

@@ -5,8 +5,7 @@ A share `slow_fraction` of the latents is slow, the others are free:
     L = |x - x̂|² + λ · L_consistency(f_slow) + ν · |x - x̂_slow|² + AuxK
 
 The slow latents are those whose activations at two tokens of a window have correlated most so far, or the first ones
-throughout (`slow = first`, as in T-SAE). They are saved as the first ones. Choosing them by what persists finds more of
-what persists than making the first ones persist does (results/ground_truth.md).
+throughout (`slow = first`, as in T-SAE). They are saved as the first ones.
 
 With ν > 0 the slow latents alone also reconstruct x. T-SAE has ν = 1. The default here is 0: with 1, slow latents carry
 most of the reconstruction and change as fast as x does; with 0, they do not become constant at λ = 1.
