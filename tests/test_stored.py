@@ -222,6 +222,12 @@ def test_buffers_are_made_ahead_where_that_costs_no_step(
     assert source_module.is_made_ahead(replace(target, activations=tmp_path if is_kept else None), device) == expected
 
 
+def test_workers_on_one_host_share_its_cores(monkeypatch):
+    alone = source_module.usable_cores()
+    monkeypatch.setenv("SAE_VARIANTS_NEIGHBOURS", "4")
+    assert source_module.usable_cores() == alone / 4
+
+
 def test_evaluators_read_what_is_kept(target, model, tmp_path, computed):
     from eval_runners.data.heldout import heldout_activations
 

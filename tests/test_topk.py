@@ -367,9 +367,9 @@ def test_the_memory_of_a_step_is_counted():
     """By hand: 256 rows of pre-activations or copies of both matrices, 64 bytes a latent, 15 copies of the batch."""
     narrow = make_config("topk", d_in=16, d_sae=1000)
     freed = 3 * 4 * 16 * 1000  # three matrices below 32 MiB stay
-    assert narrow.step_bytes(512, "cpu") == 4 * 256 * 1000 + 64 * 1000 + 4 * 15 * 512 * 16 + freed + 10_000_000
+    assert narrow.step_bytes(512, "cpu") == 4 * 256 * 1000 + 64 * 1000 + 4 * 15 * 512 * 16 + freed + 30_000_000
     wide = make_config("topk", d_in=1024, d_sae=10_000)
-    assert wide.step_bytes(100, "cpu") == 8 * 1024 * 10_000 + 64 * 10_000 + 4 * 15 * 100 * 1024 + 10_000_000
+    assert wide.step_bytes(100, "cpu") == 8 * 1024 * 10_000 + 64 * 10_000 + 4 * 15 * 100 * 1024 + 30_000_000
 
 
 def test_a_training_that_does_not_fit_in_memory_is_refused(target, tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ ROWS_ELSEWHERE = 4096
 """Tokens at a time on other devices, so many that the whole device is used."""
 GROUP = 64
 """Latents in a group, of which `top_k` first finds the maximum."""
-COUNTERS, COPIES, KEPT, BUFFERS = 64, 15, 3, 10_000_000
+COUNTERS, COPIES, KEPT, BUFFERS = 64, 15, 3, 30_000_000
 """Bytes of a latent's counters, numbers kept for each number of the batch, freed copies of a matrix of weights that are
 kept if they are small, and bytes of libraries, as measured."""
 NO_TOKENS = slice(0, 0)

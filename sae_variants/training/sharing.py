@@ -12,6 +12,7 @@ from typing import Any
 from sae_variants.common.errors import UsageError
 from sae_variants.common.files import claim_owner, claimed
 from sae_variants.common.memory import free_memory
+from sae_variants.common.worker import device_share
 from sae_variants.registry.build import make_config
 from sae_variants.training.plan import Plan
 
@@ -78,8 +79,8 @@ def check_memory(plan: Plan, d_in: int, device: str, processes: int = 1) -> None
 
 
 def split_by_memory(plans: list[Plan], d_in: int, device: str) -> list[list[Plan]]:
-    """Split plans into batches that need at most half of the free memory, with at least one plan each."""
-    room = free_memory(device) / 2
+    """Split plans into batches that need at most half of this process's free memory, with at least one plan each."""
+    room = free_memory(device) * device_share() / 2
     batches: list[list[Plan]] = [[]] if plans else []
     used = 0
     for plan in plans:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sae_variants.common.errors import UsageError
+from sae_variants.common.worker import device_share
 from sae_variants.training.log import heldout_measure, synthetic_measure
 from sae_variants.training.plan import Plan
 
@@ -105,9 +106,10 @@ def is_made_ahead(target: Target, device: str) -> bool:
     return target.activations is not None or device.startswith("cuda") or usable_cores() >= 2 * torch.get_num_threads()
 
 
-def usable_cores() -> int:
-    """Return the number of cores on which this process may run."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores() -> float:
+    """Return the number of cores on which this process may run, shared with the other workers of a launch here."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores * device_share()
 
 
 def _reserve(stream: WindowStream, activations: object, d_in: int, is_local: bool, steps: int) -> None:
