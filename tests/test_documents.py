@@ -85,8 +85,10 @@ def test_a_table_of_a_document_has_at_most_ten_columns_and_a_row(tmp_path):
     file.write_text(f"<!-- leaderboard --columns {keys.partition(',')[2]} -->\n<!-- /leaderboard -->")
     assert main(fill) == 0
     for options, says in (
-        ("--l0 3000", "no results for the table"),
+        ("--l0 3000", "line 1: <!-- leaderboard --l0 3000 -->: no results for its table"),
         ("--columns ce_loss", "did you mean 'ce_loss_score'"),
+        ("--sae 'a", "<!-- leaderboard --sae 'a -->: its options cannot be read: no closing quotation$"),
+        ("--help", "<!-- leaderboard --help -->: unrecognized arguments: --help$"),
     ):
         file.write_text(f"<!-- leaderboard {options} -->\n<!-- /leaderboard -->")
         with pytest.raises(UsageError, match=says):

@@ -52,6 +52,12 @@ def filled(tmp_path, sentence, defaults=DEFAULTS):
         ("1.0000", "0.9325", "a, seeds 0,1,2,3"),
         ("0.0000 ± 0.0000", "0.0300 ± 0.0130", "a - b[k=2 window=4]: ce_loss_score, seeds 0,1,2,3"),
         ("0.7", "0.5", "other/a"),
+        # A difference that is told apart from 0 is not written as 0.
+        ("0", "0.03", "a - b[k=2 window=4]"),
+        ("0.0", "0.03", "a - b[k=2 window=4]"),
+        ("−0.0 ± 0.9", "−0.03 ± 0.02", "b[k=2 window=4] - a"),
+        ("0 %", "3 %", "a - b[k=2 window=4]"),
+        ("1", "0", "? stock:c - a"),
     ],
 )
 def test_a_number_is_what_the_comment_behind_it_says(stale, fresh, comment, tmp_path):
@@ -73,7 +79,7 @@ def test_a_stale_number_is_reported_and_generated_blocks_are_left_alone(tmp_path
     assert "nobody" not in file.read_text()
     file.write_text(stale := file.read_text().replace("0.9<!-- a -->", "0.8<!-- a -->"))
     assert main([*fill, "--check"]) == 1
-    assert "out of date: run make leaderboard" in capsys.readouterr().out
+    assert "out of date: run make leaderboard; line 21: '0.8' is now '0.9'\n" in capsys.readouterr().out
     assert file.read_text() == stale
 
 
@@ -82,14 +88,39 @@ def test_a_stale_number_is_reported_and_generated_blocks_are_left_alone(tmp_path
     [
         (
             "`c` keeps 0.9<!-- a --> and loses\n**more** by 0.001 ± 0.001<!-- a - stock:c -->.",
-            r'README.md: <!-- a - stock:c -->: rewrite the sentence "\.\.\. `c` keeps 0.9 and loses \*\*more\*\* by 0.001": '
+            r'README.md: line 3: <!-- a - stock:c -->: rewrite the sentence "\.\.\. `c` keeps 0.9 and loses \*\*more\*\* by 0.001": '
             "it is now 0.003333 ± 0.037946, not told apart from 0$",
         ),
         ("by 0.030<!-- b[k=2 window=4] - a -->", "it is now -0.030000 ± 0.024841, told apart from 0$"),
         ("by -0.030<!-- a - b[k=2 window=4] -->", "it is now 0.030000 ± 0.024841, told apart from 0$"),
         ("by 0.030<!-- ? a - b[k=2 window=4] -->", "it is now 0.030000 ± 0.024841, told apart from 0$"),
-        ("0.9 <!-- a -->", "README.md: <!-- a -->: it has no number right before it"),
-        ("**0.9** ± 0.1<!-- a -->", "it has no number right before it"),
+        ("0.9 <!-- a -->", "README.md: line 2: <!-- a -->: it has no number right before it"),
+        ("**0.9** ± 0.1<!-- a -->", "0.1 is only a part of its number"),
+        ("1,024<!-- a -->", "line 2: <!-- a -->: 024 is only a part of its number: write it like 1024"),
+        ("1.024.5<!-- a -->", "024.5 is only a part of its number"),
+        ("1e-2<!-- a -->", "2 is only a part of its number"),
+        ("0.013 +- 0.002<!-- a -->", "0.002 is only a part of its number"),
+        ("0.013 +/- 0.002<!-- a -->", "0.002 is only a part of its number"),
+        (".9<!-- a -->", "9 is only a part of its number"),
+        ("by –0.03<!-- b[k=2 window=4] - a -->", "0.03 is only a part of its number: write it like 1024, -0.01"),
+        ("by − 0.03<!-- b[k=2 window=4] - a -->", "0.03 is only a part of its number"),
+        ("by −0.03<!-- a - b[k=2 window=4] -->", "it is now 0.030000 ± 0.024841, told apart from 0$"),
+        ("0.9<!-- a", "line 2: a comment begins with <!-- and ends with -->"),
+        ("0.9<!- a -->", "a comment begins with <!-- and ends with -->"),
+        ("0.9<-- a -->", "a comment begins with <!-- and ends with -->"),
+        ("0.9<!-- a\n0.9<!-- a -->", "line 2: <!-- a 0.9<!-- a -->: a comment begins with"),
+        ("0.9<!-- TODO -->", "unknown row 'TODO'"),
+        ("**0.9** <!-- TODO -->", "<!-- TODO -->: it has no number right before it"),
+        ("0.9 %\n<!-- TODO -->", "<!-- TODO -->: it has no number right before it"),
+        ("nine<!-- a: core.l0 -->", "it has no number right before it"),
+        ("nine<!-- ? b[k=2 window=4], seeds 0 -->", "it has no number right before it"),
+        ("nine<!-- aa - other/a -->", "it has no number right before it"),
+        ("<!-- leaderboard -->", "a block begins with <!-- leaderboard --> at the end of a line, and ends with"),
+        (
+            "<!-- numbers --model 'tiny -->",
+            "<!-- numbers --model 'tiny -->: its options cannot be read: no closing quot",
+        ),
+        ("<!-- numbers --help -->", "<!-- numbers --help -->: unrecognized arguments: --help$"),
         ("0.9<!--a-b-->", "unknown row 'a-b'"),
         ("0.9<!-- ? a -->", r"unknown row '\? a'"),
         ("0.9<!-- stock:d -->", "unknown row 'stock:d': did you mean 'stock:c'"),
@@ -106,7 +137,10 @@ def test_a_stale_number_is_reported_and_generated_blocks_are_left_alone(tmp_path
             r"2 rows are called a \(other, tiny\): name --model",
         ),
         ("<!-- numbers --model tini -->\n0.9<!-- a: l0 -->", "unknown model 'tini': did you mean 'tiny'"),
-        ("<!-- numbers --modell tiny -->", "unrecognized arguments: --modell tiny"),
+        (
+            "<!-- numbers --modell tiny -->",
+            "line 2: <!-- numbers --modell tiny -->: unrecognized arguments: --modell tiny$",
+        ),
         ("<!-- numbers --seeds a -->", "not a list of whole numbers"),
     ],
 )
@@ -124,3 +158,36 @@ def test_a_row_without_the_metric_says_why(tmp_path):
     _, fill = document(tmp_path, results, "0.8<!-- b: explained_variance_corrected -->")
     with pytest.raises(UsageError, match=r"b has no core\.explained_variance_corrected: not among its numbers"):
         main(fill)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```markdown\n0.5<!-- nobody -->\n<!-- leaderboard -->\n<!-- /leaderboard -->\n```",
+        "~~~~\n```\n~~~\n0.5<!-- nobody\n~~~~",
+        "An example:\n\n    <!-- numbers --metric no -->\n\n    0.5<!-- nobody -->",
+        "see `0.5<!-- a -->` and ``a ` 0.5<!- a\n-->``",
+        "<!-- TODO: more -->\nSee `a`<!-- TODO --> in 2024.\n\n<!-- TODO - later -->",
+    ],
+)
+def test_code_and_comments_on_nothing_are_left_alone(text, tmp_path):
+    assert filled(tmp_path, text + "\n\n0.9<!-- a -->\n") == text + "\n\n0.9<!-- a -->\n"
+
+
+@pytest.mark.parametrize(
+    "above", ["- one `tick\n- ", "- item\n\n    ", "a `b\nc` ", "\\` ", "<!-- ` -->\n", "two\n    "]
+)
+def test_what_only_resembles_code_is_filled(above, tmp_path):
+    assert filled(tmp_path, above + "0.5<!-- a --> and `code`\n") == above + "0.9<!-- a --> and `code`\n"
+
+
+def test_every_refusal_of_a_document_has_a_line(tmp_path):
+    text = "0.5<!-- nobody -->\n<!-- leaderboard --l0 3000 -->\n<!-- /leaderboard -->\n\n0.5<!-- a, seeds 9 -->\n"
+    file, fill = document(tmp_path, RESULTS, DEFAULTS + text)
+    with pytest.raises(UsageError) as error:
+        main(fill)
+    starts = [(2, "<!-- nobody -->"), (3, "<!-- leaderboard --l0 3000 -->"), (6, "<!-- a, seeds 9 -->")]
+    lines = str(error.value).split("\n")
+    assert len(lines) == len(starts)
+    for line, (number, comment) in zip(lines, starts, strict=True):
+        assert line.startswith(f"{file}: line {number}: {comment}: ")

@@ -10,6 +10,7 @@ date. `why A B` names what separates two rows, and prints their differences over
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -125,11 +126,20 @@ def _fill(file: Path, results: Sequence[Result], boards: Sequence[Board], check:
     """Fill the blocks and numbers of a document. With `check`, write nothing and return 1 if that would change it."""
     text, filled = fill_blocks(file, results, boards)
     if check:
-        print(f"{file}: {'up to date' if filled == text else 'out of date: run make leaderboard'}")
+        stale = f"out of date: run make leaderboard; {_first_change(text, filled)}"
+        print(f"{file}: {'up to date' if filled == text else stale}")
         return int(filled != text)
     if filled != text:
         write_atomically(file, filled, "--readme")
     return 0
+
+
+def _first_change(text: str, filled: str) -> str:
+    """The first word of a document that filling it changes, with its line."""
+    start = next((at for at, pair in enumerate(zip(text, filled, strict=False)) if len({*pair}) > 1), 0)
+    start -= len(re.split(r"\s", text[:start])[-1])
+    now, then = (re.split(r"\s|<!--", part[start:], maxsplit=1)[0] for part in (text, filled))
+    return f"line {text.count(chr(10), 0, start) + 1}: {now!r} is now {then!r}"
 
 
 def _draw(file: Path, boards: Sequence[Board]) -> None:
