@@ -234,7 +234,8 @@ class TemporalTrainingSAE(RefinedBatchTopK):
             )
             special_N = torch.zeros(len(slow_NL), dtype=torch.bool)
         is_clean_n = ~split_windows(special_N, self.cfg.window).any(1)
-        if is_clean_n.sum() < 2:
+        clean_n = is_clean_n.nonzero().squeeze(1)
+        if len(clean_n) < 2:
             return slow_NL.sum() * 0.0
         own_clean_m = self.shards.rows(is_clean_n).nonzero().squeeze(1)
         slow_nWL = split_windows(slow_NL, self.cfg.window)[move(own_clean_m, slow_NL.device)]
@@ -242,6 +243,6 @@ class TemporalTrainingSAE(RefinedBatchTopK):
         if self.cfg.consistency == "contrastive":
             options |= {"contrast": self.cfg.contrast, "temperature": self.cfg.temperature, "shards": self.shards}
             if self.context_N is not None:
-                context_n = split_windows(self.context_N, self.cfg.window)[is_clean_n, 0]
+                context_n = split_windows(self.context_N, self.cfg.window)[clean_n, 0]
                 options["context_n"] = move(context_n, slow_NL.device)
         return CONSISTENCY[self.cfg.consistency](slow_nWL, **options)

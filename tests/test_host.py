@@ -42,8 +42,9 @@ class Reads(TorchDispatchMode):
 OF_SAELENS = {  # of its AuxK, and of Adam, whose counters lie on the host
     "_local_scalar_dense: topk_sae.py, if dead_neuron_mask is None or (num_dead := int(dead_neuron_mask.sum())) == 0:",
     "_local_scalar_dense: sae_trainer.py, self.optimizer.step()",
-    # a selection by the mask of special tokens, which lies on the host
-    "nonzero: temporal.py, clean_n = (~split_windows(special_N, self.cfg.window).any(1)).nonzero().squeeze(1)",
+    # selections by the mask of special tokens, which lies on the host
+    "nonzero: temporal.py, clean_n = is_clean_n.nonzero().squeeze(1)",
+    "nonzero: temporal.py, own_clean_m = self.shards.rows(is_clean_n).nonzero().squeeze(1)",
 }
 
 

@@ -223,3 +223,8 @@ def test_options_of_a_training_are_refused_where_nothing_is_trained(trained, tar
     folder = next(path.parent for path in trained.rglob("sae_weights.safetensors"))
     with pytest.raises(UsageError, match=r"--train.k would do nothing: .* is trained already"):
         main(["suite", "--sae", str(folder), "--train.k", "3", "--output", str(tmp_path)])
+
+
+def test_a_misspelt_control_of_the_jobs_is_named():
+    with pytest.raises(UsageError, match="unknown command of suite 'stauts': did you mean 'status'"):
+        main(["suite", "stauts"])

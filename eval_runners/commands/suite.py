@@ -41,7 +41,7 @@ from sae_variants.cli.options import (
     target_from,
 )
 from sae_variants.common.console import hide_host_warnings
-from sae_variants.common.errors import UsageError
+from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.files import check_file_writable, check_folder_writable
 from sae_variants.language_model.target import Target
 from sae_variants.launch.control import CONTROLS, control
@@ -64,7 +64,8 @@ def main(argv: list[str]) -> int:
     Raises:
         UsageError: input that cannot work; raised before any SAE is trained wherever that is possible.
     """
-    if argv and argv[0] in CONTROLS:
+    if argv and not argv[0].startswith("-"):
+        check_name("command of suite", argv[0], CONTROLS)
         return control(argv, DEFAULT_OUTPUT)
     parser = _parser()
     known, unknown = split_unknown_options(parser, argv)
