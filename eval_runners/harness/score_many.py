@@ -84,11 +84,10 @@ def score_all(
                     continue
                 later = [other for other in left if other > number and cells[other][0] is scoring]
                 if is_worker():  # what it has not claimed may be another's
-                    is_free = not (claim or ahead or path.exists() or is_claimed(path))
-                    if is_free and scoring.evaluator.uses_following:
+                    has_share = claim is not None or bool(ahead)
+                    if scoring.evaluator.uses_following and not (has_share or path.exists() or is_claimed(path)):
                         paths = {other: scoring.location.path(cells[other][2]) for other in later}
-                        share = fair_share(sum(_is_missing(scoring.location.path(other)) for other in located))
-                        ahead = _claim_missing(paths, min(MOST_CLAIMS, share) - 1, claims)
+                        ahead = _claim_share(paths, [scoring.location.path(other) for other in located], claims)
                     later = list(ahead)
                 following = [cells[other][2] for other in later]
                 try:
@@ -125,14 +124,14 @@ def _is_missing(path: Path) -> bool:
     return not path.exists() and not failure_of(path)
 
 
-def _claim_missing(
-    paths: Mapping[int, Path], count: int, claims: contextlib.ExitStack
+def _claim_share(
+    paths: Mapping[int, Path], all_paths: Sequence[Path], claims: contextlib.ExitStack
 ) -> dict[int, contextlib.ExitStack]:
-    """Claim at most `count` of some results: those that are missing and that nobody has claimed.
+    """Claim a worker's fair share of an evaluator's results, beside the one that it makes now.
 
     Args:
-        paths: the results, by number.
-        count: how many.
+        paths: results that it may claim, by number; those that are missing and that nobody has claimed are taken.
+        all_paths: all results of the evaluator; the share is of those that are missing, whoever makes them.
         claims: releases them at the latest.
 
     Returns:
@@ -140,6 +139,7 @@ def _claim_missing(
     """
     from filelock import Timeout
 
+    count = min(MOST_CLAIMS, fair_share(sum(map(_is_missing, all_paths)))) - 1
     ahead: dict[int, contextlib.ExitStack] = {}
     for number, path in paths.items():
         if len(ahead) < count and _is_missing(path):

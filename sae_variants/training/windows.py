@@ -140,7 +140,8 @@ class WindowStream:
         buffers = (self.windows(tokens_CT, n) for n, tokens_CT in enumerate(self.buffers(number), number))
         if self.ahead_on is not None:
             needed = None if last is None else self.buffers_of(last) - number
-            buffers = itertools.chain(_ahead(itertools.islice(buffers, needed), self.ahead_on), buffers)
+            ahead = _ahead(itertools.islice(buffers, needed), self.ahead_on)
+            buffers = itertools.chain(ahead, buffers)  # the thread has ended when this one goes on with the rest
         for rows in buffers:
             for i in range(skip, self.batches_per_buffer):
                 part = slice(i * self.batch_rows, (i + 1) * self.batch_rows)
