@@ -40,8 +40,10 @@ def check_form(name: str) -> None:
 
 
 def check_source(name: str) -> None:
-    """Check that a name is a folder, an SAE on the Hub or in SAELens' registry, as far as no network is needed."""
-    check_form(name)
+    """Check that a name that `check_form` lets pass is a folder, an SAE on the Hub or in SAELens' registry.
+
+    It is checked as far as no network is needed.
+    """
     if is_folder(name) or parse_hub_id(name):
         return
     if parts := split_release(name):
