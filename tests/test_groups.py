@@ -10,6 +10,7 @@ from sae_lens.saes.sae import TrainStepInput
 import sae_variants
 from sae_variants.training.plan import make_plan
 from sae_variants.training.train import train_plans
+from sae_variants.two_level import groups
 from sae_variants.two_level.groups import (
     containers,
     firing_correlation,
@@ -34,11 +35,14 @@ PAIRS = FIRES.T @ FIRES
 
 def test_the_correlation_is_that_of_the_firing():
     expected = torch.corrcoef(FIRES[:, :4].T.double())
-    torch.testing.assert_close(firing_correlation(PAIRS, 10)[:4, :4], expected)
-    assert not firing_correlation(PAIRS, 10)[4].any()
+    found = firing_correlation(PAIRS, PAIRS.diagonal(), PAIRS.diagonal(), 10)
+    torch.testing.assert_close(found[:4, :4], expected)
+    assert not found[4].any()
 
 
-def test_a_container_is_the_more_frequent_latent_that_fires_where_another_does():
+@pytest.mark.parametrize("rows", [2, 1024])
+def test_a_container_is_the_more_frequent_latent_that_fires_where_another_does(rows, monkeypatch):
+    monkeypatch.setattr(groups, "ROWS_AT_ONCE", rows)
     assert containers(PAIRS, 10).tolist() == [NO_PARENT, 0, 0, NO_PARENT, NO_PARENT]
     assert containers(PAIRS, 10, torch.tensor([3])).tolist() == [NO_PARENT] * 5
 
@@ -91,3 +95,12 @@ def test_both_levels_are_saved_with_their_refinement(trained):
     f = lower.encode(x)
     pre = f @ sae.W_enc_upper + sae.b_enc
     torch.testing.assert_close(sae.encode(x), pre.relu() * (pre > sae.threshold))
+
+
+def test_the_counts_of_latents_that_fire_together_are_in_the_memory_of_a_training():
+    by_start = {start: build_config(start).step_bytes(16, "cpu") for start in ("groups", "random")}
+    assert by_start["groups"] - by_start["random"] == 4 * 20 * 20
+
+
+def build_config(start):
+    return sae_variants.build("hierarchical", d_in=6, d_sae=5, k=2, start=start).cfg

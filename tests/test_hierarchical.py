@@ -134,6 +134,8 @@ def test_aux_by_hand():
         ({"lower_share": 0.7, "upper_share": 0.4}, "nor more than 1 together"),
         ({"group_coefficient": -1.0}, "must not be negative"),
         ({"upper_learning_rate": 0.0}, "upper_learning_rate"),
+        ({"separate": True, "upper_share": 0.4}, "upper_share needs separate=false"),
+        ({"separate": True, "upper_learning_rate": 1.0}, "upper_learning_rate needs separate=false"),
         ({"topk_threshold_lr": 0.0}, "topk_threshold_lr"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations"),
         ({"sparsity": "l2"}, "sparsity"),

@@ -148,6 +148,8 @@ def l0_settings(name, l0):
 def test_l0_is_k_or_the_coefficient_that_the_target_knows():
     assert l0_settings("temporal", 15.0) == {"k": 15}
     assert l0_settings("temporal", 0.5) == {"k": 0.5}
+    assert l0_settings("hierarchical", 15.0) == {"k": 15}
+    assert l0_settings("hierarchical:lower", 15.0) == {"k": 7.5, "lower_k": 0}, "twice k fire in the lower level"
     assert l0_settings("stock:standard", 30.0) == {"l1_coefficient": 1.36}
     with pytest.raises(
         UsageError,

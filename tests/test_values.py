@@ -25,6 +25,7 @@ from sae_variants.common.values import check_type
         (None, float | None, None),
         ("a", Literal["a", "b"], "a"),
         ([1, 2], list[int], [1, 2]),
+        (1, list[int], [1]),
         (3.0, Any, 3.0),
     ],
 )
@@ -45,6 +46,7 @@ def test_a_value_takes_its_annotated_type(value, hint, expected):
         ("3", float | None, "x must be float or None, not '3'"),
         ("c", Literal["a", "b"], "x must be a, b, not 'c'"),
         ([1, "a"], list[int], "x must be list[int], not [1, 'a']"),
+        ("a", list[int], "x must be list[int], not ['a']"),
     ],
 )
 def test_a_value_of_another_type_is_one_line(value, hint, says):

@@ -47,7 +47,7 @@ from sae_variants.language_model.target import Target
 from sae_variants.launch.control import CONTROLS, control
 from sae_variants.launch.options import add_launch_options, launch_of, without_launch_options
 from sae_variants.launch.share import share_work
-from sae_variants.registry.variants import find_variant, is_variant
+from sae_variants.registry.variants import find_variant, is_variant, split_part
 from sae_variants.training.grid import GridPoint, grid_fields, parse_grid
 from sae_variants.training.plan import applicable_overrides, check_overrides
 
@@ -195,13 +195,15 @@ def _requests(
 
 
 def _l0_setting(name: str, l0: float, target: Target) -> GridPoint:
-    """The field that sets an SAE's L0, with its value: k, or the coefficient that the target lists.
+    """The fields that set an SAE's L0, with their values: k, or the coefficient that the target lists.
 
     Raises:
         UsageError: the SAE has no k, and the target lists no coefficient for that L0.
     """
-    if name not in target.l0 and "k" in find_variant(name).field_names:
-        return {"k": int(l0) if l0.is_integer() else l0}
+    variant, part = find_variant(name), split_part(name)[1]
+    if name not in target.l0 and "k" in variant.field_names:
+        fields = variant.config_class.l0_fields(part, l0)
+        return {field: int(value) if float(value).is_integer() else value for field, value in fields.items()}
     for field, values in target.l0.get(name, {}).items():
         if (value := {float(level): value for level, value in values.items()}.get(l0)) is not None:
             return {field: value}

@@ -40,7 +40,7 @@ def finite_or_none(value: Any) -> Any:
 
 
 def check_type(what: str, value: Any, hint: Any) -> Any:
-    """Return a value in its annotated type: ints become floats where a float is expected, whole floats become ints.
+    """Return a value in its annotated type: an int as a float or a list of one where that is expected, 8.0 as 8.
 
     Args:
         what: The subject of the error message, such as `k of topk`.
@@ -57,6 +57,8 @@ def check_type(what: str, value: Any, hint: Any) -> Any:
         value = "none"  # a word here, which `parse_value` takes for nothing
     if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
         value = int(value)
+    if get_origin(hint) is list and isinstance(value, (int, float, str)):
+        value = [value]
     try:
         return _validator(hint).validate_python(value, strict=True)
     except ValidationError as error:

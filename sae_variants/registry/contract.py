@@ -82,6 +82,11 @@ class VariantConfig:
         return {}
 
     @classmethod
+    def l0_fields(cls, part: str, l0: float) -> dict[str, float]:
+        """Return the fields with which `l0` latents of the SAE, or of a part of it, fire per token."""
+        return {"k": l0}
+
+    @classmethod
     def latent_groups(cls, d_sae: int, fields: Mapping[str, Any]) -> dict[str, slice]:
         """Return the groups of latents that evaluators report separately.
 

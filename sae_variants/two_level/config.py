@@ -75,6 +75,11 @@ class TwoLevelTrainingSAEConfig(RefinementConfig, TrainingSAEConfig, ABC):
     def n_weights(self) -> int:
         return 2 * self.d_lower * (self.d_in + self.d_sae)
 
+    @override
+    def step_bytes(self, n_tokens: int, device: str) -> int:
+        counts = 4 * self.d_lower**2 if self.start == "groups" else 0  # which lower latents fire together
+        return 2 * n_tokens * (self.d_lower + self.d_sae) * 4 + counts
+
     @property
     def k_of_lower(self) -> float:
         """Lower latents that fire per token, averaged over the batch."""
@@ -85,6 +90,11 @@ class TwoLevelTrainingSAEConfig(RefinementConfig, TrainingSAEConfig, ABC):
     def recipe(cls, train: Mapping[str, Any]) -> dict[str, Any]:
         """Give the lower level the width that the recipe gives to other SAEs."""
         return {"d_sae": max(1, train["d_sae"] // cls.expansion)} if "d_sae" in train else {}
+
+    @classmethod
+    @override
+    def l0_fields(cls, part: str, l0: float) -> dict[str, float]:
+        return {"k": l0 / 2, "lower_k": 0} if part == LOWER else {"k": l0}
 
     @override
     def get_inference_config_class(self) -> type[SAEConfig]:
@@ -105,6 +115,9 @@ class TwoLevelTrainingSAEConfig(RefinementConfig, TrainingSAEConfig, ABC):
             )
         if min(self.lower_share, self.upper_share) < 0 or self.lower_share + self.upper_share > 1:
             raise ValueError("lower_share and upper_share must not be negative, nor more than 1 together")
+        for field in ("upper_share", "upper_learning_rate") if self.separate else ():
+            if getattr(self, field) != type(self).__dataclass_fields__[field].default:
+                raise ValueError(f"{field} needs separate=false: else the upper level never trains alone")
         if self.start not in ("groups", "copies", "random"):
             raise ValueError(f"start must be groups, copies or random, not {self.start!r}")
         for field in ("upper_learning_rate", "joint_learning_rate"):

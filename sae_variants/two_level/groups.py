@@ -7,7 +7,7 @@ A latent's container is the more frequent latent whose firing correlates most wi
 The containers with most latents become the upper latents' groups. An upper latent starts as what its group writes
 where the container fires: it writes Σ_i P(i | container) ā_i row_i, and reads how far its latents point along that sum.
 
-Shapes: L lower latents, U upper latents, D = d_in, N tokens.
+Shapes: L lower latents, B of them, U upper latents, D = d_in, N tokens.
 """
 
 from __future__ import annotations
@@ -25,17 +25,25 @@ from sae_variants.two_level.saved import NO_PARENT
 
 LEAST_CORRELATION = 0.2
 """Least φ of a latent and its container."""
+ROWS_AT_ONCE = 1024
+"""Latents whose correlations with all others are in memory at once."""
 COUNTED_STEPS = 64
 """Steps before each use of the groups over which it is counted which lower latents fire together."""
 
 
-def firing_correlation(pairs_LL: Tensor, tokens: int) -> Tensor:
-    """Return φ [L, L] of latents that fire together on `pairs_LL` of so many tokens; 0 for one that never fires."""
-    joint_LL = pairs_LL.double() / max(tokens, 1)
-    rate_L = joint_LL.diagonal()
-    spread_L = (rate_L * (1 - rate_L)).clamp(min=0).sqrt()
-    scale_LL = spread_L[:, None] * spread_L
-    return torch.where(scale_LL > 0, (joint_LL - rate_L[:, None] * rate_L) / scale_LL.clamp(min=1e-30), 0.0)
+def firing_correlation(pairs_BL: Tensor, count_B: Tensor, count_L: Tensor, tokens: int) -> Tensor:
+    """Return φ [B, L] of latents that fire together on `pairs_BL` of so many tokens; 0 for one that never fires.
+
+    Args:
+        pairs_BL: Tokens on which a latent of some, and one of all, fire together.
+        count_B: Tokens on which each of the former fires.
+        count_L: The same of all latents.
+        tokens: All tokens.
+    """
+    rate_B, rate_L = (count.double() / max(tokens, 1) for count in (count_B, count_L))
+    scale_BL = (rate_B * (1 - rate_B)).clamp(min=0).sqrt()[:, None] * (rate_L * (1 - rate_L)).clamp(min=0).sqrt()
+    above_chance_BL = pairs_BL.double() / max(tokens, 1) - rate_B[:, None] * rate_L
+    return torch.where(scale_BL > 0, above_chance_BL / scale_BL.clamp(min=1e-30), 0.0)
 
 
 def containers(pairs_LL: Tensor, tokens: int, allowed_U: Tensor | None = None) -> Tensor:
@@ -46,12 +54,15 @@ def containers(pairs_LL: Tensor, tokens: int, allowed_U: Tensor | None = None) -
         tokens: All tokens.
         allowed_U: Latents that may be containers; None: all.
     """
-    phi_LL, count_L = firing_correlation(pairs_LL, tokens), pairs_LL.diagonal()
-    phi_LL = phi_LL.masked_fill(count_L[:, None] >= count_L, -1.0)
-    if allowed_U is not None:
-        phi_LL[:, torch.isin(torch.arange(len(count_L), device=count_L.device), allowed_U, invert=True)] = -1.0
-    best_L, container_L = phi_LL.max(1)
-    return torch.where(best_L >= LEAST_CORRELATION, container_L, NO_PARENT)
+    count_L, found = pairs_LL.diagonal(), []
+    for pairs_BL, count_B in zip(pairs_LL.split(ROWS_AT_ONCE), count_L.split(ROWS_AT_ONCE), strict=True):
+        phi_BL = firing_correlation(pairs_BL, count_B, count_L, tokens)
+        phi_BL = phi_BL.masked_fill(count_B[:, None] >= count_L, -1.0)
+        if allowed_U is not None:
+            phi_BL[:, torch.isin(torch.arange(len(count_L), device=count_L.device), allowed_U, invert=True)] = -1.0
+        best_B, container_B = phi_BL.max(1)
+        found.append(torch.where(best_B >= LEAST_CORRELATION, container_B, NO_PARENT))
+    return torch.cat(found)
 
 
 def largest_groups(container_L: Tensor, count_L: Tensor, n_groups: int) -> Tensor:
@@ -109,7 +120,7 @@ class GroupedLevels(TwoLevels):
             self.pairs_LL.zero_()
             self.pairs_tokens.zero_()
         fires_NL = (acts_NL > 0).to(self.pairs_LL)
-        self.pairs_LL += fires_NL.T @ fires_NL
+        self.pairs_LL.addmm_(fires_NL.T, fires_NL)
         self.pairs_tokens += len(fires_NL)
 
     @torch.no_grad()

@@ -2,9 +2,10 @@
 
     L = lower · |x - x̂_lower|² + upper · |x - x̂_upper|² + η · |sg(f) - f̂|² + sparsity of both + AuxK of both
 
-`two_level.levels` defines f, f̂ and the reconstructions. Training has three phases, by shares of the steps: the lower
-level alone; the upper level alone, with the lower level frozen bitwise; both levels. The last two have learning-rate
-factors. Parents are fixed when the third phase begins.
+`two_level.levels` defines f, f̂ and the reconstructions. The lower level trains alone for a share of the steps. Then, by
+default (`separate`), both train, and the upper level's losses have no gradient at the lower one. Without, there are two
+more phases: the upper level alone, with the lower level frozen bitwise, and both levels; these two have learning-rate
+factors. Parents are fixed when the last phase begins.
 
 Shapes: N tokens, D = d_in, L lower latents, U = d_sae upper latents.
 """
