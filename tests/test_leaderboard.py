@@ -422,6 +422,22 @@ def test_a_table_says_what_made_it_and_why_a_number_is_missing():
     assert "| `b c` |" in text
 
 
+def test_commands_that_differ_in_seeds_and_places_are_one():
+    def by(command, commit, seed):
+        result = made("a", seed=seed)
+        result["eval_result_unstructured"]["provenance"] |= {"command": command, "commit": commit}
+        return result
+
+    text = to_markdown([board_of(
+        by("python -m eval_runners suite --output one --seeds 2,10 --sae a", "abc", 2),
+        by("python -m eval_runners suite --output one --seeds 2,10 --sae a", "abc", 10),
+        by("python -m eval_runners suite --output two --activations act --seeds 3 --sae a", "def", 3),
+        by("python -m eval_runners suite --seeds 4 --sae a --train.k 7", "def", 4),
+    )])  # fmt: skip
+    assert "- `python -m eval_runners suite --seeds 2,3,10 --sae a`, commits abc, def: core of `a`" in text
+    assert "- `python -m eval_runners suite --seeds 4 --sae a --train.k 7`, commit def: core of `a`" in text
+
+
 def test_an_error_is_printed_with_a_digit_that_says_something():
     assert format_number((0.8419, 0.00031)) == "0.8419 ± 0.0003"
     assert format_number((0.8419, 0.0131)) == "0.842 ± 0.013"

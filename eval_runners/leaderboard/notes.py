@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from eval_runners.leaderboard.ranking import Board
 from eval_runners.store.read import provenance_of
 
 MOST_NAMES = 8
 """Rows that a note names one by one; more are counted."""
+SEEDS = re.compile(r"--seeds[ =](\S+)")
+PLACES = re.compile(r" --(?:output|activations|trained|csv|markdown|picture)[ =]\S+| --force\b")
+"""Options of a command that change no number: where files lie, and whether they are made again."""
 
 
 def one_line(label: str) -> str:
@@ -31,15 +36,36 @@ def trust_notes(board: Board) -> list[str]:
 
 
 def command_notes(board: Board) -> list[str]:
-    """Each command with its commit, and the rows that it made, by evaluation."""
-    rows_of: dict[tuple[str, str], dict[str, list[str]]] = {}
+    """Each command with its commits, and the rows that it made, by evaluation.
+
+    Commands that differ in their seeds alone are one, and options that say where files lie are left out.
+    """
+    made: dict[str, _Made] = {}
     for row in board.rows:
         for evaluation in board.conditions:
             for provenance in map(provenance_of, row.results.get(evaluation, [])):
                 if command := provenance.get("command"):
-                    by_evaluation = rows_of.setdefault((command, provenance.get("commit") or "unknown"), {})
-                    by_evaluation.setdefault(evaluation, []).append(one_line(row.label))
-    return [f"`{command}`, commit {commit}: {_list_rows(rows)}" for (command, commit), rows in rows_of.items()]
+                    entry = made.setdefault(SEEDS.sub("--seeds", PLACES.sub("", command)), _Made(command))
+                    entry.seeds += [seed for given in SEEDS.findall(command) for seed in given.split(",")]
+                    entry.commits.append(provenance.get("commit") or "unknown")
+                    entry.rows.setdefault(evaluation, []).append(one_line(row.label))
+    return [str(entry) for entry in made.values()]
+
+
+@dataclass
+class _Made:
+    """What one command made, whatever its seeds."""
+
+    command: str
+    seeds: list[str] = field(default_factory=list)
+    commits: list[str] = field(default_factory=list)
+    rows: dict[str, list[str]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        seeds = ",".join(sorted(set(self.seeds), key=lambda seed: (len(seed), seed)))
+        command = SEEDS.sub(f"--seeds {seeds}", PLACES.sub("", self.command))
+        commits = list(dict.fromkeys(self.commits))
+        return f"`{command}`, commit{'s' * (len(commits) > 1)} {', '.join(commits)}: {_list_rows(self.rows)}"
 
 
 def missing_notes(board: Board) -> list[str]:
