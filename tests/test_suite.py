@@ -19,6 +19,7 @@ from eval_runners.store.read import mean_and_interval
 from eval_runners.views.grid_picture import _draw_line, _lines
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import load_target
+from sae_variants.registry.variants import import_variants, stock_names
 from sae_variants.training.plan import make_plan
 
 SETTINGS = [
@@ -141,8 +142,8 @@ def test_options_go_where_they_belong():
     assert settings == {"core": {"context_size": 64}, "sparse_probing": {"k_values": (1, 5)}}
 
 
-def l0_settings(name, l0):
-    return _l0_setting(name, l0, load_target("sandbox"))
+def l0_settings(name, l0, target="sandbox"):
+    return _l0_setting(name, l0, load_target(target))
 
 
 def test_l0_is_k_or_the_coefficient_that_the_target_knows():
@@ -157,7 +158,15 @@ def test_l0_is_k_or_the_coefficient_that_the_target_knows():
     ):
         l0_settings("stock:standard", 31.0)
     with pytest.raises(UsageError, match="for no L0"):
-        l0_settings("stock:gated", 30.0)
+        l0_settings("stock:gated", 30.0, "gpt2-small-l8")
+
+
+@pytest.mark.parametrize("target", ["sandbox", "synthetic", "synthetic-flat", "synthetic-sequence"])
+def test_targets_without_a_network_know_what_gives_each_stock_architecture_its_l0(target):
+    import_variants()
+    for name in stock_names():
+        values = [list(l0_settings(name, l0, target).values()) for l0 in (15.0, 30.0, 60.0)]
+        assert len({str(value) for value in values}) == 3, name
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ Number = tuple[float, float | None]
 """Mean, and half of its 95 % interval over seeds where there are several."""
 OLDER = " #"
 """Separates the label of an older kind of SAE from its number."""
-SWEPT_FIELDS = {"k", "l1_coefficient", "l0_coefficient", "d_sae"}
+SWEPT_FIELDS = {"k", "l1_coefficient", "l0_coefficient", "max_iterations", "d_sae"}
 """Config fields that are swept to match L0 or width; changing them does not make a different recipe."""
 NOT_THE_KIND = {
     "metadata",
