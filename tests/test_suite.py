@@ -11,7 +11,7 @@ import pytest
 from conftest import TINY, tiny
 
 from eval_runners.__main__ import main
-from eval_runners.commands.suite import _l0_setting, split_options
+from eval_runners.commands.suite import split_options
 from eval_runners.contract.registry import GROUPS, load_evaluator
 from eval_runners.core import Core
 from eval_runners.harness.score import prepare_scoring
@@ -20,7 +20,9 @@ from eval_runners.views.grid_picture import _draw_line, _lines
 from sae_variants.common.errors import UsageError
 from sae_variants.language_model.target import load_target
 from sae_variants.registry.variants import import_variants, stock_names
+from sae_variants.training.grid import make_plans
 from sae_variants.training.plan import make_plan
+from sae_variants.training.recipe import l0_fields
 
 SETTINGS = [
     "--core.batch-size-prompts",
@@ -143,7 +145,7 @@ def test_options_go_where_they_belong():
 
 
 def l0_settings(name, l0, target="sandbox"):
-    return _l0_setting(name, l0, load_target(target))
+    return l0_fields(name, l0, load_target(target))
 
 
 def test_l0_is_k_or_the_coefficient_that_the_target_knows():
@@ -161,6 +163,15 @@ def test_l0_is_k_or_the_coefficient_that_the_target_knows():
         l0_settings("stock:gated", 30.0, "gpt2-small-l8")
 
 
+def test_train_takes_an_l0_for_every_name():
+    names = ["topk", "stock:standard", "hierarchical"]
+    plans = make_plans(names, load_target("sandbox"), {}, [{}], [0], l0=15.0)
+    expected = [{"k": 15}, {"l1_coefficient": 2.17}, {"k": 15}]
+    assert [
+        {field: plan.fields[field] for field in fields} for plan, fields in zip(plans, expected, strict=True)
+    ] == expected
+
+
 @pytest.mark.parametrize("target", ["sandbox", "synthetic", "synthetic-flat", "synthetic-sequence"])
 def test_targets_without_a_network_know_what_gives_each_stock_architecture_its_l0(target):
     import_variants()
@@ -176,6 +187,7 @@ def test_targets_without_a_network_know_what_gives_each_stock_architecture_its_l
         (["--evals", ","], "names no evaluation"),
         (["--l0", "many"], "list of numbers"),
         (["--l0", "0"], "must be positive"),
+        (["--l0", "nan"], "must be positive"),
         (["--picture", "x.png"], "draws a --grid"),
         (["--corre.context-size", "4"], "unknown option or argument '--corre.context-size'"),
         (["--core.contextsize", "4"], "contextsize"),

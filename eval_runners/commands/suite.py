@@ -8,6 +8,7 @@ the reason.
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,9 +48,10 @@ from sae_variants.language_model.target import Target
 from sae_variants.launch.control import CONTROLS, control
 from sae_variants.launch.options import add_launch_options, launch_of, without_launch_options
 from sae_variants.launch.share import share_work
-from sae_variants.registry.variants import find_variant, is_variant, split_part
+from sae_variants.registry.variants import is_variant
 from sae_variants.training.grid import GridPoint, grid_fields, parse_grid
 from sae_variants.training.plan import applicable_overrides, check_overrides
+from sae_variants.training.recipe import l0_fields
 
 SETTINGS_HELP = "Settings of an evaluation: --EVALUATION.FIELD VALUE, e.g. --core.context-size 64."
 CONTROLS_HELP = "`suite status` and `suite cancel` show and end the jobs of --launch."
@@ -157,7 +159,7 @@ def _parse_l0(text: str) -> list[float]:
         levels = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"--l0 is a list of numbers like 16,32,64, not {text!r}") from error
-    if min(levels) <= 0:
+    if not all(0 < level < math.inf for level in levels):
         raise UsageError("--l0 must be positive")
     return list(dict.fromkeys(levels))
 
@@ -173,7 +175,7 @@ def _requests(
     """One request for every SAE, grid point, L0 and seed.
 
     Raises:
-        UsageError: an unknown name or field, or an SAE without k whose coefficient for an L0 the target does not know.
+        UsageError: an unknown name or field, or an SAE of which nothing gives an L0.
     """
     axes = grid_fields(list(grid_points))
     if trained_here := [name for name in names if is_variant(name)]:
@@ -183,7 +185,7 @@ def _requests(
         if not is_variant(name):
             requests += resolve_requests([name], target)
             continue
-        l0_settings = [_l0_setting(name, level, target) for level in levels] or [{}]
+        l0_settings: list[GridPoint] = [l0_fields(name, level, target) for level in levels] or [{}]
         for field in l0_settings[0]:
             if field in axes or field in overrides:
                 raise UsageError(f"{field} is given twice: by --l0 and by itself")
@@ -192,24 +194,3 @@ def _requests(
             [name], target, applicable_overrides(name, overrides), points, args.seeds, args.trained
         )
     return list({request.key: request for request in requests}.values())
-
-
-def _l0_setting(name: str, l0: float, target: Target) -> GridPoint:
-    """The fields that set an SAE's L0, with their values: k, or the coefficient that the target lists.
-
-    Raises:
-        UsageError: the SAE has no k, and the target lists no coefficient for that L0.
-    """
-    variant, part = find_variant(name), split_part(name)[1]
-    if name not in target.l0 and "k" in variant.field_names:
-        fields = variant.config_class.l0_fields(part, l0)
-        return {field: int(value) if float(value).is_integer() else value for field, value in fields.items()}
-    for field, values in target.l0.get(name, {}).items():
-        if (value := {float(level): value for level, value in values.items()}.get(l0)) is not None:
-            return {field: value}
-    known = ", ".join(level for values in target.l0.get(name, {}).values() for level in values)
-    raise UsageError(
-        f"{name} has no k, and the target {target.name} knows its coefficient "
-        + (f"for L0 {known} only, not {l0:g}" if known else "for no L0")
-        + ": try values with --grid, e.g. --grid l1_coefficient=1,2,4"
-    )

@@ -12,6 +12,7 @@ from sae_variants.cli.options import (
     add_target_options,
     device_from,
     parse_extra_options,
+    parse_number,
     parse_positive,
     parse_seeds,
     split_unknown_options,
@@ -36,7 +37,9 @@ def make_parser() -> Parser:
         description="Train SAEs. Any field of their configs can be set as --field value; see `options NAME`.",
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="Variants, such as temporal or stock:batchtopk.")
-    parser.add_argument("--l0", type=float, help="Latents that fire per token; equivalent to --k.")
+    parser.add_argument(
+        "--l0", type=parse_number, help="Latents that fire per token: k, or else the coefficient that the target lists."
+    )
     parser.add_argument("--seeds", type=parse_seeds, default=None, help="Several seeds, such as 0,1,2.")
     parser.add_argument("--output", metavar="FOLDER", help="Root of trained SAEs; equivalent to --trained.")
     parser.add_argument("--force", action="store_true", help="Train again what is trained already.")
@@ -75,8 +78,6 @@ def main(argv: list[str]) -> int:
     launch = launch_of(args)
     overrides = {**given_fields(args, TrainSettings), **parse_extra_options(unknown)}
     _refuse_synonyms(args, overrides)
-    if args.l0 is not None:
-        overrides["k"] = args.l0
     log = log_settings(args.log, args.log_heldout)
     in_shards = bool(args.shards) or is_torchrun()
     if in_shards and (launch or log):
@@ -86,7 +87,7 @@ def main(argv: list[str]) -> int:
     grid_points, target = parse_grid(args.grid, args.vary), target_from(args)
     check_sweep(args.names, target, overrides, grid_points, seeds)
     device = device_from(args)
-    plans = make_plans(args.names, target, overrides, grid_points, seeds, args.output or args.trained)
+    plans = make_plans(args.names, target, overrides, grid_points, seeds, args.output or args.trained, args.l0)
     for name in args.names if is_first_process() else ():
         for field in overrides.keys() - applicable_overrides(name, overrides).keys():
             print(f"{name} has no {field}; it is trained without", file=sys.stderr)

@@ -19,7 +19,7 @@ from sae_variants.common.values import parse_value
 from sae_variants.language_model.target import Target
 from sae_variants.registry.variants import check_variant_name, split_part
 from sae_variants.training.plan import Plan, applicable_overrides, check_overrides, make_plan
-from sae_variants.training.recipe import check_recipe, check_settings
+from sae_variants.training.recipe import check_recipe, check_settings, l0_fields
 from sae_variants.training.settings import make_settings
 
 GridPoint = dict[str, Any]
@@ -104,6 +104,7 @@ def make_plans(
     points: list[GridPoint],
     seeds: list[int],
     root: str | Path | None = None,
+    l0: float | None = None,
 ) -> list[Plan]:
     """Return a plan per name, grid point and seed; an SAE without a field of the grid occurs once for all its values.
 
@@ -114,15 +115,22 @@ def make_plans(
         points: Grid points.
         seeds: Training seeds.
         root: Root of trained SAEs.
+        l0: Latents that fire per token; None for what the recipe and the other arguments say.
 
     Raises:
-        UsageError: No SAE has a field or the name, or `check_sweep` refuses.
+        UsageError: No SAE has a field or the name, nothing gives an SAE that L0, or `check_sweep` refuses.
     """
     check_sweep(names, target, overrides, points, seeds)
     check_recipe(target)
     check_overrides(names, {**overrides, **dict.fromkeys(grid_fields(points))})
+    l0_of = {name: l0_fields(name, l0, target) if l0 is not None else {} for name in names}
+    for field in dict.fromkeys(field for fields in l0_of.values() for field in fields):
+        if field in overrides or field in grid_fields(points):
+            raise UsageError(f"{field} is given twice: by --l0 and by itself")
     plans = [
-        make_plan(name, target, {**applicable_overrides(name, {**overrides, **point}), "seed": seed}, root)
+        make_plan(
+            name, target, {**applicable_overrides(name, {**overrides, **point}), **l0_of[name], "seed": seed}, root
+        )
         for name in names
         for point in points
         for seed in seeds

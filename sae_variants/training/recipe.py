@@ -1,4 +1,4 @@
-"""Check of a target's recipe: every field of it is a training setting or a field of a variant, and of its type."""
+"""A target's recipe: what gives an SAE its L0, and the check that every field is known and of its type."""
 
 from __future__ import annotations
 
@@ -8,9 +8,30 @@ from typing import Any, Union, get_type_hints
 from sae_variants.common.errors import UsageError, check_name
 from sae_variants.common.values import check_type
 from sae_variants.language_model.target import Target
-from sae_variants.registry.variants import Variant, find_variant, variant_names
+from sae_variants.registry.variants import Variant, find_variant, split_part, variant_names
 from sae_variants.training.plan import make_plan
 from sae_variants.training.settings import SETTING_NAMES, SETTING_TYPES
+
+
+def l0_fields(name: str, l0: float, target: Target) -> dict[str, Any]:
+    """Return the fields that set an SAE's L0, with their values: k, or the coefficient that the target lists.
+
+    Raises:
+        UsageError: The SAE has no k, and the target lists no coefficient for that L0.
+    """
+    variant, part = find_variant(name), split_part(name)[1]
+    if name not in target.l0 and "k" in variant.field_names:
+        fields = variant.config_class.l0_fields(part, l0)
+        return {field: int(value) if float(value).is_integer() else value for field, value in fields.items()}
+    for field, values in target.l0.get(name, {}).items():
+        if (value := {float(level): value for level, value in values.items()}.get(l0)) is not None:
+            return {field: value}
+    known = ", ".join(level for values in target.l0.get(name, {}).values() for level in values)
+    raise UsageError(
+        f"{name} has no k, and the target {target.name} knows its coefficient "
+        + (f"for L0 {known} only, not {l0:g}" if known else "for no L0")
+        + ": try values with --grid, e.g. --grid l1_coefficient=1,2,4"
+    )
 
 
 def check_settings(target: Target) -> None:
