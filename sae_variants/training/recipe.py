@@ -26,11 +26,12 @@ def l0_fields(name: str, l0: float, target: Target) -> dict[str, Any]:
     for field, values in target.l0.get(name, {}).items():
         if (value := {float(level): value for level, value in values.items()}.get(l0)) is not None:
             return {field: value}
-    known = ", ".join(level for values in target.l0.get(name, {}).values() for level in values)
+    table = target.l0.get(name, {})
+    known = ", ".join(level for values in table.values() for level in values)
     raise UsageError(
         f"{name} has no k, and the target {target.name} knows its coefficient "
         + (f"for L0 {known} only, not {l0:g}" if known else "for no L0")
-        + ": try values with --grid, e.g. --grid l1_coefficient=1,2,4"
+        + f": try values with --grid, e.g. --grid {next(iter(table), 'l1_coefficient')}=1,2,4"
     )
 
 
