@@ -431,7 +431,7 @@ def test_commands_that_differ_in_seeds_and_places_are_one():
     text = to_markdown([board_of(
         by("python -m eval_runners suite --output one --seeds 2,10 --sae a", "abc", 2),
         by("python -m eval_runners suite --output one --seeds 2,10 --sae a", "abc", 10),
-        by("python -m eval_runners suite --output two --activations act --seeds 3 --sae a", "def", 3),
+        by("python -m eval_runners suite --output 'my runs' --activations act --seeds 3 --sae a", "def", 3),
         by("python -m eval_runners suite --seeds 4 --sae a --train.k 7", "def", 4),
     )])  # fmt: skip
     assert "- `python -m eval_runners suite --seeds 2,3,10 --sae a`, commits abc, def: core of `a`" in text

@@ -12,7 +12,7 @@ from eval_runners.store.read import provenance_of
 MOST_NAMES = 8
 """Rows that a note names one by one; more are counted."""
 SEEDS = re.compile(r"--seeds[ =](\S+)")
-PLACES = re.compile(r" --(?:output|activations|trained|csv|markdown|picture)[ =]\S+| --force\b")
+PLACES = re.compile(r" --(?:output|activations|trained|csv|markdown|picture)[ =](?:'[^']*'|\S+)| --force\b")
 """Options of a command that change no number: where files lie, and whether they are made again."""
 
 

@@ -127,7 +127,6 @@ def log_settings(destination: str | None, heldout_every: int | None) -> LogSetti
 
 def _refuse_synonyms(args: argparse.Namespace, overrides: dict[str, object]) -> None:
     given_twice = {
-        "--l0 and --k": args.l0 is not None and "k" in overrides,
         "--seed and --seeds": args.seeds is not None and "seed" in overrides,
         "--output and --trained": args.output and args.trained,
     }

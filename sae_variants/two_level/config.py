@@ -94,7 +94,7 @@ class TwoLevelTrainingSAEConfig(RefinementConfig, TrainingSAEConfig, ABC):
     @classmethod
     @override
     def l0_fields(cls, part: str, l0: float) -> dict[str, float]:
-        return {"k": l0 / 2, "lower_k": 0} if part == LOWER else {"k": l0}
+        return {"k": l0 / 2, "lower_k": 0} if part == LOWER else {"k": l0}  # lower_k = 0 is twice k
 
     @override
     def get_inference_config_class(self) -> type[SAEConfig]:
