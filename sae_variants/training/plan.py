@@ -220,7 +220,8 @@ def make_plan(
     settings = settings if "dead_after_tokens" in overrides else settings.with_mortal_latents()
     fields = {k: v for k, v in values.items() if k in variant.field_names - SETTING_NAMES}
     plan = Plan(name, target, settings, fields, trained_root(root), tuple(overrides), part)
-    window = make_config(name, d_in=1, normalize_activations=settings.normalize_activations, **plan.sized).window
+    known = {"normalize_activations": settings.normalize_activations, **settings.filled_in(variant.from_settings)}
+    window = make_config(name, d_in=1, **known, **plan.sized).window
     if settings.normalize_activations == "layer_norm" and variant.refuses_token_norms:
         raise UsageError(
             f"{name} cannot be trained with normalize_activations = layer_norm: its auxiliary "

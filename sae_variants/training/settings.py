@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
@@ -91,6 +91,16 @@ class TrainSettings:
         """Settings of the stream of activations; SAEs that agree on them can share a stream."""
         window = (self.context_size, self.stream_window, self.buffer_contexts)
         return (self.batch_tokens, *window, self.seed, self.dtype)
+
+    @property
+    def dead_after_steps(self) -> int:
+        """Steps without firing after which a latent is dead."""
+        return max(1, self.dead_after_tokens // self.batch_tokens)
+
+    def filled_in(self, names: Collection[str]) -> dict[str, int]:
+        """Return those of the fields that a config takes from the training, such as its number of steps."""
+        dead_after = {"dead_after_steps": self.dead_after_steps, "dead_after_tokens": self.dead_after_tokens}
+        return {k: v for k, v in {"total_steps": self.steps, **dead_after}.items() if k in names}
 
 
 SETTING_TYPES: dict[str, Any] = get_type_hints(TrainSettings)

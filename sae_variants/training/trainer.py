@@ -29,12 +29,6 @@ def make_trainer(plan: Plan, d_in: int, device: str) -> SAETrainer[Any, Any]:
 
     settings = plan.settings
     raised: dict[str, Any] = {} if plan.raised_rate is None or RATE in plan.given else {RATE: plan.raised_rate}
-    dead_after_steps = max(1, settings.dead_after_tokens // settings.batch_tokens)
-    from_settings = {
-        "total_steps": settings.steps,
-        "dead_after_steps": dead_after_steps,
-        "dead_after_tokens": settings.dead_after_tokens,
-    }
     sae: Any = build(
         plan.name,
         d_in=d_in,
@@ -42,7 +36,7 @@ def make_trainer(plan: Plan, d_in: int, device: str) -> SAETrainer[Any, Any]:
         device=device,
         dtype=settings.dtype,
         normalize_activations=settings.normalize_activations,
-        **{name: from_settings[name] for name in find_variant(plan.name).from_settings},
+        **settings.filled_in(find_variant(plan.name).from_settings),
         **(plan.sized | raised),
     )
     hooks_of(sae).is_ours = True
@@ -62,7 +56,7 @@ def make_trainer(plan: Plan, d_in: int, device: str) -> SAETrainer[Any, Any]:
         lr_decay_steps=round(settings.decay_share * settings.steps),
         device=device,
         autocast=settings.autocast,
-        dead_feature_window=dead_after_steps,
+        dead_feature_window=settings.dead_after_steps,
         feature_sampling_window=max(2, settings.steps // 4),
         logger=LoggingConfig(log_to_wandb=False),
     )
