@@ -23,10 +23,10 @@ def l0_fields(name: str, l0: float, target: Target) -> dict[str, Any]:
     if name not in target.l0 and "k" in variant.field_names:
         fields = variant.config_class.l0_fields(part, l0)
         return {field: int(value) if float(value).is_integer() else value for field, value in fields.items()}
-    for field, values in target.l0.get(name, {}).items():
-        if (value := {float(level): value for level, value in values.items()}.get(l0)) is not None:
-            return {field: value}
     table = target.l0.get(name, {})
+    for field, by_level in table.items():
+        if (value := {float(level): value for level, value in by_level.items()}.get(l0)) is not None:
+            return {field: value}
     known = ", ".join(level for values in table.values() for level in values)
     raise UsageError(
         f"{name} has no k, and the target {target.name} knows its coefficient "
