@@ -185,10 +185,8 @@ def _requests(
         if not is_variant(name):
             requests += resolve_requests([name], target)
             continue
-        l0_settings: list[GridPoint] = [l0_fields(name, level, target) for level in levels] or [{}]
-        for field in l0_settings[0]:
-            if field in axes or field in overrides:
-                raise UsageError(f"{field} is given twice: by --l0 and by itself")
+        given = {*axes, *overrides}
+        l0_settings: list[GridPoint] = [l0_fields(name, level, target, given) for level in levels] or [{}]
         points = [{**applicable_overrides(name, point), **level} for level in l0_settings for point in grid_points]
         requests += resolve_requests(
             [name], target, applicable_overrides(name, overrides), points, args.seeds, args.trained

@@ -44,8 +44,8 @@ def command_notes(board: Board) -> list[str]:
     for row in board.rows:
         for evaluation in board.conditions:
             for provenance in map(provenance_of, row.results.get(evaluation, [])):
-                if command := provenance.get("command"):
-                    entry = made.setdefault(SEEDS.sub("--seeds", PLACES.sub("", command)), _Made(command))
+                if command := PLACES.sub("", provenance.get("command") or ""):
+                    entry = made.setdefault(SEEDS.sub("--seeds", command), _Made(command))
                     entry.seeds += [seed for given in SEEDS.findall(command) for seed in given.split(",")]
                     entry.commits.append(provenance.get("commit") or "unknown")
                     entry.rows.setdefault(evaluation, []).append(one_line(row.label))
@@ -63,7 +63,7 @@ class _Made:
 
     def __str__(self) -> str:
         seeds = ",".join(sorted(set(self.seeds), key=lambda seed: (len(seed), seed)))
-        command = SEEDS.sub(f"--seeds {seeds}", PLACES.sub("", self.command))
+        command = SEEDS.sub(f"--seeds {seeds}", self.command)
         commits = list(dict.fromkeys(self.commits))
         return f"`{command}`, commit{'s' * (len(commits) > 1)} {', '.join(commits)}: {_list_rows(self.rows)}"
 

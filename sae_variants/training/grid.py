@@ -123,10 +123,8 @@ def make_plans(
     check_sweep(names, target, overrides, points, seeds)
     check_recipe(target)
     check_overrides(names, {**overrides, **dict.fromkeys(grid_fields(points))})
-    l0_of = {name: l0_fields(name, l0, target) if l0 is not None else {} for name in names}
-    for field in dict.fromkeys(field for fields in l0_of.values() for field in fields):
-        if field in overrides or field in grid_fields(points):
-            raise UsageError(f"{field} is given twice: by --l0 and by itself")
+    given = {*overrides, *grid_fields(points)}
+    l0_of = {name: l0_fields(name, l0, target, given) if l0 is not None else {} for name in names}
     plans = [
         make_plan(
             name, target, {**applicable_overrides(name, {**overrides, **point}), **l0_of[name], "seed": seed}, root

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import Any, Union, get_type_hints
 
 from sae_variants.common.errors import UsageError, check_name
@@ -13,12 +14,26 @@ from sae_variants.training.plan import make_plan
 from sae_variants.training.settings import SETTING_NAMES, SETTING_TYPES
 
 
-def l0_fields(name: str, l0: float, target: Target) -> dict[str, Any]:
+def l0_fields(name: str, l0: float, target: Target, given: Collection[str] = ()) -> dict[str, Any]:
     """Return the fields that set an SAE's L0, with their values: k, or the coefficient that the target lists.
 
+    Args:
+        name: Name of the SAE.
+        l0: Latents that fire per token.
+        target: Language model, hook and text.
+        given: Fields that are given by themselves.
+
     Raises:
-        UsageError: The SAE has no k, and the target lists no coefficient for that L0.
+        UsageError: The SAE has no k, and the target lists no coefficient for that L0; or such a field is given.
     """
+    fields = _l0_fields(name, l0, target)
+    for field in fields:
+        if field in given:
+            raise UsageError(f"{field} is given twice: by --l0 and by itself")
+    return fields
+
+
+def _l0_fields(name: str, l0: float, target: Target) -> dict[str, Any]:
     variant, part = find_variant(name), split_part(name)[1]
     if name not in target.l0 and "k" in variant.field_names:
         fields = variant.config_class.l0_fields(part, l0)
