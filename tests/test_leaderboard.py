@@ -296,6 +296,11 @@ def test_untrained_rows_stand_last_with_the_reason():
     assert "`random` is untrained: trained on 0 tokens." in text
 
 
+def test_untrained_rows_of_one_reason_are_one_note():
+    board = board_of(*(made(name, ce=0.9, trained=False) for name in ("random", "other")), made("a", ce=0.1))
+    assert "`other`, `random` are untrained: trained on 0 tokens." in to_markdown([board])
+
+
 def test_the_users_baselines_are_untrained_and_say_why():
     results, broken = read_results([BASELINES])
     assert not broken

@@ -21,9 +21,13 @@ def one_line(label: str) -> str:
     return " ".join(label.replace("|", "\\|").split())
 
 
-def untrained_reasons(board: Board) -> list[tuple[str, str]]:
-    """Label and first reason of every untrained row."""
-    return [(one_line(row.label), row.untrained[0]) for row in board.rows if row.untrained]
+def untrained_notes(board: Board, quote: str = "") -> list[str]:
+    """Which rows are untrained, by the first reason of each, with `quote` around their labels."""
+    rows_of: dict[str, list[str]] = {}
+    for row in board.rows:
+        if row.untrained:
+            rows_of.setdefault(row.untrained[0], []).append(f"{quote}{one_line(row.label)}{quote}")
+    return [f"{', '.join(rows)} {'is' if len(rows) == 1 else 'are'} untrained: {why}." for why, rows in rows_of.items()]
 
 
 def trust_notes(board: Board) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from eval_runners.contract.contract import Direction, Metric
-from eval_runners.leaderboard.notes import command_notes, missing_notes, one_line, trust_notes, untrained_reasons
+from eval_runners.leaderboard.notes import command_notes, missing_notes, one_line, trust_notes, untrained_notes
 from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.rows import Column, Number, Row
 
@@ -110,8 +110,7 @@ def _board_lines(board: Board, commands: bool) -> list[str]:
         name = label if not row.results else f"*{label}* (untrained)" if row.untrained else f"`{label}`"
         cells = [format_cell(board, row, column, BOLD) for column in board.shown]
         lines.append(_table_line([name, format_l0(row), *(of_row(row) for _, of_row in sizes), *cells]))
-    paragraphs = [f"`{label}` is untrained: {reason}." for label, reason in untrained_reasons(board)]
-    paragraphs += trust_notes(board)
+    paragraphs = [*untrained_notes(board, quote="`"), *trust_notes(board)]
     paragraphs += [f"Source: {source}." for source in dict.fromkeys(row.source for row in board.rows) if source]
     if commands and (notes := [*command_notes(board), *missing_notes(board)]):
         folded = "\n".join(f"- {note}" for note in notes)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval_runners.contract.contract import Metric, value_at
-from eval_runners.leaderboard.notes import trust_notes, untrained_reasons
+from eval_runners.leaderboard.notes import trust_notes, untrained_notes
 from eval_runners.leaderboard.ranking import Board
 from eval_runners.leaderboard.render import (
     ARROWS,
@@ -213,9 +213,7 @@ def print_boards(boards: Sequence[Board]) -> None:
             sizes = format_count(row.d_sae), format_count(row.training_tokens)
             table.add_row(escape(name), format_l0(row), *sizes, row.n_seeds(board.conditions), *cells, style=style)
         console.print(table)
-        for label, reason in untrained_reasons(board):
-            console.print(f"{escape(label)} is untrained: {escape(reason)}", style="dim")
-        for note in trust_notes(board):
+        for note in [*untrained_notes(board), *trust_notes(board)]:
             console.print(escape(note), style="dim")
     if boards:
         console.print(LEGEND.replace("Bold", "*"), style="dim")
