@@ -46,7 +46,7 @@ def why_separate(board: Board, row: Row, other_board: Board, other: Row) -> list
     matched = board is other_board and other in board.group(row)
     levels = sorted(each.l0 for each in pair if each.l0)
     if not matched and len(levels) == 2 and (not lines or levels[1] > SAME_L0 * levels[0]):
-        lines.append(f"L0 is {row.l0:.1f} for {row.label} and {other.l0:.1f} for {other.label}: matched is within 2 %")
+        lines.append(f"L0 is {row.l0:.1f} for {row.label} and {other.l0:.1f} for {other.label}: matched is within 3 %")
     lines += [f"L0 of {each.label} is not known" for each in pair if each.l0 is None]
     lines += [f"{each.label} is untrained: {'; '.join(each.untrained)}" for each in pair if each.untrained]
     for evaluation in dict.fromkeys([*row.results, *other.results]):

@@ -1,6 +1,6 @@
 """A board: rows whose numbers are comparable, the groups that are ranked, ranks, and the Pareto front over L0.
 
-A group holds trained rows of equal width, training tokens and, within 2 %, L0. Its best row is compared with every
+A group holds trained rows of equal width, training tokens and, within 3 %, L0. Its best row is compared with every
 other by paired t-tests over the seeds that both have, at least three, with Holm's correction for their number. It and
 the rows next to it that are not told apart have rank 1; the next rank begins with the best of the rest. Pure: imports
 no torch.
@@ -16,7 +16,7 @@ from typing import Any
 from eval_runners.leaderboard.rows import Column, Row, metrics_of
 from eval_runners.store.seeds import FEWEST_SEEDS, LEVEL, common_differences, holm, paired_p_value, paired_p_values
 
-SAME_L0 = 1.02
+SAME_L0 = 1.03
 """Two L0 of which one is at most this factor above the other count as equal."""
 ABOUT_L0 = 1.15
 """Rows whose L0 are within this factor stand together in tables."""
@@ -78,7 +78,7 @@ class Board:
     def is_best(self, row: Row, column: Column) -> bool:
         """Whether it alone has rank 1, and is better than the rest of the same width, tokens and L0.
 
-        The rest are rows without a rank, and rows within 2 % of its L0 in a neighbouring group. Their numbers must lie
+        The rest are rows without a rank, and rows within 3 % of its L0 in a neighbouring group. Their numbers must lie
         beyond its interval.
         """
         number = row.number(column)

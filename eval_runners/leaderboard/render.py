@@ -18,7 +18,7 @@ ARROWS: dict[Direction, str] = {"higher": "↑", "lower": "↓", "neither": ""}
 BOLD, FRONT = "**", "◆"
 LEGEND = (
     "Mean ± half of its 95 % interval over seeds (Student's t). Bold: better than every other trained SAE of this "
-    "table that has the same width, number of training tokens and, within 2 %, L0: by paired t-tests over at least "
+    "table that has the same width, number of training tokens and, within 3 %, L0: by paired t-tests over at least "
     f"three common seeds, corrected for their number (Holm, 5 %). {FRONT}: no SAE of this table is better at the same "
     "or a smaller L0, by one test with the best of them."
 )

@@ -7,7 +7,7 @@ function twoSided(t, freedom) {
   return Math.max(0, 1 - (odd ? 2 / Math.PI * (angle + inside) : inside));
 }
 
-const LEVEL = 0.05, FEWEST_SEEDS = 3, SAME_L0 = 1.02, ROUNDING = 1e-8;
+const LEVEL = 0.05, FEWEST_SEEDS = 3, SAME_L0 = 1.03, ROUNDING = 1e-8;
 const quantiles = new Map();
 
 // Half of the 95 % interval of a mean, in standard errors.
