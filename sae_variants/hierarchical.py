@@ -53,8 +53,9 @@ class HierarchicalTrainingSAEConfig(TwoLevelTrainingSAEConfig):
         super().__post_init__()
         if self.sparsity not in ("batchtopk", "l1"):
             raise ValueError(f"sparsity must be batchtopk or l1, not {self.sparsity!r}")
-        if self.separate and self.group_coefficient:
-            raise ValueError("group_coefficient needs separate=false: it would act on the lower level")
+        for field in ("cosine_coefficient", "group_coefficient"):
+            if self.separate and getattr(self, field):
+                raise ValueError(f"{field} needs separate=false: it acts on the lower level")
 
     @override
     def not_progressive(self) -> str:

@@ -134,6 +134,11 @@ def test_aux_by_hand():
         ({"lower_share": 0.7, "upper_share": 0.4}, "nor more than 1 together"),
         ({"group_coefficient": -1.0}, "must not be negative"),
         ({"upper_learning_rate": 0.0}, "upper_learning_rate"),
+        ({"separate": True, "cosine_coefficient": 1.0}, "cosine_coefficient needs separate=false"),
+        (
+            {"separate": True, "cosine_coefficient": 0.0, "group_coefficient": 1.0},
+            "group_coefficient needs separate=false",
+        ),
         ({"separate": True, "upper_share": 0.4}, "upper_share needs separate=false"),
         ({"separate": True, "upper_learning_rate": 1.0}, "upper_learning_rate needs separate=false"),
         ({"topk_threshold_lr": 0.0}, "topk_threshold_lr"),

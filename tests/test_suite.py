@@ -156,11 +156,13 @@ def test_l0_is_k_or_the_coefficient_that_the_target_knows():
     assert l0_settings("stock:standard", 30.0) == {"l1_coefficient": 1.36}
     with pytest.raises(
         UsageError,
-        match=r"stock:standard has no k, and the target sandbox knows its coefficient for L0 .* only, not 31",
+        match=r"stock:standard has no k, and the target sandbox knows its l1_coefficient for L0 .* only, not 31",
     ):
         l0_settings("stock:standard", 31.0)
-    with pytest.raises(UsageError, match="for no L0"):
-        l0_settings("stock:gated", 30.0, "gpt2-small-l8")
+    fields = {"gated": "l1_coefficient", "jumprelu": "l0_coefficient", "matching_pursuit": "max_iterations"}
+    for name, field in fields.items():
+        with pytest.raises(UsageError, match=rf"its {field} for no L0: try .* --grid {field}=1,2,4"):
+            l0_settings(f"stock:{name}", 30.0, "gpt2-small-l8")
 
 
 def test_train_takes_an_l0_for_every_name():

@@ -34,6 +34,12 @@ class Variant:
     config_class: type[VariantConfig]
 
     @property
+    def l0_field(self) -> str:
+        """Field that determines L0."""
+        known = ("k", "max_iterations", "l0_coefficient")
+        return next((field for field in known if field in self.field_names), "l1_coefficient")
+
+    @property
     def field_names(self) -> set[str]:
         """Config fields that a user may set; the others follow from the target and the training settings."""
         names = {f.name for f in fields(self.config_class)}

@@ -246,5 +246,5 @@ def check_overrides(names: list[str], overrides: dict[str, Any]) -> None:
     known = SETTING_NAMES.union(*(find_variant(name).field_names for name in names))
     for override in overrides:
         if override == "k" and "k" not in known:
-            raise UsageError(f"{', '.join(names)} has no k: other fields determine its L0, such as --l1-coefficient")
+            raise UsageError(f"{', '.join(names)} has no k: L0 depends on {find_variant(names[0]).l0_field}")
         check_name("option", override, known)

@@ -44,9 +44,9 @@ def _l0_fields(name: str, l0: float, target: Target) -> dict[str, Any]:
             return {field: value}
     known = ", ".join(level for values in table.values() for level in values)
     raise UsageError(
-        f"{name} has no k, and the target {target.name} knows its coefficient "
+        f"{name} has no k, and the target {target.name} knows its {variant.l0_field} "
         + (f"for L0 {known} only, not {l0:g}" if known else "for no L0")
-        + f": try values with --grid, e.g. --grid {next(iter(table), 'l1_coefficient')}=1,2,4"
+        + f": try values with --grid, e.g. --grid {variant.l0_field}=1,2,4"
     )
 
 
