@@ -65,7 +65,7 @@ def upper_state(sae: TwoLevels) -> dict[str, Tensor]:
 
 
 def save_lower_level(sae: TwoLevels, folder: Path) -> None:
-    """Save the lower level as a stock `jumprelu` in the folder `lower` beside the upper level."""
+    """Save the lower level, `refined` or a stock `jumprelu`, in the folder `lower` beside the upper level."""
     (folder / LOWER).mkdir(exist_ok=True)
     state = {name.removesuffix("_lower"): tensor.contiguous() for name, tensor in lower_state(sae).items()}
     save_file(state, folder / LOWER / SAE_WEIGHTS_FILENAME)

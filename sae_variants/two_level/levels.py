@@ -11,8 +11,8 @@ As in SAELens' BatchTopK, decoder rows of both levels count as if they had unit 
 the output. The parent of a lower latent is the upper latent that writes most to it, by |W_links| times mean activation.
 
 Both levels are sparse by BatchTopK (arXiv 2412.06410) unless a variant overrides it; k is per token, averaged over the
-batch. A trained SAE is saved as its upper level, of the architecture `hierarchical`, with the lower level as a stock
-`jumprelu` in the folder `lower`.
+batch. A trained SAE is saved as its upper level, of the architecture `hierarchical`, with the lower level in the
+folder `lower`: as `refined`, or without refinement steps as a stock `jumprelu`.
 
 Shapes: N tokens, D = d_in, L lower latents, U = d_sae upper latents.
 """

@@ -1,6 +1,6 @@
-"""Saved form of two levels of latents: the architecture `hierarchical`, and its lower level as a stock one.
+"""Saved form of two levels of latents: the architecture `hierarchical`, and its lower level as an SAE of its own.
 
-    f = jump(x · W_enc_lower + b_enc_lower)      lower latents
+    f = jump(x · W_enc_lower + b_enc_lower)      lower latents; with refinement steps x is that of `refinement.steps`
     g = jump(f · W_enc_upper + b_enc)            upper latents, which encode returns
     x̂ = g · W_dec + b_dec
 
