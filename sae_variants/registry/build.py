@@ -47,7 +47,7 @@ def make_config(name: str, *, d_in: int, d_sae: int, **overrides: Any) -> Varian
     overrides = {f: check_type(f"{f} of {name}", value, hints.get(f, Any)) for f, value in overrides.items()}
     for field, value in overrides.items():
         if field.endswith("_coefficient") and value < 0:
-            raise UsageError(f"{field} of {name} must not be negative, it is {value:g}")
+            raise UsageError(f"{name}: {field} must not be negative, it is {value:g}")
     if overrides.get("max_iterations", 1) < 1:
         raise UsageError(f"max_iterations of {name} must be at least 1, not {overrides['max_iterations']}")
     if (k := overrides.get("k")) is not None and not 0 < k <= d_sae:
