@@ -20,7 +20,7 @@ from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 import sae_variants
 from sae_variants.cli.fields import field_docs
 from sae_variants.commands.train import make_parser
-from sae_variants.registry.build import latent_groups
+from sae_variants.registry.build import latent_groups, make_config
 from sae_variants.registry.contract import TrainingHooks, VariantConfig, config_hooks, hooks_of
 from sae_variants.registry.variants import find_variant, own_variant_names, variant_summaries
 from sae_variants.training.settings import SETTING_NAMES, TrainSettings
@@ -290,3 +290,11 @@ def test_sae_lens_knows_our_architectures_whatever_is_imported_first(order):
     script = f"{order}; from sae_lens.registry import get_sae_training_class; print(get_sae_training_class('temporal_consistency')[0].__name__)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "TemporalTrainingSAE", done.stderr
+
+
+def test_fields_of_saelens_that_may_be_none_stay_none():
+    assert (
+        make_config("stock:jumprelu", d_in=4, d_sae=8, pre_act_loss_coefficient=None).pre_act_loss_coefficient is None
+    )
+    pursuit = {"max_iterations": None, "decoder_init_norm": 1.0}
+    assert make_config("stock:matching_pursuit", d_in=4, d_sae=8, **pursuit).max_iterations is None

@@ -46,10 +46,10 @@ def make_config(name: str, *, d_in: int, d_sae: int, **overrides: Any) -> Varian
     # 3 and 3.0 are the same SAE, so each value is converted to the type of its field.
     overrides = {f: check_type(f"{f} of {name}", value, hints.get(f, Any)) for f, value in overrides.items()}
     for field, value in overrides.items():
-        if field.endswith("_coefficient") and value < 0:
+        if field.endswith("_coefficient") and value is not None and value < 0:
             raise UsageError(f"{name}: {field} must not be negative, it is {value:g}")
-    if overrides.get("max_iterations", 1) < 1:
-        raise UsageError(f"max_iterations of {name} must be at least 1, not {overrides['max_iterations']}")
+    if (iterations := overrides.get("max_iterations")) is not None and iterations < 1:
+        raise UsageError(f"max_iterations of {name} must be at least 1, not {iterations}")
     if (k := overrides.get("k")) is not None and not 0 < k <= d_sae:
         raise UsageError(f"k must be above 0 and at most d_sae = {d_sae}, not {k}")
     if name == "stock:matryoshka_batchtopk":
