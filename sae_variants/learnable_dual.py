@@ -57,8 +57,10 @@ class LearnableDualTrainingSAEConfig(DualTrainingSAEConfig):
             raise ValueError(f"learning must be dual_ascent, naive or uncertainty, not {self.learning!r}")
         if not 0 < self.shrinkage < 1:
             raise ValueError(f"shrinkage must be above 0 and below 1, not {self.shrinkage:g}")
-        if not 0 <= self.magnitude_rate < math.inf or not 0 < self.variance_speed < math.inf:
-            raise ValueError("magnitude_rate must not be negative, and variance_speed must be positive")
+        if not 0 <= self.magnitude_rate < math.inf:
+            raise ValueError(f"magnitude_rate must not be negative, not {self.magnitude_rate:g}")
+        if not 0 < self.variance_speed < math.inf:
+            raise ValueError(f"variance_speed must be positive, not {self.variance_speed:g}")
         if not 0 < self.start_alpha < 1:
             raise ValueError(f"start_alpha must be above 0 and below 1, not {self.start_alpha:g}")
         frozen_steps = self.reference_steps + self.descent_steps

@@ -86,27 +86,26 @@ class SparseTopKTrainingSAEConfig(RefinementConfig, TopKTrainingSAEConfig):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive = ("learning_rate_width", "adam_epsilon", "dead_after_tokens")
-        allowed, rescales = ("none", "expected_average_only_in"), self.rescale_acts_by_decoder_norm
-        refusals = {
-            "rescale_acts_by_decoder_norm must be false: decoder rows have unit norm": rescales,
-            "use_sparse_activations must be false: activations are sparse already": self.use_sparse_activations,
-            f"normalize_activations must be {' or '.join(allowed)}": self.normalize_activations not in allowed,
-            f"multi_k must be above k = {self.k} and at most d_sae = {self.d_sae}, or 0": self.multi_k != 0
-            and not self.k < self.multi_k <= self.d_sae,
-            "aux_loss_coefficient must not be negative": self.aux_loss_coefficient < 0,
-            f"k_aux must be at least 0 and at most d_sae = {self.d_sae}": not 0 <= self.k_aux <= self.d_sae,
-            "aux_every must be at least 1": self.aux_every < 1,
-            "ema must be at least 0 and below 1": not 0 <= self.ema < 1,
-            "learning_rate_power must not be negative": self.learning_rate_power < 0,
-            "refine needs unit_rows: other norms change which latents are the largest": self.refine > 0
-            and not self.unit_rows,
-            "decoder_init_norm must be 1, or unit_rows false": self.unit_rows and self.decoder_init_norm != 1,
-            **{f"{name} must be positive": not getattr(self, name) > 0 for name in positive},
-        }
-        for message, is_refused in refusals.items():
-            if is_refused:
-                raise ValueError(message)
+        at_most, scaling = f"at most d_sae = {self.d_sae}", ("none", "expected_average_only_in")
+        k, many, few, unit = self.k, self.multi_k, self.k_aux, self.unit_rows
+        for field, holds, rule in (
+            ("rescale_acts_by_decoder_norm", not self.rescale_acts_by_decoder_norm, "be false, as rows have unit norm"),
+            ("use_sparse_activations", not self.use_sparse_activations, "be false, as activations are sparse already"),
+            ("normalize_activations", self.normalize_activations in scaling, f"be {' or '.join(scaling)}"),
+            ("multi_k", many == 0 or k < many <= self.d_sae, f"be 0, or above k = {k} and {at_most}"),
+            ("k_aux", 0 <= few <= self.d_sae, f"be at least 0 and {at_most}"),
+            ("aux_loss_coefficient", self.aux_loss_coefficient >= 0, "not be negative"),
+            ("aux_every", self.aux_every >= 1, "be at least 1"),
+            ("ema", 0 <= self.ema < 1, "be at least 0 and below 1"),
+            ("learning_rate_power", self.learning_rate_power >= 0, "not be negative"),
+            ("learning_rate_width", self.learning_rate_width > 0, "be positive"),
+            ("adam_epsilon", self.adam_epsilon > 0, "be positive"),
+            ("dead_after_tokens", self.dead_after_tokens > 0, "be positive"),
+            ("unit_rows", unit or not self.refine, "be true with refine, as norms change the largest latents"),
+            ("decoder_init_norm", self.decoder_init_norm == 1 or not unit, "be 1, unless unit_rows is false"),
+        ):
+            if not holds:
+                raise ValueError(f"{field} must {rule}; it is {getattr(self, field)}")
 
     @override
     def get_inference_sae_cfg_dict(self) -> dict[str, Any]:

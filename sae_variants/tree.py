@@ -150,7 +150,7 @@ class TreeTrainingSAE(RefinedBatchTopK):
 
     def _keep_largest(self, pre_NL: Tensor, step: int, level: int) -> Tensor:
         acts_NL: Tensor = self.levels[level](pre_NL)
-        if torch.is_grad_enabled():  # a training step, not a look at the SAE
+        if self.in_step:
             self._follow(self.thresholds_T2[step, level], acts_NL)
         return acts_NL
 

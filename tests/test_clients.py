@@ -48,6 +48,16 @@ def test_every_hook_fires_in_a_training_step_and_changes_no_loss(name):
     torch.testing.assert_close(*losses)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_look_at_an_sae_in_training_changes_nothing(name):
+    sae, x = build(name), torch.randn(32, D_IN)
+    sae.training_forward_pass(step_input(sae, x))
+    before = {key: values.clone() for key, values in sae.state_dict().items()}
+    sae(2 * x)
+    after = sae.state_dict()
+    assert all(torch.equal(values, after[key]) for key, values in before.items())
+
+
 @pytest.mark.parametrize("name", LEARNT)
 @pytest.mark.parametrize("hook", ["hook_sae_acts_post", "hook_sae_recons"])
 def test_what_a_hook_returns_is_what_the_step_uses(name, hook):

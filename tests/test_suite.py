@@ -148,6 +148,15 @@ def l0_settings(name, l0, target="sandbox"):
     return l0_fields(name, l0, load_target(target))
 
 
+def test_a_coefficient_of_another_training_is_said_to_be_one(capsys):
+    target = load_target("sandbox")
+    l0_fields("stock:standard", 30.0, target, {"seed"})
+    l0_fields("temporal", 30.0, target, {"training_tokens"})
+    assert capsys.readouterr().err == ""
+    l0_fields("stock:standard", 30.0, target, {"training_tokens"})
+    assert "l1_coefficient for L0 30 was measured with the recipe of sandbox" in capsys.readouterr().err
+
+
 def test_l0_is_k_or_the_coefficient_that_the_target_knows():
     assert l0_settings("temporal", 15.0) == {"k": 15}
     assert l0_settings("temporal", 0.5) == {"k": 0.5}
@@ -188,8 +197,8 @@ def test_targets_without_a_network_know_what_gives_each_stock_architecture_its_l
         (["--evals", "corre"], "did you mean 'core'"),
         (["--evals", ","], "names no evaluation"),
         (["--l0", "many"], "list of numbers"),
-        (["--l0", "0"], "must be positive"),
-        (["--l0", "nan"], "must be positive"),
+        (["--l0", "0"], "--l0 must list numbers above 0, not '0'"),
+        (["--l0", "nan"], "--l0 must list numbers above 0"),
         (["--picture", "x.png"], "draws a --grid"),
         (["--corre.context-size", "4"], "unknown option or argument '--corre.context-size'"),
         (["--core.contextsize", "4"], "contextsize"),

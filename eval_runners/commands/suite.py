@@ -160,7 +160,7 @@ def _parse_l0(text: str) -> list[float]:
     except ValueError as error:
         raise UsageError(f"--l0 is a list of numbers like 16,32,64, not {text!r}") from error
     if not all(0 < level < math.inf for level in levels):
-        raise UsageError("--l0 must be positive")
+        raise UsageError(f"--l0 must list numbers above 0, not {text!r}")
     return list(dict.fromkeys(levels))
 
 

@@ -12,6 +12,9 @@ from typing_extensions import override
 from sae_variants.refinement.saved import RefinedSAEConfig
 from sae_variants.registry.contract import VariantConfig
 
+MOST_STEPS = 100
+"""Largest number of refinement steps; each costs another encoding, and more than three were never better."""
+
 
 @dataclass
 class RefinementConfig(VariantConfig):
@@ -28,8 +31,8 @@ class RefinementConfig(VariantConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]
-        if self.refine < 0:
-            raise ValueError(f"refine must be at least 0, not {self.refine}")
+        if not 0 <= self.refine <= MOST_STEPS:
+            raise ValueError(f"refine must be at least 0 and at most {MOST_STEPS}, not {self.refine}")
         if not 0 < self.step_size <= 2:
             raise ValueError(f"step_size must be above 0 and at most 2, not {self.step_size:g}")
 

@@ -161,6 +161,6 @@ class RefinedBatchTopK(BatchTopKVariant):
 
     def _activate_in_training(self, pre_NS: Tensor, step: int) -> Tensor:
         acts_NS: Tensor = self.activation_fn(pre_NS)
-        if torch.is_grad_enabled():  # a training step, not a look at the SAE
+        if self.in_step:
             self._follow(self.inner_thresholds_T[step], acts_NS)
         return acts_NS

@@ -47,7 +47,8 @@ class BatchTopKVariant(TrainingHooks, BatchTopKTrainingSAE):
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         self.steps_before = step_input.n_training_steps
-        output = super().training_forward_pass(replace(step_input, sae_in=self.shards.rows(step_input.sae_in)))
+        with self.step_under_way():
+            output = super().training_forward_pass(replace(step_input, sae_in=self.shards.rows(step_input.sae_in)))
         output.loss = self.shards.average(output.loss)
         output.losses = {name: self.shards.average(loss) for name, loss in output.losses.items()}
         return output

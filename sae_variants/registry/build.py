@@ -50,6 +50,8 @@ def make_config(name: str, *, d_in: int, d_sae: int, **overrides: Any) -> Varian
             raise UsageError(f"{name}: {field} must not be negative, it is {value:g}")
     if (iterations := overrides.get("max_iterations")) is not None and iterations < 1:
         raise UsageError(f"max_iterations of {name} must be at least 1, not {iterations}")
+    if (rate := overrides.get("topk_threshold_lr")) is not None and not 0 < rate <= 1:
+        raise UsageError(f"topk_threshold_lr of {name} must be above 0 and at most 1, not {rate:g}")
     if (k := overrides.get("k")) is not None and not 0 < k <= d_sae:
         raise UsageError(f"k must be above 0 and at most d_sae = {d_sae}, not {k}")
     if name == "stock:matryoshka_batchtopk":
@@ -112,6 +114,7 @@ def load(
         UsageError: The folder does not exist, holds no config, or its config or weights cannot be used.
     """
     from sae_lens import SAE
+    from safetensors import SafetensorError
 
     import_variants()
     folder = Path(path)
@@ -134,6 +137,9 @@ def load(
         sae = SAE.load_from_disk(folder, device=device, converter=read)
     except UsageError as error:
         raise error if str(folder) in str(error) else UsageError(f"{failed}: {error}") from error
+    except SafetensorError as error:
+        mend = "copy it again or, if it was trained here, delete the folder and train again"
+        raise UsageError(f"{failed}: {WEIGHTS} is damaged: {describe_error(error)}; {mend}") from error
     except Exception as error:  # the weights may be anybody's, and each reader has errors of its own
         raise UsageError(f"{failed}: {describe_error(error)}") from error
     if sae.cfg.reshape_activations == "hook_z":

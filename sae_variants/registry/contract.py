@@ -8,7 +8,8 @@ Neither class adds a dataclass field, because the hash of a trained SAE covers e
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import Field
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -111,6 +112,18 @@ class TrainingHooks:
 
     is_ours: bool = False
     """Whether the trainer of this package trains the SAE; it sets this."""
+
+    in_step: bool = False
+    """Whether a training step is under way: running thresholds follow only what it encodes, not a look at the SAE."""
+
+    @contextmanager
+    def step_under_way(self) -> Iterator[None]:
+        """Have running thresholds follow what is encoded inside."""
+        self.in_step = True
+        try:
+            yield
+        finally:
+            self.in_step = False
 
     def warn_of_other_trainer(self, what: str) -> None:
         """Warn once if another trainer than that of this package asks for the coefficients of the losses.

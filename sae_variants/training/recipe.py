@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Collection
 from typing import Any, Union, get_type_hints
@@ -30,6 +31,9 @@ def l0_fields(name: str, l0: float, target: Target, given: Collection[str] = ())
     for field in fields:
         if field in given:
             raise UsageError(f"{field} is given twice: by --l0 and by itself")
+    if name in target.l0 and (changed := sorted(SETTING_NAMES & {*given} - {"seed"})):
+        note = f"note: {name}: {', '.join(fields)} for L0 {l0:g} was measured with the recipe of {target.name}"
+        print(f"{note}; with another {', '.join(changed)} its L0 can be far from that", file=sys.stderr)
     return fields
 
 
@@ -37,6 +41,8 @@ def _l0_fields(name: str, l0: float, target: Target) -> dict[str, Any]:
     variant, part = find_variant(name), split_part(name)[1]
     if name not in target.l0 and "k" in variant.field_names:
         fields = variant.config_class.l0_fields(part, l0)
+        if get_type_hints(variant.config_class)["k"] is int and not float(l0).is_integer():
+            raise UsageError(f"{name} fires as many latents on every token: its L0 is a whole number, not {l0:g}")
         return {field: int(value) if float(value).is_integer() else value for field, value in fields.items()}
     table = target.l0.get(name, {})
     for field, by_level in table.items():

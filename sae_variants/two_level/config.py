@@ -126,6 +126,8 @@ class TwoLevelTrainingSAEConfig(RefinementConfig, TrainingSAEConfig, ABC):
         for field in self.__dataclass_fields__:
             if field.endswith("_coefficient") and getattr(self, field) < 0:
                 raise ValueError(f"{field} must not be negative, not {getattr(self, field)}")
+        if self.dead_after_steps < 1:
+            raise ValueError(f"dead_after_steps must be at least 1, not {self.dead_after_steps}")
         if not 0 < self.topk_threshold_lr <= 1:
             raise ValueError(f"topk_threshold_lr must be above 0 and at most 1, not {self.topk_threshold_lr}")
         if self.normalize_activations not in ("none", "expected_average_only_in"):

@@ -96,7 +96,7 @@ class TwoLevelTrainingSAE(TrainingHooks, GroupedLevels):
     @override
     def activate_inner(self, pre_NL: Tensor, step: int) -> Tensor:
         acts_NL = super().activate_inner(pre_NL, step)
-        if torch.is_grad_enabled():  # a training step of the lower level
+        if self.in_step:
             self._follow(self.inner_thresholds_T[step], acts_NL, 0)
         return acts_NL
 
@@ -118,11 +118,12 @@ class TwoLevelTrainingSAE(TrainingHooks, GroupedLevels):
         self.steps_before = cfg.steps_before(step)
         losses: dict[str, Tensor] = {}
         upper_losses: dict[str, Tensor] = {}
-        with torch.set_grad_enabled(phase != 2 and torch.is_grad_enabled()):
-            lower = self.lower(x_ND)
         if phase == 2:
-            lower = lower.detached()  # its bias is a parameter
+            with torch.no_grad():
+                lower = self.lower(x_ND).detached()  # its bias is a parameter
         else:
+            with self.step_under_way():
+                lower = self.lower(x_ND)
             losses |= self._lower_losses(lower, x_ND)
         self.count_pairs(lower.acts, step)
         upper = None
