@@ -481,6 +481,17 @@ def test_width_is_a_filter_and_no_other_recipe(tmp_path):
     }
 
 
+def test_results_of_some_seeds_alone_make_the_rows(tmp_path):
+    for label, seed, ev in (("a", 0, 0.5), ("a", 2, 0.7), ("a", 3, 0.9), ("b", 0, 0.6)):
+        (tmp_path / f"{label}{seed}.json").write_text(json.dumps(made(label, seed, ev=ev)))
+    main(["leaderboard", "--results", str(tmp_path), "--json", str(tmp_path / "out"), "--seeds", "2,3"])
+    ((row,),) = [board["rows"] for board in json.loads((tmp_path / "out").read_text())]
+    assert (row["sae"], row["seeds"]) == ("a", [2, 3])
+    assert row["metrics"]["core.explained_variance_corrected"]["value"] == pytest.approx(0.8)
+    with pytest.raises(UsageError, match="no results of that kind"):
+        main(["leaderboard", "--results", str(tmp_path), "--seeds", "9"])
+
+
 def test_why_names_the_fields_that_differ(tmp_path, capsys):
     for label, window in (("temporal", 8), ("temporal[window=2]", 2)):
         result = made(label)

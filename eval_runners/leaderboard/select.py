@@ -23,6 +23,7 @@ from eval_runners.store.read import (
     read_results,
     weight_hash_of,
 )
+from sae_variants.cli.options import parse_seeds
 from sae_variants.common.errors import UsageError, check_name
 
 NEAR_L0 = 0.15
@@ -47,6 +48,7 @@ def add_filters(parser: ArgumentParser) -> None:
     parser.add_argument("--sae", metavar="NAME,...", help="Only these SAEs, whatever their fields.")
     parser.add_argument("--d-sae", type=int, metavar="N", help="Only rows of this number of latents.")
     parser.add_argument("--l0", type=float, metavar="X", help="Only rows within 15 %% of this L0.")
+    parser.add_argument("--seeds", type=parse_seeds, metavar="2,3,4", help="Only results of these training seeds.")
     parser.add_argument(
         "--recipe", action="store_true", help="Only SAEs of their target's recipe, except for L0 and width."
     )
@@ -154,7 +156,8 @@ def filter_boards(boards: Sequence[Board], args: Namespace) -> list[Board]:
     for board in boards:
         if args.model and board.model != args.model:
             continue
-        rows = [row for row in board.rows if not row.results or _is_requested(row, args)]
+        parts = [(row, _of_seeds(row, args.seeds)) for row in board.rows]
+        rows = [part for row, part in parts if not row.results or (part.results and _is_requested(part, args))]
         if any(row.results for row in rows):
             filtered.append(replace(board, rows=rows))
     return filtered
@@ -186,6 +189,17 @@ def _check_names(boards: Sequence[Board], args: Namespace) -> None:
     for name in (args.sae or "").split(",") if rows else ():
         if name:
             check_name("SAE", name.strip(), {label for _, label in rows})
+
+
+def _of_seeds(row: Row, seeds: Sequence[int] | None) -> Row:
+    """The row with its results of these training seeds alone, if any are asked for; there may be none."""
+    if not seeds:
+        return row
+    kept = {
+        evaluation: [result for result in results if provenance_of(result).get("seed") in seeds]
+        for evaluation, results in row.results.items()
+    }
+    return replace(row, results={evaluation: results for evaluation, results in kept.items() if results})
 
 
 def _is_requested(row: Row, args: Namespace) -> bool:
