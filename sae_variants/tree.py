@@ -13,6 +13,9 @@ Where features form no trees, a closed gate keeps children from firing where the
 with `ungated` above 0, a child whose parent does not fire can fire all the same, selected by that much of its
 pre-activation.
 
+AuxK takes dead children by their pre-activations, whether or not their parent fires: so they come back to life. Hooks
+on pre-activations can read them, but what they return is not used, as parents fire before their children are encoded.
+
 The SAE is saved as the architecture `tree`, with thresholds for each level and encoding.
 
 Source: H-SAE (arXiv 2506.01197) for children that fire under their parent; Tree SAE (arXiv 2605.07922) for the

@@ -27,12 +27,16 @@ def test_every_combination_is_a_cell():
     assert parse_grid([]) == [{}]
     assert parse_grid(["consistency=variance,similarity"])[1] == {"consistency": "similarity"}
     assert parse_grid(["k=4,4"]) == [{"k": 4}]
+    assert parse_grid(["matryoshka_widths=[8,16], [16],[16]"]) == [
+        {"matryoshka_widths": [8, 16]}, {"matryoshka_widths": [16]},
+    ]  # fmt: skip
 
 
 def test_a_variation_stands_beside_every_combination():
     assert parse_grid([], ["pairs=adjacent", "window=4,nested-coefficient=1"]) == [
         {}, {"pairs": "adjacent"}, {"window": 4, "nested_coefficient": 1},
     ]  # fmt: skip
+    assert parse_grid([], ["matryoshka_widths=[8,16],k=4"])[1] == {"matryoshka_widths": [8, 16], "k": 4}
     assert parse_grid(["k=1,2"], ["window=4"]) == [{"k": 1}, {"k": 1, "window": 4}, {"k": 2}, {"k": 2, "window": 4}]
     with pytest.raises(UsageError, match="k is given twice: in --grid and in --vary"):
         parse_grid(["k=1,2"], ["k=3"])

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
@@ -19,7 +19,7 @@ from yarl import URL
 
 from eval_runners.commands import leaderboard, serve
 from eval_runners.commands.serve import COOKIE, make_app, version_of
-from eval_runners.leaderboard.select import find_boards
+from eval_runners.leaderboard.select import add_filters, add_result_folders, find_boards
 from sae_variants.common.errors import UsageError
 
 TOKEN = "t" * 22
@@ -37,8 +37,10 @@ def folder(tmp_path):
 
 
 def arguments(folder):
-    names = ("model", "evals", "sae", "d_sae", "l0")
-    return Namespace(results=[str(folder / "results")], trained=str(folder), recipe=False, **dict.fromkeys(names))
+    parser = ArgumentParser()
+    add_result_folders(parser)
+    add_filters(parser)
+    return parser.parse_args(["--results", str(folder / "results")], Namespace(trained=str(folder)))
 
 
 def ask(folder, paths, token="", given="", cookies=None, **options):

@@ -148,6 +148,13 @@ def l0_settings(name, l0, target="sandbox"):
     return l0_fields(name, l0, load_target(target))
 
 
+def test_a_lower_level_is_the_same_sae_whether_its_l0_or_its_k_is_given():
+    target = load_target("sandbox")
+    by_l0 = make_plan("hierarchical:lower", target, l0_settings("hierarchical:lower", 30.0))
+    assert by_l0.folder == make_plan("hierarchical:lower", target, {"k": 15}).folder
+    assert by_l0.kind == make_plan("hierarchical:lower", target, {"k": 15, "lower_k": 0.0}).kind
+
+
 def test_a_coefficient_of_another_training_is_said_to_be_one(capsys):
     target = load_target("sandbox")
     l0_fields("stock:standard", 30.0, target, {"seed"})

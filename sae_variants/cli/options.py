@@ -82,7 +82,7 @@ def add_grid_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FIELD=A,B,...",
-        help="Train one SAE for every value of a field. May be repeated: then for every combination of values.",
+        help="Train one SAE for every value of a field, where [A,B] is a list. May be repeated: for every combination.",
     )
     parser.add_argument(
         "--vary",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from functools import cache
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
@@ -17,17 +18,24 @@ if TYPE_CHECKING:
 def parse_value(text: str) -> Any:
     """Return the value that a text stands for.
 
-    `32` is 32, `1e-3` is 0.001, `true` is True, `none` is None, `1,2` is [1, 2]; any other text is itself.
+    `32` is 32, `1e-3` is 0.001, `true` is True, `none` is None, `1,2` and `[1,2]` are [1, 2]; any other text is itself.
     """
     constants = {"true": True, "false": False, "none": None}
     if text.lower() in constants:
         return constants[text.lower()]
+    if text.startswith("[") and text.endswith("]"):
+        return [parse_value(part) for part in split_values(text[1:-1]) if part]
     if "," in text:
         return [parse_value(part) for part in text.split(",")]
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def split_values(text: str) -> list[str]:
+    """Return the parts of a text between its commas, except those in brackets, without spaces around them."""
+    return [part.strip() for part in re.split(r",(?![^\[]*\])", text)]
 
 
 def finite_or_none(value: Any) -> Any:

@@ -45,6 +45,8 @@ def make_config(name: str, *, d_in: int, d_sae: int, **overrides: Any) -> Varian
     hints = get_type_hints(variant.config_class)
     # 3 and 3.0 are the same SAE, so each value is converted to the type of its field.
     overrides = {f: check_type(f"{f} of {name}", value, hints.get(f, Any)) for f, value in overrides.items()}
+    usual = {f: getattr(variant.config_class, f, None) for f in overrides}
+    overrides = {f: usual[f] if value == usual[f] == 0 else value for f, value in overrides.items()}  # 0 for 0.0
     for field, value in overrides.items():
         if field.endswith("_coefficient") and value is not None and value < 0:
             raise UsageError(f"{name}: {field} must not be negative, it is {value:g}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_variants.common.errors import UsageError
-from sae_variants.common.values import parse_value
+from sae_variants.common.values import parse_value, split_values
 from sae_variants.language_model.target import Target
 from sae_variants.registry.variants import check_variant_name, split_part
 from sae_variants.training.plan import Plan, applicable_overrides, check_overrides, make_plan
@@ -39,12 +39,12 @@ def parse_grid(options: list[str], variations: list[str] | None = None) -> list[
     for option in options:
         name, equals, text = option.partition("=")
         field = _field(name)
-        values = [parse_value(value.strip()) for value in text.split(",") if value.strip()]
+        values = [parse_value(value) for value in split_values(text) if value]
         if not equals or not field or not values:
             raise UsageError(f"--grid is written FIELD=VALUE,VALUE,..., not {option!r}")
         if field in axes:
             raise UsageError(f"--grid names {field} twice: give all its values at once")
-        axes[field] = list(dict.fromkeys(values))
+        axes[field] = [value for i, value in enumerate(values) if value not in values[:i]]
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     changes: list[GridPoint] = [{}, *(_variation(option) for option in variations or [])]
     for field in grid_fields(changes):
@@ -54,7 +54,7 @@ def parse_grid(options: list[str], variations: list[str] | None = None) -> list[
 
 
 def _variation(option: str) -> GridPoint:
-    parts = [part.partition("=") for part in option.split(",")]
+    parts = [part.partition("=") for part in split_values(option)]
     if not all(equals and _field(field) and value.strip() for field, equals, value in parts):
         raise UsageError(f"--vary is written FIELD=VALUE,FIELD=VALUE,..., not {option!r}")
     return {_field(field): parse_value(value.strip()) for field, _, value in parts}
