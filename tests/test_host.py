@@ -12,6 +12,7 @@ import torch
 from conftest import tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sae_variants import refined_gated
 from sae_variants.ops import largest, mostly_zero
 from sae_variants.ops.host import Counted
 from sae_variants.registry.contract import hooks_of
@@ -63,7 +64,7 @@ def test_a_step_does_not_wait_for_the_device(name, target, tmp_path, monkeypatch
     special_N, reads = torch.arange(N) % 50 == 0, Reads()
     for elsewhere in (False, True):
         if elsewhere:
-            for module in (mostly_zero, largest):
+            for module in (mostly_zero, largest, refined_gated):
                 monkeypatch.setattr(module, "reads_are_free", lambda values: False)
         trainer = make_trainer(plan, 32, "cpu")
         trainer.activation_scaler.scaling_factor = 1.0

@@ -46,7 +46,8 @@ class TwoLevelTrainingSAEConfig(RefinementConfig, TrainingSAEConfig, ABC):
     """Whether the upper level's losses have no gradient at the lower level: that one then trains throughout, and the
     upper level on top of it once the first phase has ended."""
     curriculum: bool = True
-    """Whether the levels first train one after the other; otherwise both train together throughout."""
+    """Whether the levels first train one after the other; otherwise both train together throughout, and `start` is not
+    used: the upper level starts at random."""
     lower_share: float = 0.3
     """Share of the steps in which the lower level trains alone."""
     upper_share: float = 0.2

@@ -8,9 +8,8 @@ units. The weights w of mean 1 adapt to each latent: a share α follows its mean
 latter saturates, because some very frequent latents reflect structure of the language model (arXiv 2506.15679).
 
 The variant determines the ratio λ_M : λ_F; α = λ_M / (λ_M + λ_F) is its balance. Both multipliers rise while L0 > k,
-and both terms lower L0. This is dual ascent in log λ with a term proportional to the present error, which damps
-oscillations (PID Lagrangian methods, arXiv 2007.03964). All SAEs therefore reach the requested L0 at any balance; where
-it ends a little above, the saved SAE has thresholds that hold it.
+and both terms lower L0 (`ops.l0_control`). All SAEs therefore reach the requested L0 at any balance; where it ends a
+little above, the saved SAE has thresholds that hold it.
 
 `trace` records every step. Shapes: N tokens, D = d_in, S latents of a level, L lower and U upper latents, T steps.
 """
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_variants.ops.errors import squared_error
+from sae_variants.ops.l0_control import follow_l0, l0_error
 from sae_variants.two_level.config import TwoLevelTrainingSAEConfig
 from sae_variants.two_level.levels import Level
 from sae_variants.two_level.penalty_terms import (
@@ -151,9 +151,7 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
         log_lambda = self.log_multipliers[level.index]
         if not self._is_measured(level.index):
             return log_lambda.exp().float()
-        error = self.l0_error(level).double().clamp(-1, 1)
-        log_lambda += self.cfg.rate * error
-        return (log_lambda + self.cfg.gain * error).exp().float()
+        return follow_l0(log_lambda, self.l0_error(level), self.cfg.rate, self.cfg.gain)
 
     def steps_to_go(self, index: int) -> int:
         """Return the number of steps until the target L0 of a level is final; negative afterwards."""
@@ -162,9 +160,7 @@ class DualTrainingSAE(TwoLevelTrainingSAE, ABC):
     def l0_error(self, level: Measured) -> Tensor:
         """Return log(L0 / target), where L0 counts as at least half a latent."""
         ahead = min(1.0, max(0, self.steps_to_go(level.index)) / max(1, self.cfg.descent_steps))
-        error = (level.l0.clamp(min=0.5) / self.cfg.target_l0(level.name)).log()
-        at_first = (self.first_l0[level.index].clamp(min=0.5) / self.cfg.target_l0(level.name)).log()
-        return error - ahead * at_first.clamp(min=0)
+        return l0_error(level.l0, self.cfg.target_l0(level.name), self.first_l0[level.index], ahead)
 
     def _is_measured(self, index: int) -> bool:
         return self.level_steps[index] > self.cfg.reference_steps
