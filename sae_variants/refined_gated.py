@@ -1,17 +1,18 @@
 """A gated SAE whose encoder encodes again what its first code left, and whose penalty holds L0 at k.
 
-    π_t = (x_t - b) W_enc + b_gate                                gates; x_0 = x
-    f_t = 1[π_t > 0] · ReLU(exp(r) · (π_t - b_gate) + b_mag)
-    x_(t+1) = x_t + η (x - f_t W_dec - b)                         T = `refine` times
-    L = |x - f_T W_dec - b|² + |x - ReLU(π_T) W_dec - b|² + λ s Σ_i ReLU(π_T)_i |W_dec,i|
+    π_t = (x_t - b) W_enc + b_gate,      m_t = exp(r) · (π_t - b_gate) + b_mag,      f_t = 1[π_t > 0] · ReLU(m_t)
+    x_0 = x,      x_(t+1) = x_t + η (x - f_t W_dec - b)      T = `refine` times,      f = f_T
+    L = |x - f W_dec - b|² + |x - ReLU(π_T) W_dec - b|² + λ s Σ_i ReLU(π_T)_i |W_dec,i| + AuxK
 
 A penalty lets the number of latents that fire differ from token to token, and keeps latents apart where more may fire
-than features are active; a refined encoder makes up for what the penalty and the shared dimensions cost. λ follows L0
-(`ops.l0_control`), whose target falls from the first L0 to `k`, per token, averaged over the batch: no coefficient is
-to be found. s is the mean distance of the first inputs from their mean, so λ has no unit.
+than features are active; a refined encoder makes up for what the penalty and the shared dimensions cost. AuxK revives
+dead latents. s is the mean distance of the first inputs from their mean, so that λ has no unit.
 
-Gate and magnitude share their weights, so the SAE is saved as the architecture `refined` with a threshold for each
-latent, the same in each step, 1[π > 0] = 1[f > b_mag - exp(r) b_gate]; with T = 0 as a stock `jumprelu`.
+No coefficient is to be found: λ follows L0 (`ops.l0_control`), whose target falls from the first L0 to `k`, per token,
+averaged over the batch. With the share a of the descent that is still to go, log target = log k + a³ log(first L0 / k).
+
+Gate and magnitude share their weights, so 1[π > 0] = 1[m > b_mag - exp(r) b_gate], and the SAE is saved as the
+architecture `refined` with a threshold for each latent, the same in each step; with T = 0 as a stock `jumprelu`.
 
 Source: gated SAEs (arXiv 2404.16014) as SAELens trains them, where no gradient is stopped; LISTA (Gregor and LeCun,
 ICML 2010) for the step, with the matrices of the SAE itself.
@@ -154,9 +155,8 @@ class RefinedGatedTrainingSAE(TrainingHooks, GatedTrainingSAE):
             "auxiliary_reconstruction_loss": squared_error(x_ND, by_gates_ND),
         }
         if self.cfg.aux_loss_coefficient and step_input.dead_neuron_mask is not None:
-            losses["dead_latents_loss"] = self._aux(
-                x_ND - sae_out.flatten(0, -2), gates_NS, step_input.dead_neuron_mask
-            )
+            left_ND = (x_ND - sae_out.flatten(0, -2)).detach()
+            losses["dead_latents_loss"] = self._aux(left_ND, gates_NS, step_input.dead_neuron_mask)
         return losses
 
     @override
@@ -191,9 +191,8 @@ class RefinedGatedTrainingSAE(TrainingHooks, GatedTrainingSAE):
         values_Nk = top.values.masked_fill(top.values == -math.inf, 0.0)  # fewer are dead
         acts_NS = torch.zeros_like(gates_NS).scatter(-1, top.indices, values_Nk)
         share = (dead_S.sum() / k).clamp(max=1.0)
-        return (
-            self.cfg.aux_loss_coefficient * share * squared_error(left_ND.detach(), decode_sparse(acts_NS, self.W_dec))
-        )
+        error = squared_error(left_ND, decode_sparse(acts_NS, self.W_dec))
+        return self.cfg.aux_loss_coefficient * share * error
 
     @torch.no_grad()
     def _scale(self, x_ND: Tensor) -> Tensor:
