@@ -91,6 +91,7 @@ KNOWN = {
     "stock:batchtopk": Style(BLUE, "circle"),
     "temporal": Style(RUST, "triangle-up"),
     "refined": Style(SKY, "diamond"),
+    "refined_gated": Style(SKY, "diamond-tall", "dashdot"),
     "topk": Style(GREEN, "square"),
     "stock:topk": Style(LILAC, "cross"),
     "stock:matryoshka_batchtopk": Style(GOLD, "triangle-down"),
