@@ -216,13 +216,18 @@ def test_a_port_that_is_taken_is_one_line(folder):
 
 def test_the_command_prints_its_address_and_ends_with_ctrl_c(folder):
     words = ["serve", "--results", str(folder / "results"), "--pages", str(folder / "pages"), "--port", "0"]
-    with subprocess.Popen([sys.executable, "-m", "eval_runners", *words], stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [sys.executable, "-m", "eval_runners", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where tests run in the background
+    ) as server:
         try:
             assert server.stdout.readline().startswith("http://127.0.0.1:")
             server.send_signal(signal.SIGINT)
             assert server.wait(timeout=30) == 0
         finally:
-            server.kill()  # where tests run without Ctrl-C, it would serve forever
+            server.kill()
 
 
 @needs_chromium
